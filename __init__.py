@@ -1,0 +1,63 @@
+"""
+PLLaVA (arXiv 2404.16994): an image LLaVA reads videos by pooling the visual tokens of their frames.
+
+Importing this package registers the architecture, so that transformers' Auto classes and pipelines know it without
+`trust_remote_code`. `NANO` is the path of the small trained checkpoint that ships with the package.
+"""
+
+from pathlib import Path
+
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForImageTextToText,
+    AutoModelForMultimodalLM,
+    AutoProcessor,
+    AutoVideoProcessor,
+)
+from transformers.pipelines import PIPELINE_REGISTRY
+
+from .configuration_pllava import PllavaConfig
+from .modeling_pllava import PllavaForConditionalGeneration, PllavaModel, PllavaPreTrainedModel
+from .pipeline_pllava import VideoTextToTextPipeline
+from .processing_pllava import PllavaProcessor
+from .video_processing_pllava import PllavaVideoProcessor
+
+NANO = str(Path(__file__).parent / "nano" / "checkpoint")
+
+
+def model_path(name: str) -> str:
+    """
+    A model's directory or Hub id as `from_pretrained` takes it: the word "nano" names the checkpoint that ships here.
+    """
+    return NANO if name == "nano" else name
+
+
+AutoConfig.register("pllava", PllavaConfig)
+AutoModel.register(PllavaConfig, PllavaModel)
+AutoModelForImageTextToText.register(PllavaConfig, PllavaForConditionalGeneration)
+AutoModelForMultimodalLM.register(PllavaConfig, PllavaForConditionalGeneration)
+AutoProcessor.register(PllavaConfig, PllavaProcessor)
+AutoVideoProcessor.register(PllavaConfig, PllavaVideoProcessor)
+PIPELINE_REGISTRY.register_pipeline(
+    "video-text-to-text", VideoTextToTextPipeline, pt_model=AutoModelForImageTextToText, type="multimodal"
+)
+
+# What is saved carries its code, so that it loads with `trust_remote_code` where this package is not installed.
+PllavaConfig.register_for_auto_class()
+PllavaModel.register_for_auto_class("AutoModel")
+PllavaForConditionalGeneration.register_for_auto_class("AutoModelForImageTextToText")
+PllavaProcessor.register_for_auto_class()
+PllavaVideoProcessor.register_for_auto_class()
+
+__all__ = [
+    "NANO",
+    "PllavaConfig",
+    "PllavaForConditionalGeneration",
+    "PllavaModel",
+    "PllavaPreTrainedModel",
+    "PllavaProcessor",
+    "PllavaVideoProcessor",
+    "VideoTextToTextPipeline",
+    "model_path",
+]

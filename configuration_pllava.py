@@ -1,0 +1,97 @@
+"""PLLaVA configuration: LLaVA's, plus how many frames are read and the grid they are pooled to."""
+
+import math
+
+from huggingface_hub.dataclasses import strict
+from transformers import LlavaConfig
+
+# What a saved checkpoint tells transformers about the code files that travel with it.
+AUTO_MAP = {
+    "AutoConfig": "configuration_pllava.PllavaConfig",
+    "AutoModel": "modeling_pllava.PllavaModel",
+    "AutoModelForImageTextToText": "modeling_pllava.PllavaForConditionalGeneration",
+    "AutoModelForMultimodalLM": "modeling_pllava.PllavaForConditionalGeneration",
+    "AutoProcessor": "processing_pllava.PllavaProcessor",
+    "AutoVideoProcessor": "video_processing_pllava.PllavaVideoProcessor",
+}
+CUSTOM_PIPELINES = {
+    "video-text-to-text": {
+        "impl": "pipeline_pllava.VideoTextToTextPipeline",
+        "pt": ["AutoModelForImageTextToText"],
+        "type": "multimodal",
+    }
+}
+
+
+@strict
+class PllavaConfig(LlavaConfig):
+    r"""
+    Configuration of a [`PllavaForConditionalGeneration`]: LLaVA's own (`LlavaConfig`) and four values more.
+
+    Args:
+        num_frames (`int`, *optional*, defaults to 16):
+            Frames the processor samples from a clip (T in the paper). Any other number can be passed to the model:
+            pooling absorbs it. A clip with fewer frames has them repeated up to this number.
+        pooling_shape (`list[int]`, *optional*, defaults to `[16, 12, 12]`):
+            Frames, rows and columns (T', h', w') of the pooled visual tokens. Section 3.3 of the paper finds that
+            (16, 12, 12) keeps what matters of (16, 24, 24).
+        video_token_index (`int`, *optional*, defaults to 32001):
+            Id of the `<video>` placeholder; `video_token_id` is another name for it.
+        image_token_index (`int`, *optional*, defaults to 32000):
+            Id of the `<image>` placeholder; `image_token_id` is another name for it.
+
+    Raises:
+        ValueError: if the pooling shape is not three positive numbers, or the vision features cannot be pooled.
+
+    Example:
+
+    ```python
+    >>> from pllava import PllavaConfig, PllavaForConditionalGeneration
+
+    >>> config = PllavaConfig(num_frames=8, pooling_shape=[8, 12, 12])
+    >>> config.num_visual_tokens
+    1152
+    ```"""
+
+    model_type = "pllava"
+    attribute_map = {"image_token_id": "image_token_index", "video_token_id": "video_token_index"}
+
+    num_frames: int = 16
+    pooling_shape: list[int] | tuple[int, ...] = (16, 12, 12)
+    video_token_index: int = 32001
+    vision_feature_layer: int = -2
+
+    def __post_init__(self, **kwargs):
+        kwargs = {"auto_map": dict(AUTO_MAP), "custom_pipelines": dict(CUSTOM_PIPELINES), **kwargs}
+        super().__post_init__(**kwargs)
+        self.pooling_shape = list(self.pooling_shape)  # JSON has no tuples: what is saved must equal what was given
+        if len(self.pooling_shape) != 3 or min(self.pooling_shape) < 1:
+            raise ValueError(
+                f"`pooling_shape` is (frames, rows, columns), three positive integers; got {self.pooling_shape}"
+            )
+        if self.num_frames < 1:
+            raise ValueError(f"`num_frames` must be at least 1; got {self.num_frames}")
+        if self.vision_config.model_type != "clip_vision_model":
+            raise ValueError(
+                "PLLaVA pools the patch grid of a CLIP vision tower (`clip_vision_model`); got "
+                f"`{self.vision_config.model_type}`"
+            )
+        if self.vision_feature_select_strategy != "default":
+            raise ValueError(
+                "PLLaVA pools patches, among which CLS has no place: `vision_feature_select_strategy` must be "
+                f"'default'; got {self.vision_feature_select_strategy!r}"
+            )
+
+    @property
+    def num_visual_tokens(self) -> int:
+        """Tokens that one video, or one image, takes in the text: T' * h' * w'."""
+        return math.prod(self.pooling_shape)
+
+    @property
+    def num_vision_layers(self) -> int:
+        """Layers of the vision tower below the hidden state that is read; those above it never run."""
+        layers = self.vision_config.num_hidden_layers
+        return self.vision_feature_layer if self.vision_feature_layer >= 0 else layers + 1 + self.vision_feature_layer
+
+
+__all__ = ["PllavaConfig"]

@@ -1,0 +1,109 @@
+"""What the tests share: a tiny random PLLaVA with its processor and checkpoint, and small encoded clips."""
+
+import os
+import shutil
+import tempfile
+
+# Before transformers is imported: no network, and remote code is copied to a place of this run's own.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_MODULES_CACHE"] = tempfile.mkdtemp(prefix="hf_modules_")
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import CLIPImageProcessor, CLIPVisionConfig, LlamaConfig
+from video_files import moving_frames, write_video
+
+import pllava
+from pllava.nano.tokenizer import train_tokenizer
+
+TEXTS = [
+    "USER: What happens in the video? ASSISTANT: A red circle moves from left to right.",
+    "USER: How often does it bounce? ASSISTANT: It bounces twice, then it leaves.",
+    "USER: Which of the two is larger? ASSISTANT: The second one is, and it is blue.",
+]
+IMAGE_SIZE = 48
+
+
+def pytest_sessionfinish() -> None:
+    shutil.rmtree(os.environ["HF_MODULES_CACHE"], ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def processor() -> pllava.PllavaProcessor:
+    """4 frames of 48 x 48 pixels, pooled to 4 x 3 x 3 = 36 tokens."""
+    size = {"shortest_edge": IMAGE_SIZE}
+    return pllava.PllavaProcessor(
+        CLIPImageProcessor(size=size, crop_size=IMAGE_SIZE),
+        train_tokenizer(TEXTS),
+        pllava.PllavaVideoProcessor(size=size, num_frames=4),
+        pooling_shape=(4, 3, 3),
+    )
+
+
+@pytest.fixture(scope="session")
+def config(processor: pllava.PllavaProcessor) -> pllava.PllavaConfig:
+    tokenizer = processor.tokenizer
+    return pllava.PllavaConfig(
+        vision_config=CLIPVisionConfig(
+            image_size=IMAGE_SIZE,
+            patch_size=8,
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=3,
+            num_attention_heads=4,
+        ),
+        text_config=LlamaConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            max_position_embeddings=1024,
+            initializer_range=0.2,  # or all logits are close to zero, and greedy search a toss-up
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        ),
+        image_token_index=processor.image_token_id,
+        video_token_index=processor.video_token_id,
+        num_frames=4,
+        pooling_shape=(4, 3, 3),
+    )
+
+
+@pytest.fixture(scope="session")
+def model(config: pllava.PllavaConfig) -> pllava.PllavaForConditionalGeneration:
+    """In float32, for reading only: tests that change it take a copy."""
+    torch.manual_seed(0)
+    model = pllava.PllavaForConditionalGeneration(config).eval()
+    model.generation_config.eos_token_id = (
+        None  # random weights end an answer anywhere: let them all run to their limit
+    )
+    model.generation_config.pad_token_id = config.text_config.pad_token_id
+    return model
+
+
+@pytest.fixture(scope="session")
+def checkpoint(
+    model: pllava.PllavaForConditionalGeneration,
+    processor: pllava.PllavaProcessor,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> str:
+    """The path of a directory with the model and its processor, as `from_pretrained` takes it."""
+    directory = tmp_path_factory.mktemp("checkpoint")
+    model.save_pretrained(directory)
+    processor.save_pretrained(directory)
+    return str(directory)
+
+
+@pytest.fixture(scope="session")
+def clips(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Three mp4 files of 20, 30 and 40 frames at 10 frames a second, 48 x 64 pixels."""
+    directory = tmp_path_factory.mktemp("clips")
+    return [
+        write_video(directory / f"{seed}.mp4", moving_frames(20 + 10 * seed, seed=seed), fps=10) for seed in range(3)
+    ]
