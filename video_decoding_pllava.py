@@ -1,0 +1,506 @@
+"""Frame-exact video decoding with PyAV, quick where only a few frames are wanted.
+
+`load_frames` gives the frames that decoding everything and indexing would give, bit for bit, and decodes far less:
+
+1. A pass over the packets, which decodes nothing, tells how many frames there are, when each is shown and which are
+   keyframes.
+2. The frames that the sampler asks for fall into groups, one for each keyframe that has to be decoded from. What lies
+   between a group's last wanted frame and the next group's keyframe is never decoded. Threads share the groups.
+3. Inside a group, pictures that nobody wants and no other picture refers to are skipped.
+
+Where packets are no safe index (no timestamps, packets that show nothing, damage), or the decoder contradicts them,
+everything is decoded and the wanted frames are kept: slower, never different.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+import threading
+import warnings
+from bisect import bisect_right
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from itertools import chain, takewhile
+from typing import BinaryIO
+from urllib.parse import unquote, urlparse
+
+import av
+import numpy as np
+from av.container import InputContainer
+from av.sidedata.sidedata import Type as SideDataType
+from av.video.frame import VideoFrame
+from av.video.reformatter import VideoReformatter
+from av.video.stream import VideoStream
+from huggingface_hub.utils import httpx
+from PIL import Image
+from transformers.video_utils import VideoMetadata
+
+VideoSource = str | os.PathLike | bytes | BinaryIO
+Sampler = Callable[..., Sequence[int]]
+Result = tuple[np.ndarray, VideoMetadata]
+
+# Playlists and manifests (HLS, DASH, concat, SDP...) make ffmpeg open other files and addresses. None of them is here.
+FORMATS = "asf,av1,avi,flv,gif,h264,hevc,ivf,m4v,matroska,mov,mpeg,mpegts,mpegvideo,nut,obu,ogg,vc1,vvc"
+# Codecs of which each packet is one frame, save for what `_shows_frame` finds.
+INDEXED_CODECS = {"av1", "h264", "hevc", "libdav1d", "mjpeg", "mpeg1video", "mpeg2video", "mpeg4", "vp8", "vp9"}
+# Codecs that mark the pictures which no other one refers to. HEVC does as well, with one condition: see `_can_skip`.
+SKIPPING_CODECS = {"h264", "mpeg1video", "mpeg2video", "mpeg4"}
+MAX_THREADS = 4
+PACKETS_PER_THREAD = 100  # a thread opens the file anew, which takes about as long as decoding ten frames
+IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".webp")
+IMAGES_FPS = 3.0  # images state no rate; the frame folders of MVBench hold three a second
+
+
+class VideoDecodeError(ValueError):
+    """The input is no video that can be decoded. The message names the input, the reason and what to do."""
+
+
+class VideoTruncatedWarning(UserWarning):
+    """The video is damaged or ends early: not all of its frames can be read."""
+
+
+def load_frames(video: VideoSource, sample_indices_fn: Sampler | None = None) -> Result:
+    """Decode the frames of `video` that `sample_indices_fn` asks for.
+
+    Args:
+        video: a path (`file://` too), an http(s) URL, the bytes of a file, a binary file object (read from its
+            beginning, left open and at its position), or a folder of images in natural order, taken as 3 a second.
+        sample_indices_fn: called as `sample_indices_fn(metadata=metadata)`, returns frame indices in any order,
+            repeats allowed; `None` takes all frames. It sees the size before turning, and is called again in the rare
+            case that decoding gives another number of frames than the packets promised.
+
+    Returns:
+        The frames, (indices, height, width, 3) uint8 RGB, turned as the video is meant to be shown, and a
+        `VideoMetadata`: `frames_indices` are the indices taken, `duration` is in seconds, `fps` is the average rate,
+        `height` and `width` are those of the frames.
+
+    Raises:
+        VideoDecodeError: nothing can be decoded: no such file, no video, no frames, no connection.
+        ValueError: the sampler asks for a frame that does not exist.
+    """
+    sampler = sample_indices_fn or (lambda metadata: range(metadata.total_num_frames))
+    source = _resolve(video)
+    if isinstance(source.content, str) and os.path.isdir(source.content):
+        return _load_folder(source, sampler)
+    try:
+        return _load_video(source, sampler)
+    except av.FFmpegError as error:
+        if (result := _load_image(source, sampler)) is not None:
+            return result
+        raise source.error(f"ffmpeg finds no video in it ({error.strerror})") from error
+
+
+# --- sources ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Source:
+    """A video to open as often as needed: a path or the bytes of a file, and its name for messages."""
+
+    name: str
+    content: str | bytes
+
+    def open(self) -> InputContainer:
+        # "file:" makes a path such as "concat:a|b" the name of a file, whatever else ffmpeg would take it for.
+        file = f"file:{self.content}" if isinstance(self.content, str) else io.BytesIO(self.content)
+        # `options` would reach the streams, too, which crashes PyAV 14 where they are found late (flv, ts).
+        return av.open(file, container_options={"format_whitelist": FORMATS, "protocol_whitelist": "file"})
+
+    def error(self, reason: str) -> VideoDecodeError:
+        advice = "Give a whole video file (mp4, webm, mkv, avi, mov, ts, gif...) or a folder of images."
+        return VideoDecodeError(f"Cannot decode {self.name}: {reason}. {advice}")
+
+
+def _resolve(video: VideoSource) -> _Source:
+    if isinstance(video, (bytes, bytearray, memoryview)):
+        name, content = f"<bytes, {len(video)} bytes>", bytes(video)
+    elif hasattr(video, "read"):
+        name, content = f"<file {getattr(video, 'name', type(video).__name__)}>", _read_all(video)
+    else:
+        name = content = os.fsdecode(video)
+        url = urlparse(name)
+        if url.scheme in ("http", "https"):
+            content = _download(name)
+        elif url.scheme == "file":
+            content = unquote(url.path)
+        elif "://" in name:
+            raise _Source(name, content).error(f"{url.scheme}:// is not a kind of address that is read")
+    source = _Source(name, content)
+    if isinstance(content, str) and not os.path.exists(content):
+        raise source.error("there is no such file")
+    if not (os.path.getsize(content) if isinstance(content, str) else content):
+        raise source.error("it is empty")
+    return source
+
+
+def _read_all(file: BinaryIO) -> bytes:
+    """The whole of `file`, even if it was just written and stands at its end. Its position stays as it was."""
+    if not file.seekable():
+        return file.read()
+    position = file.tell()
+    file.seek(0)
+    content = file.read()
+    file.seek(position)
+    return content
+
+
+def _download(url: str) -> bytes:
+    try:
+        response = httpx.get(url, follow_redirects=True, timeout=60)
+        response.raise_for_status()
+        return response.content
+    except (httpx.HTTPError, httpx.InvalidURL, OSError) as error:
+        raise VideoDecodeError(f"Cannot download {url}: {error}. Check the address, or give a local file.") from error
+
+
+# --- the index: what the packets say ---------------------------------------------------------------------------------
+
+
+@dataclass
+class _Index:
+    """The packets of a video stream in decoding order, read without decoding. Times are in the stream's time base."""
+
+    pts: list[int | None] = field(default_factory=list)
+    keyframes: list[int | None] = field(default_factory=list)  # pts
+    seek_times: list[int | None] = field(default_factory=list)  # of the keyframes
+    seconds: float = 0.0  # from the first frame's start to the last one's end
+    trusted: bool = True  # each packet is one shown frame with a time of its own
+    damaged: bool = False  # packets are broken or missing
+    promised: int = 0  # frames, by the headers of a file that ends early
+
+    def finish(self) -> None:
+        """Derive the order of showing; trust it only if it is one."""
+        self.trusted &= not self.damaged and None not in self.pts and len(set(self.pts)) == len(self.pts) > 0
+        if self.trusted:
+            self.shown = sorted(self.pts)
+            self.rank = {pts: rank for rank, pts in enumerate(self.shown)}
+            self.place = {pts: place for place, pts in enumerate(self.pts)}
+            # Frames shown before the first keyframe refer to others that were cut away: decoders drop some of them.
+            self.trusted = self.keyframes[:1] == self.pts[:1] == self.shown[:1]
+            self.trusted &= self.keyframes == sorted(self.keyframes)
+
+    def places(self, group: _Group) -> range:
+        """The places, in decoding order, of the packets to decode for `group`."""
+        keyframe, wanted = group
+        return range(self.place[self.keyframes[keyframe]], 1 + max(self.place[pts] for pts in wanted))
+
+
+def _read_index(stream: VideoStream) -> _Index:
+    """Read all packets and decode none. A file that breaks off raises nothing: the index tells."""
+    container, codec = stream.container, stream.codec_context.name
+    # AVI stores no times of showing; where frames are reordered, those that ffmpeg makes up are wrong.
+    reordered_avi = container.format.name == "avi" and stream.codec_context.has_b_frames
+    index = _Index(trusted=codec in INDEXED_CODECS and not reordered_avi)
+    end, others_end = 0, 0.0
+    try:
+        # A track that states no length is held against the container's, which is its longest track's: read them all.
+        for packet in container.demux([stream] if stream.duration else list(container.streams)):
+            pts = packet.pts
+            if packet.stream is not stream:
+                others_end = max(others_end, float((pts or 0) * packet.time_base))
+            elif packet.is_discard:
+                index.trusted = False  # decoded but not shown: it lies before an edit list's cut
+            elif packet.size:
+                index.pts.append(pts)
+                end = end if pts is None else max(end, pts + (packet.duration or 0))
+                if packet.is_keyframe:
+                    index.keyframes.append(pts)
+                    index.seek_times.append(pts if packet.dts is None else packet.dts)
+                index.damaged |= packet.is_corrupt
+                index.trusted &= _shows_frame(codec, packet)
+    except av.FFmpegError:
+        index.damaged = True
+    if container.format.name == "mpegts" and all(container.size % size for size in (188, 192, 204)):
+        index.damaged = True  # a transport stream states no length, but it is made of whole packets
+    start = min((pts for pts in index.pts if pts is not None), default=end)
+    start, end = float(start * stream.time_base), float(end * stream.time_base)
+    index.seconds = end - start
+    index.promised = _promised_frames(stream, index, start, max(end, others_end))
+    index.finish()
+    return index
+
+
+def _shows_frame(codec: str, packet: av.Packet) -> bool:
+    """Whether a packet gives a frame. VP8 and VP9 have hidden ones; in MPEG-4 a tiny one says "as before"."""
+    data = memoryview(packet)
+    if codec == "vp8":
+        return bool(data[0] & 0x10)
+    if codec == "vp9":  # shown itself, or showing an earlier one, or several in one packet of which the last is shown
+        return bool(data[0] & 0x0A) or data[-1] & 0xE0 == 0xC0
+    return codec != "mpeg4" or len(data) >= 20
+
+
+def _promised_frames(stream: VideoStream, index: _Index, start: float, end: float) -> int:
+    """How many frames the headers promise, if clearly more than `index` has, else 0. `start` and `end` in seconds."""
+    promised_end = end
+    if stream.duration:
+        promised_end = float(((stream.start_time or 0) + stream.duration) * stream.time_base)
+    elif stream.container.duration:
+        promised_end = stream.container.duration / av.time_base  # counts from zero, where packets need not start
+    count, rate = len(index.pts), float(stream.average_rate or 0)
+    # Headers round, and the length of the last frame often is a guess.
+    if (promised_end - end) * rate < 2 + 0.02 * count and not index.damaged:
+        return 0
+    return max(stream.frames, round((promised_end - start) * rate))
+
+
+# --- decoding --------------------------------------------------------------------------------------------------------
+
+
+class _IndexMismatch(Exception):
+    """The index is not to be trusted, or the decoder does not give the frames that it promises."""
+
+
+def _load_video(source: _Source, sampler: Sampler) -> Result:
+    with source.open() as container:
+        if not container.streams.video:
+            raise source.error("it has no video stream")
+        stream = container.streams.video[0]
+        if stream.codec_context is None:
+            raise source.error("ffmpeg has no decoder for its video stream")
+        index = _read_index(stream)
+        try:
+            result = _decode_groups(source, stream, index, sampler)
+        except (_IndexMismatch, av.FFmpegError):
+            result = _decode_everything(source, index, sampler)
+    readable = result[1].total_num_frames
+    if index.damaged or index.promised > readable:
+        expected = max(index.promised, len(index.pts))
+        of = f"of {expected}" if expected > readable else "of an unknown number of"
+        message = (
+            f"{source.name} is damaged or ends early: {readable} {of} frames can be read, and only they are used."
+        )
+        warnings.warn(message, VideoTruncatedWarning, stacklevel=3)
+    return result
+
+
+class _Wanted:
+    """What the sampler wants of `count` frames, and the frames so far as RGB. Threads may share one."""
+
+    def __init__(self, source: _Source, stream: VideoStream, index: _Index, count: int, sampler: Sampler):
+        declared = float(stream.average_rate or stream.guessed_rate or 0)
+        seconds = index.seconds
+        if declared and not (seconds and count == len(index.pts)):
+            seconds = count / declared
+        # The header's rate is exact where times are rounded, but some headers go by the first seconds alone.
+        fps = declared if not seconds or abs(declared * seconds - count) <= 1 else count / seconds
+        height, width = stream.height, stream.width
+        self.metadata = VideoMetadata(count, fps, width, height, seconds, video_backend="pyav")
+        self.source = source
+        self.indices = _ask(source, sampler, self.metadata)
+        self.frames = np.empty((len(self.indices), height, width, 3), np.uint8)
+        self.rows: dict[int, list[int]] = {}
+        for row, rank in enumerate(self.indices):
+            self.rows.setdefault(rank, []).append(row)
+        self.taken: set[int] = set()
+        self.lock = threading.Lock()
+
+    def take(self, rank: int, frame: VideoFrame, reformatter: VideoReformatter) -> None:
+        """`reformatter` is the thread's own: one for all of its frames saves setting one up for each."""
+        if rank not in self.rows:
+            return
+        image = _as_displayed(reformatter.reformat(frame, format="rgb24").to_ndarray(), frame)
+        with self.lock:
+            if not self.taken and image.shape != self.frames.shape[1:]:
+                self.metadata.height, self.metadata.width = image.shape[:2]
+                self.frames = np.empty((len(self.indices), *image.shape), np.uint8)
+            self.taken.add(rank)
+        if image.shape != self.frames.shape[1:]:
+            raise self.source.error(f"its frames change size, from {self.frames.shape[1:3]} to {image.shape[:2]}")
+        for row in self.rows[rank]:
+            self.frames[row] = image
+
+
+def _ask(source: _Source, sampler: Sampler, metadata: VideoMetadata) -> list[int]:
+    """The sampler's indices, also noted in `metadata`."""
+    metadata.frames_indices = [int(index) for index in sampler(metadata=metadata)]
+    for index in metadata.frames_indices:
+        if not 0 <= index < metadata.total_num_frames:
+            raise ValueError(f"Frame {index} of {source.name} was asked for; it has {metadata.total_num_frames}.")
+    return metadata.frames_indices
+
+
+def _as_displayed(image: np.ndarray, frame: VideoFrame) -> np.ndarray:
+    """`image` (H, W, 3) turned and mirrored as the frame's display matrix says; a view."""
+    matrix = frame.side_data.get(SideDataType.DISPLAYMATRIX)
+    if matrix is None:
+        return image
+    a, b, _, c, d = np.frombuffer(bytes(matrix), np.int32)[:5].tolist()  # (x, y) is shown at (ax + cy, bx + dy)
+    if abs(b) > abs(a):
+        image, a, d = image.swapaxes(0, 1), c, b
+    return image[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1]
+
+
+_Group = tuple[int, set[int]]  # number of the keyframe to decode from, the pts of the frames wanted
+
+
+def _plan_groups(index: _Index, ranks: Sequence[int]) -> list[_Group]:
+    groups: dict[int, set[int]] = {}
+    for pts in (index.shown[rank] for rank in ranks):
+        # By time of showing: what follows a keyframe in the file but is shown before it needs the one before.
+        groups.setdefault(bisect_right(index.keyframes, pts) - 1, set()).add(pts)
+    return list(groups.items())
+
+
+def _decode_groups(source: _Source, stream: VideoStream, index: _Index, sampler: Sampler) -> Result:
+    """Decode only what the wanted frames need. Raises `_IndexMismatch` as soon as the index proves wrong."""
+    if not index.trusted:
+        raise _IndexMismatch
+    wanted = _Wanted(source, stream, index, len(index.pts), sampler)
+    groups = _plan_groups(index, sorted(wanted.rows))
+    groups.sort(key=lambda group: len(index.places(group)), reverse=True)  # so that threads end at about the same time
+    packets = sum(len(index.places(group)) for group in groups)
+    threads = min(MAX_THREADS, os.cpu_count() or 1, len(groups), 1 + packets // PACKETS_PER_THREAD)
+    remaining = iter(groups)  # advancing a list's iterator is atomic: threads can share it
+
+    def work(stream: VideoStream) -> None:
+        # Groups share out better than frames do; a single group leaves only frames to share, and ffmpeg does that.
+        stream.codec_context.thread_type = "AUTO" if len(groups) == 1 else "NONE"
+        reformatter = VideoReformatter()
+        for group in remaining:
+            _decode_group(stream, index, group, wanted, reformatter)
+
+    def help_out() -> None:
+        with source.open() as container:
+            work(container.streams.video[0])
+
+    with ThreadPoolExecutor(MAX_THREADS) as pool:  # starts no thread before it is given work
+        helpers = [pool.submit(help_out) for _ in range(threads - 1)]
+        work(stream)
+    for helper in helpers:
+        helper.result()
+    if len(wanted.taken) != len(wanted.rows):
+        raise _IndexMismatch
+    return wanted.frames, wanted.metadata
+
+
+def _can_skip(stream: VideoStream) -> bool:
+    """Whether the decoder knows for certain which pictures no other one refers to."""
+    context = stream.codec_context
+    if context.name == "hevc":
+        # Its mark holds within a temporal layer only. In mp4 and mkv a header ("hvcC") states the number of layers.
+        header = context.extradata or b""
+        return len(header) > 21 and header[0] == 1 and header[21] >> 3 & 7 == 1
+    return context.name in SKIPPING_CODECS
+
+
+def _decode_group(
+    stream: VideoStream, index: _Index, group: _Group, wanted: _Wanted, reformatter: VideoReformatter
+) -> None:
+    skipping = _can_skip(stream)
+    start = index.rank[index.keyframes[group[0]]]
+    expected = iter(sorted(index.rank[index.pts[place]] for place in index.places(group)))
+    for frame in _frames_of_group(stream, index, group, skipping):
+        rank = index.rank.get(frame.pts)
+        if rank is None or frame.is_corrupt or frame.interlaced_frame:  # interlaced: a packet may be half a frame
+            raise _IndexMismatch
+        for absent in takewhile(lambda other, rank=rank: other != rank, expected):
+            skipped = skipping and absent not in wanted.rows
+            if absent == start or absent > start and not skipped:
+                raise _IndexMismatch
+        if rank >= start:  # others refer to frames before the keyframe, which were not decoded
+            wanted.take(rank, frame, reformatter)
+
+
+def _frames_of_group(stream: VideoStream, index: _Index, group: _Group, skipping: bool) -> Iterator[VideoFrame]:
+    places = index.places(group)
+    stream.container.seek(index.seek_times[group[0]], stream=stream)
+    for packet in stream.container.demux(stream):
+        place = index.place.get(packet.pts)
+        if place is None or place > places[-1]:
+            raise _IndexMismatch
+        if place < places[0]:
+            continue  # some containers seek to a place before
+        if skipping:
+            stream.codec_context.skip_frame = "DEFAULT" if packet.pts in group[1] else "NONREF"
+        yield from packet.decode()
+        if place == places[-1]:
+            yield from stream.decode(None)
+            return
+
+
+def _decode_everything(source: _Source, index: _Index, sampler: Sampler) -> Result:
+    """Decode every frame and keep the wanted ones. Where there are more or fewer than packets: once more."""
+    count = len(index.pts)
+    for _ in range(3):
+        with source.open() as container:
+            stream = container.streams.video[0]
+            frames = _all_frames(stream, index)
+            first = next(frames, None)
+            if first is None:
+                raise source.error("not one frame of its video stream can be decoded")
+            wanted, reformatter = _Wanted(source, stream, index, count, sampler), VideoReformatter()
+            decoded = 0
+            for decoded, frame in enumerate(chain([first], frames), start=1):
+                wanted.take(decoded - 1, frame, reformatter)
+        if decoded == count:
+            return wanted.frames, wanted.metadata
+        count = decoded
+    raise source.error("each decoding gives another number of frames")
+
+
+def _all_frames(stream: VideoStream, index: _Index) -> Iterator[VideoFrame]:
+    """The frames in the decoder's order. What cannot be decoded is left out and noted as damage in `index`."""
+    packets = stream.container.demux(stream)
+    while True:
+        try:
+            if (packet := next(packets, None)) is None:  # also after an error of the demuxer's, which ends it
+                return
+            frames = packet.decode()
+        except av.FFmpegError:
+            index.damaged = True
+        else:
+            yield from frames
+
+
+# --- images ----------------------------------------------------------------------------------------------------------
+
+
+def _load_folder(source: _Source, sampler: Sampler) -> Result:
+    def natural(name: str) -> list[tuple[bool, int | str]]:  # 2.jpg before 10.jpg
+        return [(not part.isdecimal(), int(part) if part.isdecimal() else part) for part in re.split(r"(\d+)", name)]
+
+    def read(number: int) -> Image.Image:
+        with Image.open(os.path.join(source.content, names[number])) as image:
+            return image.convert("RGB")
+
+    names = sorted((name for name in os.listdir(source.content) if name.lower().endswith(IMAGE_SUFFIXES)), key=natural)
+    if not names:
+        raise source.error(f"the folder holds no images ({', '.join(IMAGE_SUFFIXES)})")
+    return _read_images(source, len(names), read, sampler)
+
+
+def _load_image(source: _Source, sampler: Sampler) -> Result | None:
+    """The frames of an image file, animated (webp, png) or not; `None` if it is no image."""
+    try:
+        image = Image.open(source.content if isinstance(source.content, str) else io.BytesIO(source.content))
+    except OSError:
+        return None
+
+    def read(number: int) -> Image.Image:
+        image.seek(number)
+        return image.convert("RGB")
+
+    with image:
+        return _read_images(source, getattr(image, "n_frames", 1), read, sampler)
+
+
+def _read_images(source: _Source, count: int, read: Callable[[int], Image.Image], sampler: Sampler) -> Result:
+    def checked(number: int) -> Image.Image:
+        try:
+            return read(number)
+        except (OSError, SyntaxError) as error:  # PIL's for broken files
+            raise source.error(f"image {number} cannot be read ({error})") from error
+
+    width, height = checked(0).size
+    metadata = VideoMetadata(count, IMAGES_FPS, width, height, count / IMAGES_FPS, video_backend="pil")
+    frames = np.empty((len(_ask(source, sampler, metadata)), height, width, 3), np.uint8)
+    for row, number in enumerate(metadata.frames_indices):
+        image = checked(number)
+        if image.size != (width, height):
+            raise source.error(f"image {number} is {image.size}, the first is {(width, height)}")
+        frames[row] = image
+    return frames, metadata
