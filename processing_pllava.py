@@ -1,0 +1,230 @@
+"""PLLaVA's processor: chats with videos and images -> token ids and pixels."""
+
+import json
+import math
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from transformers.feature_extraction_utils import BatchFeature
+from transformers.image_utils import make_flat_list_of_images
+from transformers.processing_utils import MultiModalData, ProcessingKwargs, ProcessorMixin
+from transformers.utils import cached_file
+from transformers.utils.chat_template_utils import render_jinja_template
+
+from .video_processing_pllava import PllavaVideosKwargs, flatten_videos
+
+# The original's plain style: "USER:<video> question ASSISTANT:answer</s>USER:..."; media first, whatever their place
+# in the turn. `generation` marks the assistant's words, which is what a loss is taken on.
+CHAT_TEMPLATE = """\
+{%- for message in messages -%}
+    {%- if message['content'] is string -%}
+        {%- set media, texts = [], [message['content']] -%}
+    {%- else -%}
+        {%- set parts = message['content'] -%}
+        {%- set media = parts | selectattr('type', 'in', ['video', 'image']) | map(attribute='type') | list -%}
+        {%- set texts = parts | selectattr('type', 'equalto', 'text') | map(attribute='text') | list -%}
+    {%- endif -%}
+    {%- if message['role'] == 'system' -%}
+        {{- texts | join(' ') + ' ' -}}
+    {%- elif message['role'] == 'user' -%}
+        {{- 'USER:' -}}
+        {%- for kind in media -%}{{- '<' + kind + '>' -}}{%- endfor -%}
+        {{- (' ' if media else '') + texts | join(' ') + ' ' -}}
+    {%- elif message['role'] == 'assistant' -%}
+        {{- 'ASSISTANT:' -}}
+        {%- generation -%}{{- texts | join(' ') + eos_token -}}{%- endgeneration -%}
+    {%- else -%}
+        {{- raise_exception("The roles are system, user and assistant; got '" + message['role'] + "'") -}}
+    {%- endif -%}
+{%- endfor -%}
+{%- if add_generation_prompt -%}{{- 'ASSISTANT:' -}}{%- endif -%}
+"""
+
+
+class PllavaProcessorKwargs(ProcessingKwargs, total=False):
+    videos_kwargs: PllavaVideosKwargs
+    _defaults = {}  # transformers 5.16 reads chats only where this is
+
+
+class PllavaProcessor(ProcessorMixin):
+    r"""
+    An image processor, a video processor and a tokenizer in one. Each `<video>` and each `<image>` in the text is
+    expanded to the T' * h' * w' placeholder tokens that the model fills with the pooled tokens of that video or image.
+
+    Args:
+        image_processor ([`CLIPImageProcessor`]): Prepares images.
+        tokenizer ([`PreTrainedTokenizerFast`]): Has `<image>` and `<video>` in its vocabulary.
+        video_processor ([`PllavaVideoProcessor`]): Decodes, samples and prepares videos.
+        pooling_shape (`list[int]`, *optional*, defaults to `[16, 12, 12]`): As in the model's config.
+        image_token, video_token (`str`, *optional*): The placeholders.
+        chat_template (`str`, *optional*): Jinja template; the original's plain style by default.
+
+    Raises:
+        ValueError: if a placeholder is not in the tokenizer's vocabulary.
+    """
+
+    valid_processor_kwargs = PllavaProcessorKwargs
+    # The video processor has made tensors of these already, or left them a list since the videos differ in length.
+    skip_tensor_conversion = [*ProcessorMixin.skip_tensor_conversion, "pixel_values_videos"]
+
+    def __init__(
+        self,
+        image_processor=None,
+        tokenizer=None,
+        video_processor=None,
+        pooling_shape: list[int] | tuple[int, ...] = (16, 12, 12),
+        image_token: str = "<image>",
+        video_token: str = "<video>",
+        chat_template: str | None = None,
+    ):
+        self.pooling_shape = list(pooling_shape)
+        self.image_token, self.video_token = image_token, video_token
+        vocabulary = tokenizer.get_vocab()
+        for token in (image_token, video_token):
+            if token not in vocabulary:
+                raise ValueError(
+                    f"The tokenizer does not know {token!r}: `tokenizer.add_tokens([{token!r}], special_tokens=True)`"
+                )
+        self.image_token_id, self.video_token_id = vocabulary[image_token], vocabulary[video_token]
+        super().__init__(image_processor, tokenizer, video_processor, chat_template=chat_template or CHAT_TEMPLATE)
+
+    @property
+    def num_frames(self) -> int:
+        """Frames sampled from a clip, when the caller does not say otherwise."""
+        return self.video_processor.num_frames
+
+    @property
+    def num_visual_tokens(self) -> int:
+        """Placeholder tokens of one video or image."""
+        return math.prod(self.pooling_shape)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs) -> "PllavaProcessor":
+        """
+        As any processor's; checks in addition that it fits the model's config beside it.
+
+        Raises:
+            ValueError: if `num_frames` or `pooling_shape` differs from the one in config.json.
+        """
+        processor = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+        hub_options = {"cache_dir", "revision", "token", "local_files_only", "subfolder"}
+        config_file = cached_file(
+            pretrained_model_name_or_path,
+            "config.json",
+            _raise_exceptions_for_missing_entries=False,
+            **{name: kwargs[name] for name in hub_options & kwargs.keys()},
+        )
+        if config_file is not None:
+            processor.check_config(json.loads(Path(config_file).read_text(encoding="utf-8")), set(kwargs))
+        return processor
+
+    def check_config(self, config: dict[str, Any], overridden: set[str] = frozenset()) -> None:
+        """Raises a `ValueError` if a model's `config`, as a dict, disagrees with a value that is not `overridden`."""
+        for name in {"num_frames", "pooling_shape"} - overridden:
+            if name in config and config[name] != getattr(self, name):
+                raise ValueError(
+                    f"The processor and the model disagree on `{name}`: {getattr(self, name)} in "
+                    f"processor_config.json, {config[name]} in config.json. Make them equal; the model's weights were "
+                    "trained with one of them."
+                )
+
+    def apply_chat_template(
+        self,
+        conversation: list,
+        chat_template: str | None = None,
+        return_assistant_tokens_mask: bool = False,
+        **kwargs,
+    ) -> Any:
+        """
+        As any processor's. A video part may have "start" and "end" (seconds) beside its source, and "bytes" as its
+        source: `{"type": "video", "path": "film.mp4", "start": 61.5, "end": 70}`.
+        """
+        conversation = _with_sub_clips(conversation)
+        if not return_assistant_tokens_mask or kwargs.get("continue_final_message"):
+            return super().apply_chat_template(
+                conversation, chat_template, return_assistant_tokens_mask=return_assistant_tokens_mask, **kwargs
+            )
+        processor_kwargs = {**(kwargs.pop("processor_kwargs", None) or {}), "return_offsets_mapping": True}
+        outputs = super().apply_chat_template(conversation, chat_template, processor_kwargs=processor_kwargs, **kwargs)
+        masks = self._assistant_masks(conversation, chat_template, outputs.pop("offset_mapping"))
+        outputs.update(BatchFeature({"assistant_masks": masks}, tensor_type=kwargs.get("return_tensors")))
+        return outputs
+
+    def _assistant_masks(self, conversation: list, chat_template: str | None, offsets: Any) -> list[list[int]]:
+        """
+        1 for the tokens that the template marks as the assistant's, 0 for others; `offsets` are the tokens' places
+        `(batch, sequence, 2)`. As transformers does it, but for 5.16, which forgets that placeholders were expanded.
+        """
+        prompts, spans = render_jinja_template(
+            conversations=[conversation] if isinstance(conversation[0], dict) else conversation,
+            chat_template=chat_template or self.chat_template,
+            return_assistant_tokens_mask=True,
+            **self.tokenizer.special_tokens_map,
+        )
+        placeholder = re.compile(f"{re.escape(self.image_token)}|{re.escape(self.video_token)}")
+        masks = []
+        for prompt, row_spans, row_offsets in zip(prompts, spans, offsets, strict=True):
+            media = list(placeholder.finditer(prompt))
+
+            def expanded(place: int, media: list[re.Match] = media) -> int:
+                before = sum(len(found[0]) for found in media if found.end() <= place)
+                return place + before * (self.num_visual_tokens - 1)
+
+            starts, ends = np.asarray(row_offsets).T
+            mask = np.zeros(len(starts), dtype=int)
+            for first, last in row_spans:
+                mask[(starts < expanded(last)) & (ends > expanded(first))] = 1
+            masks.append(mask.tolist())
+        return masks
+
+    def validate_inputs(self, images=None, text=None, videos=None, audio=None, **kwargs) -> None:
+        """
+        Raises:
+            ValueError: if the text has not as many placeholders as there are images and videos.
+        """
+        # transformers 5.16 does not compare them; later versions do, but know as videos only strings and arrays
+        videos = None if videos is None else ["video"] * len(flatten_videos(videos))
+        counts = {
+            self.image_token: 0 if images is None else len(make_flat_list_of_images(images)),
+            self.video_token: len(videos or []),
+        }
+        for token, given in counts.items() if text is not None else ():
+            found = sum(sample.count(token) for sample in text)
+            if found != given:
+                raise ValueError(f"The text has {found} {token} placeholders, but {given} were passed to fill them")
+        super().validate_inputs(images=images, text=text, videos=videos, audio=audio, **kwargs)
+
+    def _process_videos(self, videos: Any, **kwargs) -> tuple[dict, list[str]]:
+        processed = self.video_processor(videos, **kwargs)
+        return processed, [self.video_token * self.num_visual_tokens] * len(processed["pixel_values_videos"])
+
+    def replace_image_token(self, image_inputs: dict, image_idx: int, **kwargs) -> str:
+        return self.image_token * self.num_visual_tokens
+
+    def _get_num_multimodal_tokens(self, image_sizes=None, video_sizes=None, **kwargs) -> MultiModalData:
+        """Placeholder tokens that images and videos of these sizes take (inference engines ask)."""
+        counts = {}
+        if image_sizes is not None:
+            counts.update(
+                num_image_tokens=[self.num_visual_tokens] * len(image_sizes), num_image_patches=[1] * len(image_sizes)
+            )
+        if video_sizes is not None:
+            counts.update(num_video_tokens=[self.num_visual_tokens] * len(video_sizes))
+        return MultiModalData(**counts)
+
+
+def _with_sub_clips(value: Any) -> Any:
+    """A chat, or chats, in which the video parts that transformers would read in part are dicts that we read."""
+    if isinstance(value, (list, tuple)):
+        return [_with_sub_clips(item) for item in value]
+    if isinstance(value, dict) and "content" in value:
+        return {**value, "content": _with_sub_clips(value["content"])}
+    if isinstance(value, dict) and value.get("type") == "video" and value.keys() & {"start", "end", "bytes"}:
+        return {"type": "video", "video": {key: part for key, part in value.items() if key != "type"}}
+    return value
+
+
+__all__ = ["PllavaProcessor"]

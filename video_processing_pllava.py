@@ -1,0 +1,253 @@
+"""PLLaVA's video processor: any kind of video -> sampled frames -> normalised pixels."""
+
+import os
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from PIL import Image
+from transformers.feature_extraction_utils import BatchFeature
+from transformers.image_processing_utils import get_size_dict
+from transformers.image_utils import (
+    OPENAI_CLIP_MEAN,
+    OPENAI_CLIP_STD,
+    ChannelDimension,
+    PILImageResampling,
+    load_image,
+)
+from transformers.processing_utils import Unpack, VideosKwargs
+from transformers.video_processing_utils import BaseVideoProcessor
+from transformers.video_utils import VideoMetadata
+
+from .video_decoding_pllava import load_frames
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp")  # of still images: a list of these is one video
+
+
+class PllavaVideosKwargs(VideosKwargs, total=False):
+    """
+    sampling (`"uniform"` or `"random"`, *optional*, defaults to `"uniform"`):
+        Which frame of each of `num_frames` equal intervals is taken: the one in its middle (evaluation), or one at
+        random (training; drawn from torch's global generator).
+    """
+
+    sampling: Literal["uniform", "random"] | None
+
+
+class PllavaVideoProcessor(BaseVideoProcessor):
+    """
+    Decodes videos with PyAV, samples `num_frames` of their frames, and prepares these as CLIP does: the shorter side
+    is resized (once, bicubic), the square in the middle is kept and normalised. A `size` given without a `crop_size`
+    sets both.
+
+    A video is a path, a URL, a folder of frames, bytes, a binary file object, a decoded array or tensor
+    `(frames, height, width, 3)` or `(frames, 3, height, width)`, a list of images or of their paths, or a dict that
+    names one of these as "path", "url", "bytes" or "video" and can limit it to the seconds from "start" to "end":
+    `{"path": "film.mp4", "start": 61.5, "end": 70}`.
+
+    Decoded videos of at most `num_frames` frames count as sampled already. `fps=...` takes that many frames of each
+    second in place of `num_frames`; videos of different lengths then come back as a list of tensors.
+    """
+
+    resample = PILImageResampling.BICUBIC
+    image_mean = OPENAI_CLIP_MEAN
+    image_std = OPENAI_CLIP_STD
+    size = {"shortest_edge": 336}
+    crop_size = {"height": 336, "width": 336}
+    do_resize = True
+    do_center_crop = True
+    do_rescale = True
+    do_normalize = True
+    do_convert_rgb = True
+    do_sample_frames = True
+    num_frames = 16
+    sampling = "uniform"
+    valid_kwargs = PllavaVideosKwargs
+    model_input_names = ["pixel_values_videos"]
+
+    def __init__(self, **kwargs: Unpack[PllavaVideosKwargs]) -> None:
+        if kwargs.get("size") is not None and kwargs.get("crop_size") is None:
+            size = get_size_dict(kwargs["size"])
+            kwargs["crop_size"] = {side: size.get(side, size.get("shortest_edge")) for side in ("height", "width")}
+        super().__init__(**kwargs)
+
+    def preprocess(self, videos: Any, **kwargs) -> BatchFeature:
+        """
+        Args:
+            videos: One video, or a list of them, each of any kind that the class names.
+
+        Returns:
+            [`BatchFeature`]: `pixel_values_videos`, float32 `(videos, frames, 3, height, width)` with
+            `return_tensors="pt"`, or a list of `(frames, 3, height, width)` tensors where the videos differ in length;
+            `video_metadata` with `return_metadata=True`.
+
+        Raises:
+            VideoDecodeError: if a video cannot be read.
+            ValueError: if both `num_frames` and `fps` are given, a sub-clip ends before it starts or has no frame
+                rate, or a decoded video has another shape.
+        """
+        kwargs["input_data_format"] = ChannelDimension.FIRST  # as `_load` gives them, whatever they came in
+        if kwargs.get("fps") is not None:
+            if kwargs.get("num_frames") is not None:
+                raise ValueError("Pass either `num_frames` or `fps`, not both")
+            kwargs["num_frames"] = None  # or the processor's own number would be filled in
+        return super().preprocess(videos, **kwargs)
+
+    def sample_frames(
+        self,
+        metadata: VideoMetadata,
+        num_frames: int | None = None,
+        fps: float | None = None,
+        sampling: str = "uniform",
+        start: float | None = None,
+        end: float | None = None,
+        **kwargs,
+    ) -> np.ndarray:
+        """
+        Indices of the frames to take, int64, ascending; frames of a short clip are repeated.
+
+        Args:
+            metadata (`VideoMetadata`): Its `total_num_frames` is needed; its `fps` for a sub-clip, or with `fps`.
+            num_frames (`int`, *optional*): How many frames to take; the processor's own number by default.
+            fps (`float`, *optional*): How many frames to take of each second, in place of `num_frames`.
+            sampling (`str`): "uniform" or "random", see [`PllavaVideosKwargs`].
+            start, end (`float`, *optional*): The sub-clip's bounds in seconds; they are clamped to the video.
+
+        Raises:
+            ValueError: if seconds are asked for of a video without a frame rate, or `end` lies before `start`.
+        """
+        if metadata.fps is None and (start, end, fps) != (None, None, None):
+            raise ValueError(
+                "Seconds were asked for (`start`, `end` or `fps`), but the video has no frame rate: pass it as "
+                "`video_metadata=[{'total_num_frames': ..., 'fps': ...}]`"
+            )
+        if start is not None and end is not None and end < start:
+            raise ValueError(f"The sub-clip ends (`end`={end}) before it starts (`start`={start})")
+        num_frames = num_frames or self.num_frames
+        final = metadata.total_num_frames - 1
+        first = 0 if start is None else min(max(round(start * metadata.fps), 0), final)
+        last = final if end is None else min(max(round(end * metadata.fps), first), final)
+        if fps is not None:
+            step = metadata.fps / fps  # frames from one taken to the next; the first stands half a step in
+            middles = np.arange(first + step / 2, last + 1, step)
+            indices = np.around(middles).astype(np.int64) if len(middles) else np.array([first])
+        elif sampling == "random":
+            edges = np.linspace(first, last + 1, num_frames + 1)
+            drawn = edges[:-1] + torch.rand(num_frames, dtype=torch.float64).numpy() * np.diff(edges)
+            indices = drawn.astype(np.int64)
+        else:
+            # The original's evaluation sampler, to the frame: Python's round() takes a half to the even number.
+            interval = (last - first) / num_frames
+            indices = np.array([int(first + interval / 2 + round(interval * i)) for i in range(num_frames)])
+        return np.clip(indices, first, last)
+
+    def _decode_and_sample_videos(
+        self,
+        videos: Any,
+        video_metadata: list[VideoMetadata | dict] | None = None,
+        do_sample_frames: bool | None = None,
+        sample_indices_fn: Callable[..., np.ndarray] | None = None,
+    ) -> tuple[list[torch.Tensor], list[VideoMetadata]]:
+        sources = flatten_videos(videos)
+        given = [video_metadata] if isinstance(video_metadata, Mapping) else video_metadata or [None] * len(sources)
+        if len(given) != len(sources):
+            raise ValueError(f"Got {len(sources)} videos, but `video_metadata` for {len(given)}")
+        loaded = [self._load(*pair, sample_indices_fn) for pair in zip(sources, given, strict=True)]
+        return [frames for frames, _ in loaded], [metadata for _, metadata in loaded]
+
+    def _load(
+        self, source: Any, metadata: VideoMetadata | dict | None, sample_indices_fn: Callable[..., np.ndarray] | None
+    ) -> tuple[torch.Tensor, VideoMetadata]:
+        """One video of any kind -> its sampled frames, uint8 or float `(frames, channels, height, width)`."""
+        clip = {}
+        while isinstance(source, dict):
+            clip.update({key: source[key] for key in ("start", "end") if source.get(key) is not None})
+            source = _dict_source(source)
+
+        def sample(metadata: VideoMetadata) -> np.ndarray:
+            if sample_indices_fn is None and not clip:
+                return np.arange(metadata.total_num_frames)
+            if sample_indices_fn is None:
+                raise ValueError(
+                    "A sub-clip is cut by sampling its frames: `do_sample_frames=False` cannot be used with it"
+                )
+            return sample_indices_fn(metadata=metadata, **clip)
+
+        if not _is_decoded(source):
+            frames, metadata = load_frames(source, sample)
+            return torch.from_numpy(frames).permute(0, 3, 1, 2), metadata
+
+        frames = _stack_frames(source)
+        metadata = VideoMetadata(**{**(metadata or {}), "total_num_frames": len(frames)})
+        wanted = getattr(sample_indices_fn, "keywords", {}).get("num_frames")
+        sampled_already = not clip and wanted is not None and len(frames) <= wanted
+        metadata.frames_indices = np.arange(len(frames)) if sampled_already else sample(metadata)
+        return frames[torch.from_numpy(metadata.frames_indices)], metadata
+
+    def _preprocess(self, videos: list[torch.Tensor], return_tensors: str | None = None, **kwargs) -> BatchFeature:
+        pixels = super()._preprocess(videos, return_tensors=None, **kwargs)["pixel_values_videos"]
+        same_length = len({len(video) for video in pixels}) == 1
+        return BatchFeature({"pixel_values_videos": pixels}, tensor_type=return_tensors if same_length else None)
+
+
+def flatten_videos(videos: Any) -> list[Any]:
+    """One video, or lists of videos nested in any way -> a flat list with an entry a video."""
+    if isinstance(videos, (np.ndarray, torch.Tensor)) and videos.ndim == 5:
+        return list(videos)
+    if not isinstance(videos, (list, tuple)) or is_list_of_frames(videos):
+        return [videos]
+    return [video for item in videos for video in flatten_videos(item)]
+
+
+def _is_frame(item: Any) -> bool:
+    if isinstance(item, (str, os.PathLike)):
+        return os.fspath(item).lower().endswith(IMAGE_SUFFIXES)
+    return isinstance(item, Image.Image) or (isinstance(item, (np.ndarray, torch.Tensor)) and item.ndim == 3)
+
+
+def is_list_of_frames(video: Any) -> bool:
+    """Whether this is one video, given as a list of its frames, and not a list of videos."""
+    return isinstance(video, (list, tuple)) and len(video) > 0 and all(_is_frame(frame) for frame in video)
+
+
+def _is_decoded(video: Any) -> bool:
+    return isinstance(video, (np.ndarray, torch.Tensor, Image.Image)) or is_list_of_frames(video)
+
+
+def _stack_frames(video: Any) -> torch.Tensor:
+    """A decoded video of any form -> `(frames, channels, height, width)`."""
+    if isinstance(video, (list, tuple)):
+        frames = [torch.as_tensor(_read_frame(frame)) for frame in video]
+        if len(shapes := {tuple(frame.shape) for frame in frames}) > 1:
+            raise ValueError(f"The frames of a video must be of one size; got the shapes {sorted(shapes)}")
+        video = torch.stack(frames)
+    video = torch.as_tensor(_read_frame(video))
+    if video.ndim == 3:
+        video = video[None]
+    channel_axes = [axis for axis in (1, 3) if video.ndim == 4 and video.shape[axis] in (1, 3)]
+    if not channel_axes or len(video) == 0:
+        raise ValueError(
+            "A decoded video has the shape (frames, height, width, 3) or (frames, 3, height, width), and at least one "
+            f"frame; got {tuple(video.shape)}"
+        )
+    return video if channel_axes[0] == 1 else video.permute(0, 3, 1, 2)
+
+
+def _read_frame(frame: Any) -> np.ndarray | torch.Tensor:
+    """An image, or the path or URL of one -> `(height, width, 3)`; what is an array already stays as it is."""
+    if isinstance(frame, (np.ndarray, torch.Tensor)):
+        return frame
+    image = frame if isinstance(frame, Image.Image) else load_image(os.fspath(frame))
+    return np.array(image.convert("RGB"))
+
+
+def _dict_source(source: dict) -> Any:
+    """What a dict names: `datasets` writes `{"bytes": ..., "path": ...}`, of which the bytes come first."""
+    for key in ("video", "bytes", "url", "path"):
+        if source.get(key) is not None:
+            return source[key]
+    raise ValueError(f'A video given as a dict needs "path", "url", "bytes" or "video"; got the keys {sorted(source)}')
+
+
+__all__ = ["PllavaVideoProcessor", "PllavaVideosKwargs"]
