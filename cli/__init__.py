@@ -1,0 +1,20 @@
+"""
+The `pllava` command.
+
+It is a package beside `pllava`, not in it: importing that loads torch and transformers, and `pllava --help` should not
+wait for them. The commands import what they need when they run.
+"""
+
+import typer
+
+from .caption import caption
+from .chat import chat
+
+app = typer.Typer(
+    help="PLLaVA: ask questions about videos, and caption them.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_show_locals=False,
+)
+app.command()(chat)
+app.command()(caption)

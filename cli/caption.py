@@ -1,0 +1,133 @@
+"""`pllava caption`: captions for many videos, batch by batch, into a JSON Lines file that a later run goes on with."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from .options import Device, Dtype, MaxNewTokens, Model, NumFrames, load_model, sampled_frames
+
+SUFFIXES = {
+    ".mp4",
+    ".webm",
+    ".mkv",
+    ".avi",
+    ".mov",
+    ".m4v",
+    ".mpg",
+    ".mpeg",
+    ".ts",
+    ".flv",
+    ".wmv",
+    ".gif",
+    ".3gp",
+    ".ogv",
+}
+
+
+def caption(
+    paths: Annotated[list[str], typer.Argument(help="Videos, and folders that are searched for videos.")],
+    out: Annotated[Path, typer.Option(help="Written as it goes; videos that it has a caption for are skipped.")],
+    prompt: Annotated[str, typer.Option(help="What the model is asked about each video.")] = "Describe the video.",
+    batch_size: Annotated[int, typer.Option(min=1, help="Videos captioned together.")] = 8,
+    model: Model = "nano",
+    num_frames: NumFrames = None,
+    dtype: Dtype = "auto",
+    device: Device = None,
+    max_new_tokens: MaxNewTokens = 256,
+) -> None:
+    """
+    Caption videos and folders of videos: lines of {"video", "caption"}, or {"video", "error"} where one cannot be
+    read.
+    """
+    from torch.utils.data import DataLoader
+    from tqdm import tqdm
+
+    videos = list(dict.fromkeys(_find_videos(paths)))
+    known = {row["video"]: row for row in _read_rows(out)}
+    todo = [video for video in videos if "caption" not in known.get(video, {})]
+    failed = 0
+    if todo:
+        loaded, processor = load_model(model, dtype, device)
+        decoded = DataLoader(
+            _DecodedVideos(todo, processor, num_frames), batch_size=batch_size, num_workers=1, collate_fn=list
+        )
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with out.open("a", encoding="utf-8") as lines, tqdm(total=len(todo), desc="Captioning", unit="video") as bar:
+            for batch in decoded:
+                readable = [(video, frames) for video, frames in batch if not isinstance(frames, str)]
+                captions = _captions(loaded, processor, [frames for _, frames in readable], prompt, max_new_tokens)
+                rows = [{"video": v, "caption": text} for (v, _), text in zip(readable, captions, strict=True)]
+                errors = [{"video": video, "error": error} for video, error in batch if isinstance(error, str)]
+                for row in rows + [row for row in errors if known.get(row["video"]) != row]:
+                    lines.write(json.dumps(row, ensure_ascii=False) + "\n")
+                lines.flush()
+                failed += len(errors)
+                bar.update(len(batch))
+                bar.set_postfix(failed=failed)
+    typer.echo(
+        f"{len(todo) - failed} captioned, {len(videos) - len(todo)} done before, {failed} failed"
+        + (f' (see the lines with "error" in {out})' if failed else "")
+    )
+    if failed:
+        raise typer.Exit(1)
+
+
+class _DecodedVideos:
+    """Decodes in the loader's worker, while the model captions the batch before; an error comes as its text."""
+
+    def __init__(self, videos: list[str], processor: Any, num_frames: int | None):
+        self.videos, self.processor, self.num_frames = videos, processor, num_frames
+
+    def __len__(self) -> int:
+        return len(self.videos)
+
+    def __getitem__(self, index: int) -> tuple[str, Any]:
+        from pllava.video_decoding_pllava import VideoDecodeError
+
+        video = self.videos[index]
+        try:
+            return video, sampled_frames(self.processor, video, self.num_frames)
+        except VideoDecodeError as error:
+            return video, str(error)
+
+
+def _captions(model: Any, processor: Any, videos: list[Any], prompt: str, max_new_tokens: int) -> list[str]:
+    if not videos:
+        return []
+    chats = [
+        [{"role": "user", "content": [{"type": "video", "video": frames}, {"type": "text", "text": prompt}]}]
+        for frames in videos
+    ]
+    inputs = processor.apply_chat_template(
+        chats,
+        add_generation_prompt=True,
+        tokenize=True,
+        return_dict=True,
+        return_tensors="pt",
+        processor_kwargs={"do_sample_frames": False, "padding": True, "padding_side": "left"},
+    ).to(model.device, model.dtype)
+    output = model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)
+    answers = processor.batch_decode(output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+    return [answer.strip() for answer in answers]
+
+
+def _find_videos(paths: list[str]) -> Iterator[str]:
+    for path in paths:
+        if Path(path).is_dir():
+            yield from sorted(str(file) for file in Path(path).rglob("*") if file.suffix.lower() in SUFFIXES)
+        else:
+            yield path
+
+
+def _read_rows(out: Path) -> list[dict[str, str]]:
+    """What an earlier run wrote. A line it was killed in is cut off, so that the file stays readable."""
+    if not out.exists():
+        return []
+    text = out.read_text(encoding="utf-8")
+    whole = text[: text.rfind("\n") + 1]
+    if whole != text:
+        out.write_text(whole, encoding="utf-8")
+    return [json.loads(line) for line in whole.splitlines()]
