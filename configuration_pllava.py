@@ -33,8 +33,8 @@ class PllavaConfig(LlavaConfig):
             Frames the processor samples from a clip (T in the paper). Any other number can be passed to the model:
             pooling absorbs it. A clip with fewer frames has them repeated up to this number.
         pooling_shape (`list[int]`, *optional*, defaults to `[16, 12, 12]`):
-            Frames, rows and columns (T', h', w') of the pooled visual tokens. Section 3.3 of the paper finds that
-            (16, 12, 12) keeps what matters of (16, 24, 24).
+            Frames, rows and columns (T', h', w') of the pooled visual tokens. The paper's figure 7 compares them: 12
+            rows and columns score as well as CLIP's 24.
         video_token_index (`int`, *optional*, defaults to 32001):
             Id of the `<video>` placeholder; `video_token_id` is another name for it.
         image_token_index (`int`, *optional*, defaults to 32000):

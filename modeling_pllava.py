@@ -40,7 +40,7 @@ class PllavaModelOutputWithPast(LlavaModelOutputWithPast):
 
 class PllavaMultiModalProjector(LlavaMultiModalProjector):
     """
-    LLaVA's projector, with PLLaVA's adaptive average pooling over time, rows and columns inside it (section 3.3).
+    LLaVA's projector, with the paper's adaptive average pooling over time, rows and columns inside it.
 
     The paper pools behind the projector. Averaging commutes with the second linear layer, so it can run before it: the
     same result up to rounding, and at (16, 12, 12) a quarter of that layer's work.

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from .options import Device, Dtype, MaxNewTokens, Model, NumFrames, load_model, sampled_frames
+from .options import Device, Dtype, MaxNewTokens, Model, NumFrames, load_pipeline, sampled_frames
 
 SUFFIXES = {
     ".mp4",
@@ -38,10 +38,7 @@ def caption(
     device: Device = None,
     max_new_tokens: MaxNewTokens = 256,
 ) -> None:
-    """
-    Caption videos and folders of videos: lines of {"video", "caption"}, or {"video", "error"} where one cannot be
-    read.
-    """
+    """Caption videos: lines of {"video", "caption"}, or {"video", "error"} where one cannot be read."""
     from torch.utils.data import DataLoader
     from tqdm import tqdm
 
@@ -50,21 +47,19 @@ def caption(
     todo = [video for video in videos if "caption" not in known.get(video, {})]
     failed = 0
     if todo:
-        loaded, processor = load_model(model, dtype, device)
+        pipe = load_pipeline(model, dtype, device)
         decoded = DataLoader(
-            _DecodedVideos(todo, processor, num_frames), batch_size=batch_size, num_workers=1, collate_fn=list
+            _DecodedVideos(todo, pipe.processor, num_frames), batch_size=batch_size, num_workers=1, collate_fn=list
         )
         out.parent.mkdir(parents=True, exist_ok=True)
         with out.open("a", encoding="utf-8") as lines, tqdm(total=len(todo), desc="Captioning", unit="video") as bar:
             for batch in decoded:
-                readable = [(video, frames) for video, frames in batch if not isinstance(frames, str)]
-                captions = _captions(loaded, processor, [frames for _, frames in readable], prompt, max_new_tokens)
-                rows = [{"video": v, "caption": text} for (v, _), text in zip(readable, captions, strict=True)]
-                errors = [{"video": video, "error": error} for video, error in batch if isinstance(error, str)]
-                for row in rows + [row for row in errors if known.get(row["video"]) != row]:
-                    lines.write(json.dumps(row, ensure_ascii=False) + "\n")
+                rows = _caption_batch(pipe, batch, prompt, max_new_tokens)
+                for row in rows:
+                    if known.get(row["video"]) != row:  # an error is noted once
+                        lines.write(json.dumps(row, ensure_ascii=False) + "\n")
                 lines.flush()
-                failed += len(errors)
+                failed += sum("error" in row for row in rows)
                 bar.update(len(batch))
                 bar.set_postfix(failed=failed)
     typer.echo(
@@ -94,24 +89,23 @@ class _DecodedVideos:
             return video, str(error)
 
 
-def _captions(model: Any, processor: Any, videos: list[Any], prompt: str, max_new_tokens: int) -> list[str]:
-    if not videos:
-        return []
-    chats = [
-        [{"role": "user", "content": [{"type": "video", "video": frames}, {"type": "text", "text": prompt}]}]
-        for frames in videos
-    ]
-    inputs = processor.apply_chat_template(
-        chats,
-        add_generation_prompt=True,
-        tokenize=True,
-        return_dict=True,
-        return_tensors="pt",
-        processor_kwargs={"do_sample_frames": False, "padding": True, "padding_side": "left"},
-    ).to(model.device, model.dtype)
-    output = model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)
-    answers = processor.batch_decode(output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
-    return [answer.strip() for answer in answers]
+def _caption_batch(pipe: Any, batch: list[tuple[str, Any]], prompt: str, max_new_tokens: int) -> list[dict[str, str]]:
+    """The lines for a batch of videos with their frames, or with what is wrong with them."""
+    rows = [{"video": video, "error": error} for video, error in batch if isinstance(error, str)]
+    readable = [(video, frames) for video, frames in batch if not isinstance(frames, str)]
+    if not readable:
+        return rows
+    answers = pipe(
+        [frames for _, frames in readable],
+        text=prompt,
+        batch_size=len(readable),
+        max_new_tokens=max_new_tokens,
+        generate_kwargs={"do_sample": False},
+        processor_kwargs={"do_sample_frames": False},
+    )
+    for (video, _), answer in zip(readable, answers, strict=True):
+        rows.append({"video": video, "caption": answer[0]["generated_text"].strip()})
+    return rows
 
 
 def _find_videos(paths: list[str]) -> Iterator[str]:

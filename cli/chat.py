@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from .options import Device, Dtype, MaxNewTokens, Model, NumFrames, load_model, sampled_frames
+from .options import Device, Dtype, MaxNewTokens, Model, NumFrames, load_pipeline, sampled_frames
 
 
 def chat(
@@ -21,35 +21,27 @@ def chat(
 
     from pllava.video_decoding_pllava import VideoDecodeError
 
-    loaded, processor = load_model(model, dtype, device)
+    pipe = load_pipeline(model, dtype, device)
     try:
-        frames = sampled_frames(processor, video, num_frames)
+        frames = sampled_frames(pipe.processor, video, num_frames)
     except VideoDecodeError as error:
         raise typer.BadParameter(str(error), param_hint="VIDEO") from error
-    streamer = TextStreamer(processor.tokenizer, skip_prompt=True, skip_special_tokens=True)
+    streamer = TextStreamer(pipe.tokenizer, skip_prompt=True, skip_special_tokens=True)
+    content = [{"type": "video", "video": frames}]
     messages = []
-
-    def ask(text: str) -> None:
-        media = [] if messages else [{"type": "video", "video": frames}]
-        messages.append({"role": "user", "content": [*media, {"type": "text", "text": text}]})
-        inputs = processor.apply_chat_template(
+    if question is None:
+        typer.echo(f"Ask about {video}; an empty line ends the conversation.")
+    while text := question or _read_line():
+        messages.append({"role": "user", "content": [*content, {"type": "text", "text": text}]})
+        answer = pipe(
             messages,
-            add_generation_prompt=True,
-            tokenize=True,
-            return_dict=True,
-            return_tensors="pt",
+            max_new_tokens=max_new_tokens,
+            generate_kwargs={"do_sample": False, "streamer": streamer},
             processor_kwargs={"do_sample_frames": False},
-        ).to(loaded.device, loaded.dtype)
-        output = loaded.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False, streamer=streamer)
-        answer = processor.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
-        messages.append({"role": "assistant", "content": [{"type": "text", "text": answer.strip()}]})
-
-    if question is not None:
-        ask(question)
-        return
-    typer.echo(f"Ask about {video}; an empty line ends the conversation.")
-    while text := _read_line():
-        ask(text)
+        )
+        if question is not None:
+            return
+        messages, content = answer[0]["generated_text"], []
 
 
 def _read_line() -> str:

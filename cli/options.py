@@ -6,9 +6,8 @@ import typer
 
 if TYPE_CHECKING:
     import numpy as np
-    from transformers import PreTrainedModel
 
-    from pllava import PllavaProcessor
+    from pllava import PllavaProcessor, VideoTextToTextPipeline
 
 Model = Annotated[
     str, typer.Option(help="Directory or Hub id of a PLLaVA; 'nano' is the small one that ships with the package.")
@@ -21,27 +20,25 @@ Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps; by def
 MaxNewTokens = Annotated[int, typer.Option(min=1, help="Length limit of an answer, in tokens.")]
 
 
-def load_model(model: str, dtype: str, device: str | None) -> tuple["PreTrainedModel", "PllavaProcessor"]:
-    """The model on its device, and its processor; what is wrong with the options is said without a traceback."""
+def load_pipeline(model: str, dtype: str, device: str | None) -> "VideoTextToTextPipeline":
+    """The model in its pipeline; what is wrong with the options is said without a traceback."""
     import torch
-    from transformers import AutoModelForImageTextToText, AutoProcessor
+    from transformers import AutoModelForImageTextToText, AutoProcessor, pipeline
     from transformers.utils import logging
 
     import pllava
 
     if dtype != "auto" and not isinstance(getattr(torch, dtype, None), torch.dtype):
-        raise typer.BadParameter(
-            f"{dtype!r} is not a dtype of torch; try float32, bfloat16 or float16", param_hint="--dtype"
-        )
-    device = device or (torch.accelerator.current_accelerator() or torch.device("cpu")).type
+        message = f"{dtype!r} is not a dtype of torch; try float32, bfloat16 or float16"
+        raise typer.BadParameter(message, param_hint="--dtype")
     logging.disable_progress_bar()
     try:
         path = pllava.model_path(model)
         processor = AutoProcessor.from_pretrained(path)
-        loaded = AutoModelForImageTextToText.from_pretrained(path, dtype=dtype).to(device).eval()
+        loaded = AutoModelForImageTextToText.from_pretrained(path, dtype=dtype)
     except (OSError, ValueError) as error:
         raise typer.BadParameter(str(error), param_hint="--model") from error
-    return loaded, processor
+    return pipeline("video-text-to-text", loaded, processor=processor, device=device)
 
 
 def sampled_frames(processor: "PllavaProcessor", video: str, num_frames: int | None) -> "np.ndarray":

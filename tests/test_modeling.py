@@ -290,6 +290,18 @@ def test_compiled_prefill_and_decoding_step(model: PllavaForConditionalGeneratio
         )
 
 
+@pytest.mark.slow  # Inductor compiles for a minute
+def test_generation_with_a_compiled_decoding_step(
+    model: PllavaForConditionalGeneration, processor: PllavaProcessor
+) -> None:
+    inputs = {"input_ids": text_with(processor, videos=1), "pixel_values_videos": pixels(1)}
+    options = {"max_new_tokens": 8, "do_sample": False, "pad_token_id": 0}
+    expected = model.generate(**inputs, **options)
+    compiled = copy.deepcopy(model)
+    compiled.forward = torch.compile(compiled.forward)
+    torch.testing.assert_close(compiled.generate(**inputs, **options, cache_implementation="static"), expected)
+
+
 # --- training --------------------------------------------------------------------------------------------------------
 
 

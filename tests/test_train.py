@@ -6,24 +6,15 @@ import pytest
 import torch
 from datasets import Dataset
 from peft import PeftModel
-from transformers import AutoModelForImageTextToText, AutoProcessor
+from transformers import AutoModelForImageTextToText
 from trl import SFTConfig
 
-from pllava import NANO
-from pllava.nano import world
 from pllava.train import VideoChatCollator, build_trainer, lora_config
 
 
-@pytest.fixture(scope="module")
-def clip(tmp_path_factory):
-    path = tmp_path_factory.mktemp("clips") / "clip.mp4"
-    world.write_clip(path, world.draw(world.clip(seed=9, index=0)[0]))
-    return str(path)
-
-
-@pytest.fixture(scope="module")
-def processor():
-    return AutoProcessor.from_pretrained(NANO)
+@pytest.fixture
+def clip(clips):
+    return str(clips[0])
 
 
 def conversation(*turns, media=()):
@@ -44,7 +35,7 @@ def test_labels_are_the_assistants_words_and_end_tokens(processor, clip):
     learned = [row[row != -100] for row in batch["labels"]]
     assert processor.tokenizer.decode(learned[0]) == "red circle</s>it leaves</s>"
     assert processor.tokenizer.decode(learned[1]) == "three</s>"
-    assert batch["pixel_values_videos"].shape == (1, 16, 3, 48, 48)
+    assert batch["pixel_values_videos"].shape == (1, 4, 3, 48, 48)
     assert (batch["input_ids"] == processor.video_token_id).sum() == processor.num_visual_tokens
     assert batch["labels"][batch["attention_mask"] == 0].eq(-100).all()
     assert batch["attention_mask"][1, -1] == 0  # padded on the right
@@ -63,21 +54,22 @@ def test_a_part_without_a_source_is_an_error(processor, clip):
         VideoChatCollator(processor)([example])
 
 
-def test_training_changes_the_adapter_and_the_projector_only(processor, clip, tmp_path):
-    model = AutoModelForImageTextToText.from_pretrained(NANO)
+def test_training_changes_the_adapter_and_the_projector_only(processor, checkpoint, clip, tmp_path):
+    model = AutoModelForImageTextToText.from_pretrained(checkpoint)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     rows = Dataset.from_list(
         [{"messages": conversation(("What is it?", "purple purple purple"), media=["video"]), "videos": [clip]}] * 4
     )
     args = SFTConfig(
         str(tmp_path / "out"),
-        max_steps=12,
+        max_steps=80,
         per_device_train_batch_size=2,
         learning_rate=1e-2,
         warmup_steps=0,
-        logging_steps=1,
+        logging_steps=5,
         report_to="none",
         use_cpu=True,
+        bf16=False,
     )
     trainer = build_trainer(model, processor, rows, args, peft_config=lora_config(r=8, lora_alpha=8))
     trainable = {name for name, parameter in trainer.model.named_parameters() if parameter.requires_grad}
@@ -85,11 +77,11 @@ def test_training_changes_the_adapter_and_the_projector_only(processor, clip, tm
     assert any("multi_modal_projector" in name for name in trainable)
     trainer.train()
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-    assert float(losses[-1]) < 0.3 * float(losses[0]), losses
+    assert float(losses[-1]) < 0.5 * float(losses[0]), losses
 
     trainer.save_model()
     assert json.loads((tmp_path / "out" / "adapter_config.json").read_text())["modules_to_save"]
-    base = AutoModelForImageTextToText.from_pretrained(NANO)
+    base = AutoModelForImageTextToText.from_pretrained(checkpoint)
     loaded = PeftModel.from_pretrained(base, tmp_path / "out").merge_and_unload().eval()
     after = loaded.state_dict()
     changed = {name for name in before if not torch.equal(before[name], after[name])}

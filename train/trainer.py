@@ -15,8 +15,7 @@ def lora_config(
     r: int = 128, lora_alpha: int = 32, lora_dropout: float = 0.05, targets: str = "q_proj|v_proj"
 ) -> LoraConfig:
     """
-    The paper's adapter (section 4.1): LoRA on the query and value projections of the text model, and the projector in
-    full.
+    The paper's adapter: LoRA on the query and value projections of the text model, and the projector in full.
 
     Args:
         targets (`str`): The text model's linear layers to adapt, as alternatives of a regular expression.

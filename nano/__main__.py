@@ -1,0 +1,63 @@
+"""`python -m pllava.nano render | train | evaluate | demo`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False, pretty_exceptions_show_locals=False)
+
+Seed = Annotated[int, typer.Option(help="The same seed gives the same clips and questions.")]
+TRAIN_SEED, HELD_OUT_SEED = 0, 1
+
+
+@app.command()
+def render(
+    directory: Annotated[Path, typer.Argument(help="Gets clips/*.mp4 and questions.jsonl.")],
+    clips: Annotated[int, typer.Option(min=1, help="How many clips.")] = 100,
+    seed: Seed = HELD_OUT_SEED,
+) -> None:
+    """Render clips of the synthetic world, and what can be asked about them."""
+    from .data import render
+
+    typer.echo(f"Wrote {render(directory, clips, seed)}")
+
+
+@app.command()
+def train(
+    output: Annotated[Path, typer.Option(help="Where the merged checkpoint goes.")] = Path("nano/checkpoint"),
+    work: Annotated[Path, typer.Option(help="For the training clips and what is between the stages.")] = Path(
+        "nano-training"
+    ),
+    clips: Annotated[int, typer.Option(min=1, help="Training clips to render, unless WORK has them.")] = 20_000,
+    image_steps: Annotated[int, typer.Option(min=1, help="Steps of 64 images, stage 1.")] = 1500,
+    video_steps: Annotated[int, typer.Option(min=1, help="Steps of 16 videos, stage 2.")] = 3000,
+    seed: Seed = TRAIN_SEED,
+) -> None:
+    """Train the checkpoint that ships with the project, from nothing."""
+    from .train import train
+
+    train(output, work, clips, image_steps, video_steps, seed)
+
+
+@app.command()
+def evaluate(
+    model: Annotated[str, typer.Option(help="The checkpoint to evaluate; its card is rewritten.")] = "nano",
+    clips: Annotated[int, typer.Option(min=1, help="Held-out clips.")] = 1000,
+    seed: Seed = HELD_OUT_SEED,
+) -> None:
+    """Measure the accuracy on held-out clips, with and without the video, and write it into the checkpoint's card."""
+    from .evaluate import evaluate
+
+    evaluate(model, clips, seed)
+
+
+@app.command()
+def demo(seed: Seed = 7) -> None:
+    """Caption a clip that the training never saw, and ask everything that can be asked about it."""
+    from .demo import demo
+
+    demo(seed)
+
+
+app()

@@ -1,0 +1,131 @@
+"""The synthetic world and its files."""
+
+import json
+import random
+import re
+from collections import Counter, defaultdict
+
+import av
+import numpy as np
+import pytest
+
+from pllava.nano import world
+from pllava.nano.data import render, video_conversations
+from pllava.nano.evaluate import OPTIONS
+
+CLIPS = 600
+
+
+@pytest.fixture(scope="module")
+def scenes():
+    return [world.clip(seed=3, index=index) for index in range(CLIPS)]
+
+
+@pytest.fixture(scope="module")
+def rendered(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("world")
+    render(directory, clips=48, seed=1)
+    return directory
+
+
+def named(scene, text):
+    return [actor for actor in scene.actors if actor.name in text]
+
+
+def displacement(actor, scene):
+    along = [point[0 if scene.horizontal else 1] for point in actor.path]
+    return along[-1] - along[0]
+
+
+def test_answers_follow_from_the_paths(scenes):
+    """Every time-dependent answer, derived anew from where the shapes are in the frames."""
+    checked = Counter()
+    for scene, asked in scenes:
+        for row in asked:
+            kind, answer = row["type"], row["answer"]
+            actors = named(scene, row["question"])
+            if kind == "direction":
+                forward = displacement(actors[0], scene) > 0
+                assert answer == (("left", "right") if scene.horizontal else ("up", "down"))[forward]
+            elif kind == "bounces":
+                along = np.diff([point[0 if scene.horizontal else 1] for point in actors[0].path])
+                turns = int((np.diff(np.sign(along[np.abs(along) > 1e-6])) != 0).sum())
+                assert world.NUMBERS[turns - 1] == answer
+            elif kind == "order":
+                first = min(actors, key=lambda actor: next(i for i, point in enumerate(actor.path) if point))
+                assert answer == f"the {first.name}"
+            elif kind == "change" and len(actors) == 2:
+                shown_at_the_end = next(actor for actor in actors if actor.path[-1])
+                gone = next(actor for actor in actors if not actor.path[-1])
+                assert answer == f"the {(shown_at_the_end if 'appears' in row['question'] else gone).name}"
+            elif kind == "speed":
+                steps = np.abs(np.diff([point[0 if scene.horizontal else 1] for point in actors[0].path]))
+                assert answer == ("it speeds up" if steps[-1] > steps[0] else "it slows down")
+            elif kind == "count":
+                assert answer == world.NUMBERS[len(scene.actors) - 1]
+            else:
+                continue
+            checked[kind] += 1
+    assert set(checked) == {"direction", "bounces", "order", "change", "speed", "count"}
+    assert min(checked.values()) > 20
+
+
+def test_a_third_of_the_clips_have_two_moving_shapes(scenes):
+    assert sum(len(scene.acting(*world.MOTIONS)) >= 2 for scene, _ in scenes) > CLIPS / 3
+
+
+def test_answers_are_balanced(scenes):
+    """Who does not see the clip can only guess: no answer is much more frequent than the others."""
+    answers = defaultdict(Counter)
+    for _, asked in scenes:
+        for row in asked:
+            if row["type"] in OPTIONS:
+                # "Which shows first, the red circle or ...": what counts is whether the first or the second named is
+                # right
+                options = re.findall(r"the \w+ \w+", row["question"]) if row["answer"].startswith("the ") else []
+                answers[row["type"]][options.index(row["answer"]) if options else row["answer"]] += 1
+    for kind, counts in answers.items():
+        assert counts.most_common(1)[0][1] / sum(counts.values()) < 1 / OPTIONS[kind] + 0.1, (kind, counts)
+
+
+def test_shapes_do_not_overlap(scenes):
+    for scene, _ in scenes[:100]:
+        across = sorted(next(p for p in actor.path if p)[1 if scene.horizontal else 0] for actor in scene.actors)
+        assert all(b - a > 2 * world.RADIUS for a, b in zip(across, across[1:], strict=False))
+
+
+def test_render_writes_h264_and_questions(rendered, tmp_path):
+    rows = [json.loads(line) for line in (rendered / "questions.jsonl").read_text().splitlines()]
+    assert all(set(row) == {"video", "type", "question", "answer"} for row in rows)
+    assert len({row["video"] for row in rows}) == 48 == len(list((rendered / "clips").glob("*.mp4")))
+    assert {row["type"] for row in rows} == {*world.TYPES, "caption"}
+    with av.open(str(rendered / rows[0]["video"])) as container:
+        stream = container.streams.video[0]
+        assert stream.codec_context.name == "h264"
+        assert sum(1 for _ in container.decode(stream)) == world.NUM_FRAMES
+    render(tmp_path, clips=48, seed=1)
+    assert (tmp_path / "questions.jsonl").read_bytes() == (rendered / "questions.jsonl").read_bytes()
+    assert (tmp_path / rows[0]["video"]).read_bytes() == (rendered / rows[0]["video"]).read_bytes()
+
+
+def test_the_picture_shows_the_scene():
+    scene, _ = world.clip(seed=3, index=0)
+    frames = world.draw(scene)
+    assert frames.shape == (world.NUM_FRAMES, world.SIZE, world.SIZE, 3) and frames.dtype == np.uint8
+    for actor in scene.actors:
+        for frame, point in zip(frames, actor.path, strict=True):
+            if point:
+                assert tuple(frame[round(point[1]), round(point[0])]) == world.COLOURS[actor.colour]
+
+
+def test_conversations_choose_anew_each_time(rendered):
+    rows = list(video_conversations(rendered, seed=0).take(96))
+    by_clip = defaultdict(list)
+    for row in rows:
+        by_clip[row["videos"][0]].append(json.dumps(row["messages"]))
+    assert len(by_clip) == 48 and all(len(seen) == 2 for seen in by_clip.values())
+    assert sum(first != second for first, second in by_clip.values()) > 30
+
+
+def test_sample_scene_is_a_function_of_the_seed():
+    assert world.sample_scene(random.Random(5)) == world.sample_scene(random.Random(5))
