@@ -15,9 +15,8 @@ from tqdm import tqdm
 
 from . import world
 
-TURNS = (
-    5  # questions of one conversation: the video is the costly part, and each turn behind it is learned from as well
-)
+# Questions of one conversation: the video is the costly part, and each turn behind it is learned from as well.
+TURNS = 5
 
 
 def render(directory: Path, clips: int, seed: int) -> Path:

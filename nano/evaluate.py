@@ -26,12 +26,12 @@ MAX_NEW_TOKENS = 64
 OPTIONS = {
     "direction": 2,
     "order": 2,
-    "bounces": 3,
+    "bounces": len(world.NUMBERS),
     "change": 2,
     "speed": 2,
     "colour": len(world.COLOURS),
     "shape": len(world.SHAPES),
-    "count": 3,
+    "count": len(world.NUMBERS),
     "position": len(world.ROWS) * len(world.COLUMNS),
 }
 Row = dict[str, Any]
@@ -86,9 +86,9 @@ def frames_of(video: str, processor: Any) -> np.ndarray:
 
 
 def shuffled(video: str, processor: Any) -> np.ndarray:
-    """The clip's frames in a random order: the same for each question about it."""
+    """The clip's frames in a random order, by the clip's number: the same for each question, and in each run."""
     frames = frames_of(video, processor)
-    return frames[np.random.default_rng(len(frames) + sum(video.encode())).permutation(len(frames))]
+    return frames[np.random.default_rng(int(Path(video).stem)).permutation(len(frames))]
 
 
 @torch.inference_mode()
