@@ -21,8 +21,9 @@ import threading
 import warnings
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import chain, takewhile
 from typing import BinaryIO
 from urllib.parse import unquote, urlparse
@@ -300,8 +301,6 @@ class _Wanted:
 
     def take(self, rank: int, frame: VideoFrame, reformatter: VideoReformatter) -> None:
         """`reformatter` is the thread's own: one for all of its frames saves setting one up for each."""
-        if rank not in self.rows:
-            return
         image = _as_displayed(reformatter.reformat(frame, format="rgb24").to_ndarray(), frame)
         with self.lock:
             if not self.taken and image.shape != self.frames.shape[1:]:
@@ -351,17 +350,40 @@ def _decode_groups(source: _Source, stream: VideoStream, index: _Index, sampler:
         raise _IndexMismatch
     wanted = _Wanted(source, stream, index, len(index.pts), sampler)
     groups = _plan_groups(index, sorted(wanted.rows))
+    if len(groups) == 1:
+        _decode_single_group(stream, index, groups[0], wanted)
+    else:
+        _share_groups(source, stream, index, groups, wanted)
+    if len(wanted.taken) != len(wanted.rows):
+        raise _IndexMismatch
+    return wanted.frames, wanted.metadata
+
+
+def _decode_single_group(stream: VideoStream, index: _Index, group: _Group, wanted: _Wanted) -> None:
+    """One group cannot be shared out, so the second thread converts the pictures that the first one decodes."""
+    # Threads for slices cost nothing where a picture is one slice; threads for frames hold up each other where the
+    # pictures that refer to nothing but are not wanted, which they could work on meanwhile, are skipped.
+    stream.codec_context.thread_type = "SLICE" if _can_skip(stream) else "AUTO"
+    convert = partial(wanted.take, reformatter=VideoReformatter())
+    with ThreadPoolExecutor(1) as pool:
+        jobs: list[Future] = []
+        _decode_group(stream, index, group, wanted, lambda *picture: jobs.append(pool.submit(convert, *picture)))
+    for job in jobs:
+        job.result()
+
+
+def _share_groups(source: _Source, stream: VideoStream, index: _Index, groups: list[_Group], wanted: _Wanted) -> None:
+    """Threads decode one group after the other, and convert what they decode."""
     groups.sort(key=lambda group: len(index.places(group)), reverse=True)  # so that threads end at about the same time
     packets = sum(len(index.places(group)) for group in groups)
     threads = min(MAX_THREADS, os.cpu_count() or 1, len(groups), 1 + packets // PACKETS_PER_THREAD)
     remaining = iter(groups)  # advancing a list's iterator is atomic: threads can share it
 
     def work(stream: VideoStream) -> None:
-        # Groups share out better than frames do; a single group leaves only frames to share, and ffmpeg does that.
-        stream.codec_context.thread_type = "AUTO" if len(groups) == 1 else "NONE"
-        reformatter = VideoReformatter()
+        stream.codec_context.thread_type = "NONE"  # groups share out better than what is within them
+        take = partial(wanted.take, reformatter=VideoReformatter())
         for group in remaining:
-            _decode_group(stream, index, group, wanted, reformatter)
+            _decode_group(stream, index, group, wanted, take)
 
     def help_out() -> None:
         with source.open() as container:
@@ -372,9 +394,6 @@ def _decode_groups(source: _Source, stream: VideoStream, index: _Index, sampler:
         work(stream)
     for helper in helpers:
         helper.result()
-    if len(wanted.taken) != len(wanted.rows):
-        raise _IndexMismatch
-    return wanted.frames, wanted.metadata
 
 
 def _can_skip(stream: VideoStream) -> bool:
@@ -388,8 +407,9 @@ def _can_skip(stream: VideoStream) -> bool:
 
 
 def _decode_group(
-    stream: VideoStream, index: _Index, group: _Group, wanted: _Wanted, reformatter: VideoReformatter
+    stream: VideoStream, index: _Index, group: _Group, wanted: _Wanted, take: Callable[[int, VideoFrame], None]
 ) -> None:
+    """Calls `take` with the rank and the picture of each frame that is wanted of a group."""
     skipping = _can_skip(stream)
     start = index.rank[index.keyframes[group[0]]]
     expected = iter(sorted(index.rank[index.pts[place]] for place in index.places(group)))
@@ -401,8 +421,8 @@ def _decode_group(
             skipped = skipping and absent not in wanted.rows
             if absent == start or absent > start and not skipped:
                 raise _IndexMismatch
-        if rank >= start:  # others refer to frames before the keyframe, which were not decoded
-            wanted.take(rank, frame, reformatter)
+        if rank >= start and rank in wanted.rows:  # others may refer to frames before the keyframe: not decoded
+            take(rank, frame)
 
 
 def _frames_of_group(stream: VideoStream, index: _Index, group: _Group, skipping: bool) -> Iterator[VideoFrame]:
@@ -435,7 +455,8 @@ def _decode_everything(source: _Source, index: _Index, sampler: Sampler) -> Resu
             wanted, reformatter = _Wanted(source, stream, index, count, sampler), VideoReformatter()
             decoded = 0
             for decoded, frame in enumerate(chain([first], frames), start=1):
-                wanted.take(decoded - 1, frame, reformatter)
+                if decoded - 1 in wanted.rows:
+                    wanted.take(decoded - 1, frame, reformatter)
         if decoded == count:
             return wanted.frames, wanted.metadata
         count = decoded

@@ -49,6 +49,7 @@ VP9 = {"deadline": "realtime", "cpu-used": "6", "b": "1000000", "g": "128"}
 CLIPS = {
     "h264 1080p 120 s, keyframe every 250": (120, 1080, 1920, "mp4", "libx264", {**X264, "g": "250"}),
     "h264 360p 10 s, one group": (10, 360, 640, "mp4", "libx264", {**X264, "g": "600"}),
+    "h264 360p 10 s, one group, two slices": (10, 360, 640, "mp4", "libx264", {**X264, "g": "600", "slices": "2"}),
     "h264 360p 10 s, three groups": (10, 360, 640, "mp4", "libx264", {**X264, "g": "100"}),
     "h264 360p 10 s, keyframe every 30": (10, 360, 640, "mp4", "libx264", {**X264, "g": "30"}),
     "h265 360p 10 s, three groups": (10, 360, 640, "mp4", "libx265", {"preset": "veryfast", "g": "100"}),
@@ -67,6 +68,7 @@ def make_clip(cache: Path, name: str) -> Path:
     with av.open(str(unfinished), "w") as container:
         stream = container.add_stream(codec, rate=FPS, options=options)
         stream.height, stream.width, stream.pix_fmt = height, width, "yuv420p"
+        stream.codec_context.thread_type = "FRAME"  # as the ffmpeg command; PyAV's default cuts pictures into slices
         for image in scene(seconds, height, width):
             container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
         container.mux(stream.encode(None))
