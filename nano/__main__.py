@@ -29,9 +29,9 @@ def train(
     work: Annotated[Path, typer.Option(help="For the training clips and what is between the stages.")] = Path(
         "nano-training"
     ),
-    clips: Annotated[int, typer.Option(min=1, help="Training clips to render, unless WORK has them.")] = 20_000,
+    clips: Annotated[int, typer.Option(min=1, help="Training clips to render, unless WORK has them.")] = 12_000,
     image_steps: Annotated[int, typer.Option(min=1, help="Steps of 64 images, stage 1.")] = 1500,
-    video_steps: Annotated[int, typer.Option(min=1, help="Steps of 16 videos, stage 2.")] = 3000,
+    video_steps: Annotated[int, typer.Option(min=1, help="Steps of 16 videos, stage 2.")] = 6500,
     seed: Seed = TRAIN_SEED,
 ) -> None:
     """Train the checkpoint that ships with the project, from nothing."""
@@ -53,7 +53,7 @@ def evaluate(
 
 
 @app.command()
-def demo(seed: Seed = 7) -> None:
+def demo(seed: Seed = 10) -> None:
     """Caption a clip that the training never saw, and ask everything that can be asked about it."""
     from .demo import demo
 

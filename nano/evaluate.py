@@ -39,8 +39,8 @@ Row = dict[str, Any]
 
 def evaluate(model_name: str, clips: int, seed: int) -> None:
     """
-    Asks every question about `clips` held-out clips and writes `evaluation.json` and the card into the checkpoint's
-    folder.
+    Asks one question of each type about each of `clips` held-out clips, and writes `evaluation.json` and the card into
+    the checkpoint's folder.
 
     The same questions are asked through `generate` in batches of 16 and one by one, and through the
     "video-text-to-text" pipeline; then without a video, and with the frames in a random order.
@@ -50,7 +50,7 @@ def evaluate(model_name: str, clips: int, seed: int) -> None:
     processor = AutoProcessor.from_pretrained(path)
     with TemporaryDirectory() as directory:
         render(Path(directory), clips, seed)
-        rows = read_questions(Path(directory))
+        rows = one_of_each_type(read_questions(Path(directory)))
         ways: dict[str, Callable[[], Iterator[str]]] = {
             "generate, batches of 16": lambda: generate(model, processor, rows, 16),
             "generate, one by one": lambda: generate(model, processor, rows, 1),
@@ -78,6 +78,14 @@ def evaluate(model_name: str, clips: int, seed: int) -> None:
     (path / "evaluation.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
     write_card(path, results)
     print(json.dumps(results, indent=2))
+
+
+def one_of_each_type(rows: list[Row]) -> list[Row]:
+    """The first of each clip's questions of a type, which are in a random order: a clip counts once for each type."""
+    first: dict[tuple[str, str], Row] = {}
+    for row in rows:
+        first.setdefault((row["video"], row["type"]), row)
+    return list(first.values())
 
 
 def frames_of(video: str, processor: Any) -> np.ndarray:

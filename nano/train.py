@@ -13,7 +13,13 @@ import shutil
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForImageTextToText, CLIPImageProcessor, CLIPVisionConfig, LlamaConfig
+from transformers import (
+    AutoModelForImageTextToText,
+    CLIPImageProcessor,
+    CLIPVisionConfig,
+    LlamaConfig,
+    PreTrainedModel,
+)
 from trl import SFTConfig
 
 from ..configuration_pllava import PllavaConfig
@@ -25,7 +31,7 @@ from .data import image_conversations, read_questions, render, video_conversatio
 from .tokenizer import train_tokenizer
 
 IMAGE_SIZE, PATCH_SIZE, WIDTH, LAYERS, HEADS = 48, 8, 128, 4, 4
-NUM_FRAMES, POOLING_SHAPE, IMAGE_POOLING_SHAPE = 16, (16, 3, 3), (1, 3, 3)
+NUM_FRAMES, POOLING_SHAPE = 16, (16, 3, 3)
 INITIALIZER_RANGE = 0.06  # the usual 0.02 suits wider models: at this width it takes twice the steps
 
 
@@ -39,52 +45,70 @@ def train(output: Path, work: Path, clips: int, image_steps: int, video_steps: i
         video_steps: Steps of stage 2, 16 videos each.
     """
     if not (work / "data" / "questions.jsonl").exists():
-        render(work / "data", clips, seed)
+        render(work / "data", clips, seed, traces=True)
     processor = build_processor(work / "data", seed)
     image_stage = work / "image-stage"
-    if not (image_stage / "train_results.json").exists():
+    if not (image_stage / "seconds.json").exists():
         train_images(image_stage, processor, image_steps, seed)
-    processor.pooling_shape = list(POOLING_SHAPE)
     trained = work / "checkpoint"
-    video_seconds = train_videos(trained, work, processor, video_steps, seed)
-    image_seconds = json.loads((image_stage / "train_results.json").read_text(encoding="utf-8"))["train_runtime"]
+    train_videos(image_stage, trained, processor, work / "data", video_steps, seed)
+    image_seconds, video_seconds = (
+        json.loads((stage / "seconds.json").read_text(encoding="utf-8")) for stage in (image_stage, trained)
+    )
     facts = {"clips": clips, "image_steps": image_steps, "video_steps": video_steps, "seed": seed}
     facts |= {"image_minutes": round(image_seconds / 60), "video_minutes": round(video_seconds / 60)}
     facts |= {"cores": os.cpu_count()}
     (trained / "training.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
     output.mkdir(parents=True, exist_ok=True)
     for file in trained.iterdir():
-        if not (output / file.name).is_symlink():  # the code files of the checkpoint in the repository are links
+        # The code files of the checkpoint in the repository are links
+        if file.is_file() and file.name != "seconds.json" and not (output / file.name).is_symlink():
             shutil.copyfile(file, output / file.name)
 
 
 def train_images(image_stage: Path, processor: PllavaProcessor, steps: int, seed: int) -> None:
-    """Stage 1: an image LLaVA from random weights, all of it trained."""
+    """
+    Stage 1: an image LLaVA from random weights, all of it trained. In the first half of the steps each patch is a
+    token, which teaches shapes soonest. In the second half an image is what it is to a PLLaVA, a still video: where
+    something is must now be told by what a pooled token holds, for its place in the text says little.
+    """
     torch.manual_seed(seed)
+    patches = IMAGE_SIZE // PATCH_SIZE
+    processor.pooling_shape = [1, patches, patches]
     model = AutoModelForImageTextToText.from_config(build_config(processor), attn_implementation=ATTENTION)
-    args = training_args(image_stage, steps, batch_size=64, learning_rate=1.5e-3, seed=seed)
-    trainer = build_trainer(model, processor, image_conversations(seed), args)
-    metrics = trainer.train().metrics
-    model.save_pretrained(image_stage)
-    trainer.save_metrics("train", metrics)
+    seconds = _train_images(model, processor, image_stage, steps // 2, 1.5e-3, seed)
+    processor.pooling_shape = list(POOLING_SHAPE)
+    model = load(image_stage)
+    seconds += _train_images(model, processor, image_stage, steps - steps // 2, 1e-3, seed + 1)
+    (image_stage / "seconds.json").write_text(json.dumps(seconds), encoding="utf-8")
 
 
-def train_videos(output: Path, work: Path, processor: PllavaProcessor, steps: int, seed: int) -> float:
-    """Stage 2: the same weights read 16 frames; adapter and projector are trained. Returns the seconds it took."""
-    model = AutoModelForImageTextToText.from_pretrained(
-        work / "image-stage",
-        num_frames=NUM_FRAMES,
-        pooling_shape=list(POOLING_SHAPE),
-        attn_implementation=ATTENTION,
+def _train_images(
+    model: PreTrainedModel, processor: PllavaProcessor, output: Path, steps: int, learning_rate: float, seed: int
+) -> float:
+    args = training_args(output, steps, batch_size=64, learning_rate=learning_rate, seed=seed)
+    metrics = build_trainer(model, processor, image_conversations(seed), args).train().metrics
+    model.save_pretrained(output)
+    return metrics["train_runtime"]
+
+
+def load(checkpoint: Path) -> PreTrainedModel:
+    """The model in `checkpoint`, as one that reads videos."""
+    return AutoModelForImageTextToText.from_pretrained(
+        checkpoint, num_frames=NUM_FRAMES, pooling_shape=list(POOLING_SHAPE), attn_implementation=ATTENTION
     )
+
+
+def train_videos(start: Path, output: Path, processor: PllavaProcessor, data: Path, steps: int, seed: int) -> None:
+    """Stage 2: the weights in `start` read 16 frames; adapter and projector are trained, merged, saved to `output`."""
     adapter = lora_config(r=64, lora_alpha=64, lora_dropout=0.0, targets=r"\w+_proj")
-    args = training_args(work / "video-stage", steps, batch_size=16, learning_rate=2e-3, seed=seed)
-    trainer = build_trainer(model, processor, video_conversations(work / "data", seed), args, adapter)
+    args = training_args(output, steps, batch_size=16, learning_rate=1.5e-3, seed=seed)
+    trainer = build_trainer(load(start), processor, video_conversations(data, seed), args, adapter)
     metrics = trainer.train().metrics
     merged = trainer.model.merge_and_unload()
     merged.save_pretrained(output)
     processor.save_pretrained(output)
-    return metrics["train_runtime"]
+    (output / "seconds.json").write_text(json.dumps(metrics["train_runtime"]), encoding="utf-8")
 
 
 # For sequences this short, plain matrix products in bfloat16 beat the fused attention kernel of the CPU.
@@ -92,7 +116,7 @@ ATTENTION = "eager"
 
 
 def build_processor(data: Path, seed: int) -> PllavaProcessor:
-    """The processor of stage 1, in which an image is one frame."""
+    """The processor, its tokenizer trained on what is said about the clips and about single frames."""
     texts = [f"USER: {row['question']} ASSISTANT: {row['answer']}" for row in read_questions(data)[:20000]]
     rng = random.Random(seed)
     for _ in range(2000):
@@ -103,15 +127,12 @@ def build_processor(data: Path, seed: int) -> PllavaProcessor:
         CLIPImageProcessor(size=size, do_center_crop=False),
         train_tokenizer(texts),
         PllavaVideoProcessor(size=size, do_center_crop=False, num_frames=NUM_FRAMES),
-        pooling_shape=IMAGE_POOLING_SHAPE,
+        pooling_shape=POOLING_SHAPE,
     )
 
 
 def build_config(processor: PllavaProcessor) -> PllavaConfig:
-    """
-    An image LLaVA whose tokens are pooled as each frame of stage 2 will be. Where something is must then be told by
-    what a token holds; the place of a token in the text, which stage 2 changes, is no help.
-    """
+    """A model of random weights that reads one frame, with the processor's pooling."""
     tokenizer = processor.tokenizer
     return PllavaConfig(
         vision_config=CLIPVisionConfig(
@@ -139,7 +160,7 @@ def build_config(processor: PllavaProcessor) -> PllavaConfig:
         image_token_index=processor.image_token_id,
         video_token_index=processor.video_token_id,
         num_frames=1,
-        pooling_shape=IMAGE_POOLING_SHAPE,
+        pooling_shape=processor.pooling_shape,
     )
 
 

@@ -33,7 +33,7 @@ COLOURS = {
     "purple": (185, 60, 210),
     "white": (240, 240, 240),
 }
-SHAPES = ("circle", "square", "triangle", "cross")
+SHAPES = ("ring", "square", "triangle", "cross")
 ROWS, COLUMNS = ("top", "middle", "bottom"), ("left", "centre", "right")
 NUMBERS = ("one", "two", "three")
 MOTIONS = ("move", "speed", "bounce")
@@ -44,7 +44,7 @@ ORDERED_TYPES = ("direction", "order", "bounces", "change", "speed")
 UNORDERED_TYPES = ("colour", "shape", "count", "position")
 TYPES = ORDERED_TYPES + UNORDERED_TYPES
 CAPTION_QUESTION, IMAGE_CAPTION_QUESTION = "Describe the video.", "Describe the image."
-GRID = 8  # columns and rows of the grid on which an image's question asks for an exact place
+GRID = 8  # columns and rows of the grid on which exact places are told, where a model is to learn to see them
 
 
 @dataclass
@@ -78,7 +78,7 @@ class Scene:
 def sample_scene(rng: random.Random) -> Scene:
     """Draws one scene. More than a third of all scenes have two shapes or three that move."""
     count = rng.choice((1, 2, 3))
-    pairs = ([], [], [], [], [], ["flash", "flash"], ["appear", "leave"])
+    pairs = ([], [], [], ["flash", "flash"], ["appear", "leave"])
     actions = rng.choice(pairs) if count > 1 else []
     singles = ("still", "appear", "leave") + 8 * MOTIONS
     actions = actions + [rng.choice(singles) for _ in range(count - len(actions))]
@@ -122,7 +122,7 @@ def _move(rng: random.Random, starts: list[int]) -> _Along:
 
 
 def _speed(rng: random.Random, starts: list[int]) -> _Along:
-    faster, power = rng.random() < 0.5, rng.uniform(2.2, 3.0)
+    faster, power = rng.random() < 0.5, rng.uniform(2.5, 3.5)
     along, forward = _travel(rng, _TIMES**power if faster else 1 - (1 - _TIMES) ** power)
     return along, "speeds up" if faster else "slows down", forward
 
@@ -132,9 +132,9 @@ def _bounce(rng: random.Random, starts: list[int]) -> _Along:
     # about it.
     bounces, width = rng.choice((1, 2, 3)), _FAR - _NEAR
     first, last = (
-        rng.uniform(0.3, 0.95),
-        rng.uniform(0.3, 0.95),
-    )  # shares of the width before the first bounce, behind the last
+        rng.uniform(0.35, 0.75),
+        rng.uniform(0.35, 0.75),
+    )  # of the width, before the first and behind the last
     distance = (first + bounces - 1 + last) * width
     forward = rng.random() < 0.5
     unfolded = (1 - first) * width + distance * _TIMES  # a straight line; folded at the walls it becomes the path
@@ -182,46 +182,58 @@ _ACTIONS: dict[str, Callable[[random.Random, list[int]], _Along]] = {
 
 
 def questions(scene: Scene, rng: random.Random) -> list[dict[str, str]]:
-    """One question of every type that the scene allows: `{"type", "question", "answer"}`, in a random order."""
+    """
+    What can be asked about a scene, in a random order: `{"type", "question", "answer"}`. What a shape does is asked of
+    every shape, the rest once.
+    """
     asked = []
 
     def ask(kind: str, question: str, answer: str) -> None:
         asked.append({"type": kind, "question": question, "answer": answer})
 
-    if movers := scene.acting("move", "speed"):
-        actor = rng.choice(movers)
-        either = "left or right" if scene.horizontal else "up or down"
+    either = "left or right" if scene.horizontal else "up or down"
+    for actor in scene.acting("move", "speed"):
         ask("direction", f"Does the {actor.name} move {either}?", actor.heading)
+    for actor in scene.acting("speed"):
+        ask("speed", f"Does the {actor.name} speed up or slow down?", f"it {actor.answer}")
+    for actor in scene.acting("bounce"):
+        ask("bounces", f"How many times does the {actor.name} bounce?", actor.answer)
     if flashes := scene.acting("flash"):
         first, second = sorted(flashes, key=lambda actor: int(actor.answer))
         one, other = rng.sample((first, second), 2)
         ask("order", f"Which shows first, the {one.name} or the {other.name}?", f"the {first.name}")
-    if bouncers := scene.acting("bounce"):
-        actor = rng.choice(bouncers)
-        ask("bounces", f"How many times does the {actor.name} bounce?", actor.answer)
-    appearing, leaving = scene.acting("appear"), scene.acting("leave")
-    if appearing and leaving:
-        one, other = rng.sample((rng.choice(appearing), rng.choice(leaving)), 2)
+    changing = scene.acting("appear", "leave")
+    if {actor.action for actor in changing} == {"appear", "leave"}:
+        one, other = rng.sample((rng.choice(scene.acting("appear")), rng.choice(scene.acting("leave"))), 2)
         verb = rng.choice(("appears", "leaves"))
         right = one if one.answer == verb else other
         ask("change", f"What {verb}, the {one.name} or the {other.name}?", f"the {right.name}")
-    elif appearing or leaving:
-        actor = rng.choice(appearing + leaving)
-        ask("change", f"Does the {actor.name} appear or leave?", f"it {actor.answer}")
-    if runners := scene.acting("speed"):
-        actor = rng.choice(runners)
-        ask("speed", f"Does the {actor.name} speed up or slow down?", f"it {actor.answer}")
+    else:
+        for actor in changing:
+            ask("change", f"Does the {actor.name} appear or leave?", f"it {actor.answer}")
 
     actor = rng.choice(scene.actors)
     ask("colour", f"What colour is the {actor.shape}?", actor.colour)
     actor = rng.choice(scene.actors)
     ask("shape", f"What shape is {actor.colour}?", actor.shape)
     ask("count", "How many shapes are there in all?", NUMBERS[len(scene.actors) - 1])
-    if standing := scene.acting("still", "appear", "leave", "flash"):
-        actor = rng.choice(standing)
+    for actor in scene.acting("still", "appear", "leave", "flash"):
         ask("position", f"Where is the {actor.name}?", _place(*next(point for point in actor.path if point)))
     rng.shuffle(asked)
     return asked
+
+
+def traces(scene: Scene) -> list[dict[str, str]]:
+    """
+    For learning only: where along its lane each shape is at eight moments, on a grid of `GRID` cells. Who can tell
+    has what the other questions need, and one answer teaches as much about time as a dozen of theirs.
+    """
+    rows = []
+    for actor in scene.actors:
+        points = [actor.path[frame] for frame in range(2, NUM_FRAMES, NUM_FRAMES // 8)]
+        cells = [str(int(GRID * p[0 if scene.horizontal else 1] / SIZE) + 1) if p else "none" for p in points]
+        rows.append({"type": "trace", "question": f"Trace the {actor.name}.", "answer": " ".join(cells)})
+    return rows
 
 
 def image_questions(scene: Scene, frame: int, rng: random.Random) -> list[dict[str, str]]:
@@ -299,8 +311,8 @@ def draw_frame(scene: Scene, frame: int) -> np.ndarray:
 
 def _draw_shape(canvas: ImageDraw.ImageDraw, actor: Actor, x: float, y: float) -> None:
     fill, r, arm = COLOURS[actor.colour], RADIUS, RADIUS / 3
-    if actor.shape == "circle":
-        canvas.ellipse((x - r, y - r, x + r, y + r), fill=fill)
+    if actor.shape == "ring":
+        canvas.ellipse((x - r, y - r, x + r, y + r), outline=fill, width=6)
     elif actor.shape == "square":
         canvas.rectangle((x - r + 1, y - r + 1, x + r - 1, y + r - 1), fill=fill)
     elif actor.shape == "triangle":

@@ -1,17 +1,20 @@
-"""The synthetic world and its files."""
+"""The synthetic world, its files, and the checkpoint that was trained on it."""
 
 import json
 import random
 import re
 from collections import Counter, defaultdict
+from pathlib import Path
 
 import av
 import numpy as np
 import pytest
+from transformers import AutoModelForImageTextToText, AutoProcessor
 
+from pllava import NANO
 from pllava.nano import world
-from pllava.nano.data import render, video_conversations
-from pllava.nano.evaluate import OPTIONS
+from pllava.nano.data import read_questions, render, video_conversations
+from pllava.nano.evaluate import OPTIONS, accuracy, generate, one_of_each_type, shuffled
 
 CLIPS = 600
 
@@ -26,6 +29,11 @@ def rendered(tmp_path_factory):
     directory = tmp_path_factory.mktemp("world")
     render(directory, clips=48, seed=1)
     return directory
+
+
+@pytest.fixture(scope="module")
+def nano():
+    return AutoModelForImageTextToText.from_pretrained(NANO).eval(), AutoProcessor.from_pretrained(NANO)
 
 
 def named(scene, text):
@@ -70,6 +78,30 @@ def test_answers_follow_from_the_paths(scenes):
     assert min(checked.values()) > 20
 
 
+def test_traces_follow_from_the_paths(scenes, tmp_path):
+    for scene, _ in scenes[:50]:
+        for actor, row in zip(scene.actors, world.traces(scene), strict=True):
+            moments = [actor.path[frame] for frame in range(2, world.NUM_FRAMES, 4)]
+            for point, cell in zip(moments, row["answer"].split(), strict=True):
+                if point is None:
+                    assert cell == "none"
+                else:
+                    along = point[0 if scene.horizontal else 1]
+                    assert 12 * (int(cell) - 1) <= along <= 12 * int(cell)
+    render(tmp_path, clips=2, seed=3, traces=True)  # only then are they written: they are for learning, not for marks
+    assert sum(row["type"] == "trace" for row in read_questions(tmp_path)) == sum(
+        len(scene.actors) for scene, _ in scenes[:2]
+    )
+
+
+def test_a_clip_counts_once_for_each_type(rendered):
+    rows = read_questions(rendered)
+    chosen = one_of_each_type(rows)
+    kinds = {(row["video"], row["type"]) for row in rows}
+    assert len(chosen) == len(kinds) < len(rows) and {(row["video"], row["type"]) for row in chosen} == kinds
+    assert chosen == [row for row in rows if row in chosen]
+
+
 def test_a_third_of_the_clips_have_two_moving_shapes(scenes):
     assert sum(len(scene.acting(*world.MOTIONS)) >= 2 for scene, _ in scenes) > CLIPS / 3
 
@@ -80,7 +112,7 @@ def test_answers_are_balanced(scenes):
     for _, asked in scenes:
         for row in asked:
             if row["type"] in OPTIONS:
-                # "Which shows first, the red circle or ...": what counts is whether the first or the second named is
+                # "Which shows first, the red ring or ...": what counts is whether the first or the second named is
                 # right
                 options = re.findall(r"the \w+ \w+", row["question"]) if row["answer"].startswith("the ") else []
                 answers[row["type"]][options.index(row["answer"]) if options else row["answer"]] += 1
@@ -115,7 +147,8 @@ def test_the_picture_shows_the_scene():
     for actor in scene.actors:
         for frame, point in zip(frames, actor.path, strict=True):
             if point:
-                assert tuple(frame[round(point[1]), round(point[0])]) == world.COLOURS[actor.colour]
+                # near the top: the middle of a ring is empty
+                assert tuple(frame[round(point[1]) - world.RADIUS + 4, round(point[0])]) == world.COLOURS[actor.colour]
 
 
 def test_conversations_choose_anew_each_time(rendered):
@@ -125,6 +158,29 @@ def test_conversations_choose_anew_each_time(rendered):
         by_clip[row["videos"][0]].append(json.dumps(row["messages"]))
     assert len(by_clip) == 48 and all(len(seen) == 2 for seen in by_clip.values())
     assert sum(first != second for first, second in by_clip.values()) > 30
+
+
+def test_nano_answers_held_out_questions(nano, rendered):
+    """A small sample of what `python -m pllava.nano evaluate` measures in full."""
+    rows = [row for row in read_questions(rendered) if row["type"] != "caption"]
+    scores = accuracy(rows, [answer.strip() for answer in generate(*nano, rows, batch_size=16)])
+    assert scores["mean"] >= 90, scores
+
+
+def test_nano_needs_the_order_of_the_frames(nano, rendered):
+    rows = [row for row in read_questions(rendered) if row["type"] in world.ORDERED_TYPES]
+    seen = accuracy(rows, [answer.strip() for answer in generate(*nano, rows, batch_size=16)])
+    mixed = accuracy(rows, [answer.strip() for answer in generate(*nano, rows, batch_size=16, see=shuffled)])
+    assert mixed["mean"] < seen["mean"] - 25, (mixed, seen)
+
+
+def test_the_card_holds_what_was_measured():
+    results = json.loads((Path(NANO) / "evaluation.json").read_text())
+    card = (Path(NANO) / "README.md").read_text()
+    for kind, value in results["accuracy"]["generate, batches of 16"].items():
+        row = next(line for line in card.splitlines() if line.startswith(f"| {kind} |"))
+        assert f" {value:.1f} |" in row
+    assert (Path(NANO) / "model.safetensors").stat().st_size <= 12_000_000
 
 
 def test_sample_scene_is_a_function_of_the_seed():
