@@ -18,7 +18,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, pipeline
 from .. import model_path
 from ..video_decoding_pllava import load_frames
 from . import world
-from .card import write_card
+from .card import MAIN, NO_VIDEO, SHUFFLED, write_card
 from .data import read_questions, render
 
 MAX_NEW_TOKENS = 64
@@ -52,11 +52,11 @@ def evaluate(model_name: str, clips: int, seed: int) -> None:
         render(Path(directory), clips, seed)
         rows = one_of_each_type(read_questions(Path(directory)))
         ways: dict[str, Callable[[], Iterator[str]]] = {
-            "generate, batches of 16": lambda: generate(model, processor, rows, 16),
+            MAIN: lambda: generate(model, processor, rows, 16),
             "generate, one by one": lambda: generate(model, processor, rows, 1),
             "video-text-to-text pipeline": lambda: ask_pipeline(model, processor, rows),
-            "no video": lambda: generate(model, processor, rows, 16, see=None),
-            "frames shuffled": lambda: generate(model, processor, rows, 16, see=shuffled),
+            NO_VIDEO: lambda: generate(model, processor, rows, 16, see=None),
+            SHUFFLED: lambda: generate(model, processor, rows, 16, see=shuffled),
         }
         seconds, accuracies = {}, {}
         for name, answers in ways.items():

@@ -51,18 +51,15 @@ def train(output: Path, work: Path, clips: int, image_steps: int, video_steps: i
     if not (image_stage / "seconds.json").exists():
         train_images(image_stage, processor, image_steps, seed)
     trained = work / "checkpoint"
-    train_videos(image_stage, trained, processor, work / "data", video_steps, seed)
-    image_seconds, video_seconds = (
-        json.loads((stage / "seconds.json").read_text(encoding="utf-8")) for stage in (image_stage, trained)
-    )
+    video_seconds = train_videos(image_stage, trained, processor, work / "data", video_steps, seed)
+    image_seconds = json.loads((image_stage / "seconds.json").read_text(encoding="utf-8"))
     facts = {"clips": clips, "image_steps": image_steps, "video_steps": video_steps, "seed": seed}
     facts |= {"image_minutes": round(image_seconds / 60), "video_minutes": round(video_seconds / 60)}
     facts |= {"cores": os.cpu_count()}
     (trained / "training.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
     output.mkdir(parents=True, exist_ok=True)
     for file in trained.iterdir():
-        # The code files of the checkpoint in the repository are links
-        if file.is_file() and file.name != "seconds.json" and not (output / file.name).is_symlink():
+        if not (output / file.name).is_symlink():  # the code files of the checkpoint in the repository are links
             shutil.copyfile(file, output / file.name)
 
 
@@ -99,8 +96,11 @@ def load(checkpoint: Path) -> PreTrainedModel:
     )
 
 
-def train_videos(start: Path, output: Path, processor: PllavaProcessor, data: Path, steps: int, seed: int) -> None:
-    """Stage 2: the weights in `start` read 16 frames; adapter and projector are trained, merged, saved to `output`."""
+def train_videos(start: Path, output: Path, processor: PllavaProcessor, data: Path, steps: int, seed: int) -> float:
+    """
+    Stage 2: the weights in `start` read 16 frames; adapter and projector are trained, merged, and saved to `output`.
+    Returns the seconds that training took.
+    """
     adapter = lora_config(r=64, lora_alpha=64, lora_dropout=0.0, targets=r"\w+_proj")
     args = training_args(output, steps, batch_size=16, learning_rate=1.5e-3, seed=seed)
     trainer = build_trainer(load(start), processor, video_conversations(data, seed), args, adapter)
@@ -108,7 +108,7 @@ def train_videos(start: Path, output: Path, processor: PllavaProcessor, data: Pa
     merged = trainer.model.merge_and_unload()
     merged.save_pretrained(output)
     processor.save_pretrained(output)
-    (output / "seconds.json").write_text(json.dumps(metrics["train_runtime"]), encoding="utf-8")
+    return metrics["train_runtime"]
 
 
 # For sequences this short, plain matrix products in bfloat16 beat the fused attention kernel of the CPU.

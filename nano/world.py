@@ -181,6 +181,10 @@ _ACTIONS: dict[str, Callable[[random.Random, list[int]], _Along]] = {
 # Questions and captions ----------------------------------------------------------------------------------------------
 
 
+def _row(kind: str, question: str, answer: str) -> dict[str, str]:
+    return {"type": kind, "question": question, "answer": answer}
+
+
 def questions(scene: Scene, rng: random.Random) -> list[dict[str, str]]:
     """
     What can be asked about a scene, in a random order: `{"type", "question", "answer"}`. What a shape does is asked of
@@ -189,7 +193,7 @@ def questions(scene: Scene, rng: random.Random) -> list[dict[str, str]]:
     asked = []
 
     def ask(kind: str, question: str, answer: str) -> None:
-        asked.append({"type": kind, "question": question, "answer": answer})
+        asked.append(_row(kind, question, answer))
 
     either = "left or right" if scene.horizontal else "up or down"
     for actor in scene.acting("move", "speed"):
@@ -231,8 +235,8 @@ def traces(scene: Scene) -> list[dict[str, str]]:
     rows = []
     for actor in scene.actors:
         points = [actor.path[frame] for frame in range(2, NUM_FRAMES, NUM_FRAMES // 8)]
-        cells = [str(int(GRID * p[0 if scene.horizontal else 1] / SIZE) + 1) if p else "none" for p in points]
-        rows.append({"type": "trace", "question": f"Trace the {actor.name}.", "answer": " ".join(cells)})
+        cells = [str(_cell(point[0 if scene.horizontal else 1])) if point else "none" for point in points]
+        rows.append(_row("trace", f"Trace the {actor.name}.", " ".join(cells)))
     return rows
 
 
@@ -241,26 +245,27 @@ def image_questions(scene: Scene, frame: int, rng: random.Random) -> list[dict[s
     What can be asked about one frame as an image, of the shapes that are to be seen in it, and, last, its caption.
     """
     seen = [actor for actor in scene.actors if actor.path[frame] is not None]
-    asked = [{"type": "count", "question": "How many shapes are there?", "answer": ("none", *NUMBERS)[len(seen)]}]
+    asked = [_row("count", "How many shapes are there?", ("none", *NUMBERS)[len(seen)])]
     for actor in seen:
         x, y = actor.path[frame]
-        place, exact = _place(x, y), f"column {int(GRID * x / SIZE) + 1}, row {int(GRID * y / SIZE) + 1}"
         asked += [
-            {"type": "colour", "question": f"What colour is the {actor.shape}?", "answer": actor.colour},
-            {"type": "shape", "question": f"What shape is {actor.colour}?", "answer": actor.shape},
-            {"type": "position", "question": f"Where is the {actor.name}?", "answer": place},
-            {"type": "grid", "question": f"Where exactly is the {actor.name}?", "answer": exact},
+            _row("colour", f"What colour is the {actor.shape}?", actor.colour),
+            _row("shape", f"What shape is {actor.colour}?", actor.shape),
+            _row("position", f"Where is the {actor.name}?", _place(x, y)),
+            _row("grid", f"Where exactly is the {actor.name}?", f"column {_cell(x)}, row {_cell(y)}"),
         ]
     rng.shuffle(asked)
     things = [f"a {actor.name} at the {_place(*actor.path[frame])}" for actor in _in_caption_order(seen)]
-    return asked + [
-        {"type": "caption", "question": IMAGE_CAPTION_QUESTION, "answer": _sentence(things or ["nothing"])}
-    ]
+    return asked + [_row("caption", IMAGE_CAPTION_QUESTION, _sentence(things or ["nothing"]))]
 
 
 def _place(x: float, y: float) -> str:
     row, column = ROWS[int(3 * y / SIZE)], COLUMNS[int(3 * x / SIZE)]
     return row if column == "centre" else f"{row} {column}"
+
+
+def _cell(coordinate: float) -> int:
+    return int(GRID * coordinate / SIZE) + 1
 
 
 def caption(scene: Scene) -> str:
@@ -339,7 +344,7 @@ def write_clip(path: Path, frames: np.ndarray) -> None:
 
 def video_questions(scene: Scene, rng: random.Random) -> list[dict[str, str]]:
     """All that is asked about a video: its questions and, last, its caption (type "caption")."""
-    return questions(scene, rng) + [{"type": "caption", "question": CAPTION_QUESTION, "answer": caption(scene)}]
+    return questions(scene, rng) + [_row("caption", CAPTION_QUESTION, caption(scene))]
 
 
 def clip(seed: int, index: int) -> tuple[Scene, list[dict[str, str]]]:

@@ -9,6 +9,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_MODULES_CACHE"] = tempfile.mkdtemp(prefix="hf_modules_")
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from video_files import moving_frames, write_video
 import pllava
 from pllava.nano.tokenizer import train_tokenizer
 
+TOKENS = 6  # the length of an answer: enough to tell two apart
 TEXTS = [
     "USER: What happens in the video? ASSISTANT: A red circle moves from left to right.",
     "USER: How often does it bounce? ASSISTANT: It bounces twice, then it leaves.",
@@ -98,6 +100,25 @@ def checkpoint(
     model.save_pretrained(directory)
     processor.save_pretrained(directory)
     return str(directory)
+
+
+@pytest.fixture(scope="session")
+def answer(model: pllava.PllavaForConditionalGeneration, processor: pllava.PllavaProcessor) -> Callable[..., str]:
+    """What the model itself says to one chat, at most `TOKENS` tokens."""
+
+    def generate(messages: list[dict], **processor_kwargs) -> str:
+        inputs = processor.apply_chat_template(
+            messages,
+            add_generation_prompt=True,
+            tokenize=True,
+            return_dict=True,
+            return_tensors="pt",
+            processor_kwargs=processor_kwargs,
+        )
+        ids = model.generate(**inputs, max_new_tokens=TOKENS, do_sample=False)
+        return processor.decode(ids[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+
+    return generate
 
 
 @pytest.fixture(scope="session")

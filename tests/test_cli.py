@@ -6,21 +6,14 @@ import sys
 from pathlib import Path
 
 import pytest
+from conftest import TOKENS
 
 PLLAVA = str(Path(sys.executable).with_name("pllava"))
-SHORT = ("--max-new-tokens", 6)
+SHORT = ("--max-new-tokens", TOKENS)
 
 
 def run(*arguments, **options):
     return subprocess.run([PLLAVA, *map(str, arguments)], capture_output=True, text=True, timeout=240, **options)
-
-
-def ask(model, processor, messages):
-    inputs = processor.apply_chat_template(
-        messages, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
-    )
-    output = model.generate(**inputs, max_new_tokens=6, do_sample=False)
-    return processor.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
 
 
 def message(role, text, video=None):
@@ -35,40 +28,34 @@ def test_help_lists_the_commands_without_loading_torch():
     assert subprocess.run([sys.executable, "-c", check]).returncode == 0
 
 
-def test_chat_answers_one_question(model, processor, checkpoint, clips):
+def test_chat_answers_one_question(answer, checkpoint, clips):
     result = run("chat", clips[0], "What happens?", "--model", checkpoint, *SHORT)
     assert result.returncode == 0, result.stderr
-    expected = ask(model, processor, [message("user", "What happens?", clips[0])])
+    expected = answer([message("user", "What happens?", clips[0])])
     assert result.stdout.strip() == expected.strip()
 
 
-def test_chat_holds_a_conversation(model, processor, checkpoint, clips):
+def test_chat_holds_a_conversation(answer, checkpoint, clips):
     options = ["--model", checkpoint, "--num-frames", 4, "--dtype", "float32", "--device", "cpu", *SHORT]
     result = run("chat", clips[1], *options, input="What happens?\nAnd then?\n\nNot asked\n")
     assert result.returncode == 0, result.stderr
     messages = [message("user", "What happens?", clips[1])]
-    first = ask(model, processor, messages)
+    first = answer(messages)
     messages += [message("assistant", first), message("user", "And then?")]
     greeting, *answers = result.stdout.split("> ")
     assert "empty line" in greeting
-    assert [answer.strip() for answer in answers] == [first.strip(), ask(model, processor, messages).strip(), ""]
+    assert [text.strip() for text in answers] == [first.strip(), answer(messages).strip(), ""]
 
 
-def test_chat_reads_as_many_frames_as_it_is_told(model, processor, checkpoint, clips):
+def test_chat_reads_as_many_frames_as_it_is_told(answer, processor, checkpoint, clips):
     result = run("chat", clips[2], "What happens?", "--model", checkpoint, "--num-frames", 9, *SHORT)
     assert result.returncode == 0, result.stderr
-    video = {"type": "video", "path": str(clips[2])}
+    messages = [message("user", "What happens?", clips[2])]
     inputs = processor.apply_chat_template(
-        [{"role": "user", "content": [video, {"type": "text", "text": "What happens?"}]}],
-        add_generation_prompt=True,
-        tokenize=True,
-        return_dict=True,
-        return_tensors="pt",
-        processor_kwargs={"num_frames": 9},
+        messages, tokenize=True, return_dict=True, return_tensors="pt", processor_kwargs={"num_frames": 9}
     )
     assert inputs["pixel_values_videos"].shape[1] == 9
-    output = model.generate(**inputs, max_new_tokens=6, do_sample=False)
-    expected = processor.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+    expected = answer(messages, num_frames=9)
     assert result.stdout.strip() == expected.strip()
 
 
@@ -87,7 +74,7 @@ def test_what_is_wrong_is_said_without_a_traceback(checkpoint, clips, video, opt
     assert "Traceback" not in result.stderr
 
 
-def test_caption_goes_on_where_it_stopped_and_records_failures(model, processor, checkpoint, clips, tmp_path):
+def test_caption_goes_on_where_it_stopped_and_records_failures(answer, checkpoint, clips, tmp_path):
     out, bad = tmp_path / "new" / "captions.jsonl", tmp_path / "bad.mp4"
     bad.write_bytes(b"not a video")
     options = ["--out", out, "--model", checkpoint, *SHORT]
@@ -102,7 +89,7 @@ def test_caption_goes_on_where_it_stopped_and_records_failures(model, processor,
     assert len(rows) == 4 == len(out.read_text().splitlines())
     assert "bad.mp4" in rows[str(bad)]["error"]
     for clip in clips:
-        expected = ask(model, processor, [message("user", "Describe the video.", clip)])
+        expected = answer([message("user", "Describe the video.", clip)])
         assert rows[str(clip)]["caption"] == expected.strip()
     third = run("caption", clips[0].parent, bad, *options)
     assert "0 captioned, 3 done before, 1 failed" in third.stdout

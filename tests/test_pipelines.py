@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from conftest import TOKENS
 from datasets import Dataset, IterableDataset
 from PIL import Image
 from transformers import Pipeline, pipeline
@@ -15,7 +16,6 @@ import pllava
 from pllava import PllavaForConditionalGeneration, PllavaProcessor, VideoTextToTextPipeline
 
 QUESTION = "What happens in the video?"
-TOKENS = 6
 
 
 def part(clip: Path) -> dict:
@@ -29,25 +29,6 @@ def chat(*media: dict, text: str = QUESTION) -> list[dict]:
 @pytest.fixture(scope="module")
 def pipe(model: PllavaForConditionalGeneration, processor: PllavaProcessor) -> VideoTextToTextPipeline:
     return pipeline("video-text-to-text", model=model, processor=processor, max_new_tokens=TOKENS, device="cpu")
-
-
-@pytest.fixture(scope="module")
-def answer(model: PllavaForConditionalGeneration, processor: PllavaProcessor) -> Callable[..., str]:
-    """What the model itself says to one chat."""
-
-    def generate(messages: list[dict], **processor_kwargs) -> str:
-        inputs = processor.apply_chat_template(
-            messages,
-            add_generation_prompt=True,
-            tokenize=True,
-            return_dict=True,
-            return_tensors="pt",
-            processor_kwargs=processor_kwargs,
-        )
-        ids = model.generate(**inputs, max_new_tokens=TOKENS, do_sample=False)
-        return processor.decode(ids[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
-
-    return generate
 
 
 def texts(answers: Any) -> list[str]:
