@@ -3,7 +3,7 @@
 `load_frames` gives the frames that decoding everything and indexing would give, bit for bit, and decodes far less:
 
 1. A pass over the packets, which decodes nothing, tells how many frames there are, when each is shown and which are
-   keyframes.
+   keyframes (`video_index_pllava.py`).
 2. The frames that the sampler asks for fall into groups, one for each keyframe that has to be decoded from. What lies
    between a group's last wanted frame and the next group's keyframe is never decoded. Threads share the groups.
 3. Inside a group, pictures that nobody wants and no other picture refers to are skipped.
@@ -19,10 +19,9 @@ import os
 import re
 import threading
 import warnings
-from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from itertools import chain, takewhile
 from typing import BinaryIO
@@ -39,14 +38,14 @@ from huggingface_hub.utils import httpx
 from PIL import Image
 from transformers.video_utils import VideoMetadata
 
+from .video_index_pllava import Group, PacketIndex, read_index
+
 VideoSource = str | os.PathLike | bytes | BinaryIO
 Sampler = Callable[..., Sequence[int]]
 Result = tuple[np.ndarray, VideoMetadata]
 
 # Playlists and manifests (HLS, DASH, concat, SDP...) make ffmpeg open other files and addresses. None of them is here.
 FORMATS = "asf,av1,avi,flv,gif,h264,hevc,ivf,m4v,matroska,mov,mpeg,mpegts,mpegvideo,nut,obu,ogg,vc1,vvc"
-# Codecs of which each packet is one frame, save for what `_shows_frame` finds.
-INDEXED_CODECS = {"av1", "h264", "hevc", "libdav1d", "mjpeg", "mpeg1video", "mpeg2video", "mpeg4", "vp8", "vp9"}
 # Codecs that mark the pictures which no other one refers to. HEVC does as well, with one condition: see `_can_skip`.
 SKIPPING_CODECS = {"h264", "mpeg1video", "mpeg2video", "mpeg4"}
 MAX_THREADS = 4
@@ -157,97 +156,6 @@ def _download(url: str) -> bytes:
         raise VideoDecodeError(f"Cannot download {url}: {error}. Check the address, or give a local file.") from error
 
 
-# --- the index: what the packets say ---------------------------------------------------------------------------------
-
-
-@dataclass
-class _Index:
-    """The packets of a video stream in decoding order, read without decoding. Times are in the stream's time base."""
-
-    pts: list[int | None] = field(default_factory=list)
-    keyframes: list[int | None] = field(default_factory=list)  # pts
-    seek_times: list[int | None] = field(default_factory=list)  # of the keyframes
-    seconds: float = 0.0  # from the first frame's start to the last one's end
-    trusted: bool = True  # each packet is one shown frame with a time of its own
-    damaged: bool = False  # packets are broken or missing
-    promised: int = 0  # frames, by the headers of a file that ends early
-
-    def finish(self) -> None:
-        """Derive the order of showing; trust it only if it is one."""
-        self.trusted &= not self.damaged and None not in self.pts and len(set(self.pts)) == len(self.pts) > 0
-        if self.trusted:
-            self.shown = sorted(self.pts)
-            self.rank = {pts: rank for rank, pts in enumerate(self.shown)}
-            self.place = {pts: place for place, pts in enumerate(self.pts)}
-            # Frames shown before the first keyframe refer to others that were cut away: decoders drop some of them.
-            self.trusted = self.keyframes[:1] == self.pts[:1] == self.shown[:1]
-            self.trusted &= self.keyframes == sorted(self.keyframes)
-
-    def places(self, group: _Group) -> range:
-        """The places, in decoding order, of the packets to decode for `group`."""
-        keyframe, wanted = group
-        return range(self.place[self.keyframes[keyframe]], 1 + max(self.place[pts] for pts in wanted))
-
-
-def _read_index(stream: VideoStream) -> _Index:
-    """Read all packets and decode none. A file that breaks off raises nothing: the index tells."""
-    container, codec = stream.container, stream.codec_context.name
-    # AVI stores no times of showing; where frames are reordered, those that ffmpeg makes up are wrong.
-    reordered_avi = container.format.name == "avi" and stream.codec_context.has_b_frames
-    index = _Index(trusted=codec in INDEXED_CODECS and not reordered_avi)
-    end, others_end = 0, 0.0
-    try:
-        # A track that states no length is held against the container's, which is its longest track's: read them all.
-        for packet in container.demux([stream] if stream.duration else list(container.streams)):
-            pts = packet.pts
-            if packet.stream is not stream:
-                others_end = max(others_end, float((pts or 0) * packet.time_base))
-            elif packet.is_discard:
-                index.trusted = False  # decoded but not shown: it lies before an edit list's cut
-            elif packet.size:
-                index.pts.append(pts)
-                end = end if pts is None else max(end, pts + (packet.duration or 0))
-                if packet.is_keyframe:
-                    index.keyframes.append(pts)
-                    index.seek_times.append(pts if packet.dts is None else packet.dts)
-                index.damaged |= packet.is_corrupt
-                index.trusted &= _shows_frame(codec, packet)
-    except av.FFmpegError:
-        index.damaged = True
-    if container.format.name == "mpegts" and all(container.size % size for size in (188, 192, 204)):
-        index.damaged = True  # a transport stream states no length, but it is made of whole packets
-    start = min((pts for pts in index.pts if pts is not None), default=end)
-    start, end = float(start * stream.time_base), float(end * stream.time_base)
-    index.seconds = end - start
-    index.promised = _promised_frames(stream, index, start, max(end, others_end))
-    index.finish()
-    return index
-
-
-def _shows_frame(codec: str, packet: av.Packet) -> bool:
-    """Whether a packet gives a frame. VP8 and VP9 have hidden ones; in MPEG-4 a tiny one says "as before"."""
-    data = memoryview(packet)
-    if codec == "vp8":
-        return bool(data[0] & 0x10)
-    if codec == "vp9":  # shown itself, or showing an earlier one, or several in one packet of which the last is shown
-        return bool(data[0] & 0x0A) or data[-1] & 0xE0 == 0xC0
-    return codec != "mpeg4" or len(data) >= 20
-
-
-def _promised_frames(stream: VideoStream, index: _Index, start: float, end: float) -> int:
-    """How many frames the headers promise, if clearly more than `index` has, else 0. `start` and `end` in seconds."""
-    promised_end = end
-    if stream.duration:
-        promised_end = float(((stream.start_time or 0) + stream.duration) * stream.time_base)
-    elif stream.container.duration:
-        promised_end = stream.container.duration / av.time_base  # counts from zero, where packets need not start
-    count, rate = len(index.pts), float(stream.average_rate or 0)
-    # Headers round, and the length of the last frame often is a guess.
-    if (promised_end - end) * rate < 2 + 0.02 * count and not index.damaged:
-        return 0
-    return max(stream.frames, round((promised_end - start) * rate))
-
-
 # --- decoding --------------------------------------------------------------------------------------------------------
 
 
@@ -262,7 +170,7 @@ def _load_video(source: _Source, sampler: Sampler) -> Result:
         stream = container.streams.video[0]
         if stream.codec_context is None:
             raise source.error("ffmpeg has no decoder for its video stream")
-        index = _read_index(stream)
+        index = read_index(stream)
         try:
             result = _decode_groups(source, stream, index, sampler)
         except (_IndexMismatch, av.FFmpegError):
@@ -281,7 +189,7 @@ def _load_video(source: _Source, sampler: Sampler) -> Result:
 class _Wanted:
     """What the sampler wants of `count` frames, and the frames so far as RGB. Threads may share one."""
 
-    def __init__(self, source: _Source, stream: VideoStream, index: _Index, count: int, sampler: Sampler):
+    def __init__(self, source: _Source, stream: VideoStream, index: PacketIndex, count: int, sampler: Sampler):
         declared = float(stream.average_rate or stream.guessed_rate or 0)
         seconds = index.seconds
         if declared and not (seconds and count == len(index.pts)):
@@ -333,23 +241,12 @@ def _as_displayed(image: np.ndarray, frame: VideoFrame) -> np.ndarray:
     return image[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1]
 
 
-_Group = tuple[int, set[int]]  # number of the keyframe to decode from, the pts of the frames wanted
-
-
-def _plan_groups(index: _Index, ranks: Sequence[int]) -> list[_Group]:
-    groups: dict[int, set[int]] = {}
-    for pts in (index.shown[rank] for rank in ranks):
-        # By time of showing: what follows a keyframe in the file but is shown before it needs the one before.
-        groups.setdefault(bisect_right(index.keyframes, pts) - 1, set()).add(pts)
-    return list(groups.items())
-
-
-def _decode_groups(source: _Source, stream: VideoStream, index: _Index, sampler: Sampler) -> Result:
+def _decode_groups(source: _Source, stream: VideoStream, index: PacketIndex, sampler: Sampler) -> Result:
     """Decode only what the wanted frames need. Raises `_IndexMismatch` as soon as the index proves wrong."""
     if not index.trusted:
         raise _IndexMismatch
     wanted = _Wanted(source, stream, index, len(index.pts), sampler)
-    groups = _plan_groups(index, sorted(wanted.rows))
+    groups = index.groups(sorted(wanted.rows))
     if len(groups) == 1:
         _decode_single_group(stream, index, groups[0], wanted)
     else:
@@ -359,7 +256,7 @@ def _decode_groups(source: _Source, stream: VideoStream, index: _Index, sampler:
     return wanted.frames, wanted.metadata
 
 
-def _decode_single_group(stream: VideoStream, index: _Index, group: _Group, wanted: _Wanted) -> None:
+def _decode_single_group(stream: VideoStream, index: PacketIndex, group: Group, wanted: _Wanted) -> None:
     """One group cannot be shared out, so the second thread converts the pictures that the first one decodes."""
     # Threads for slices cost nothing where a picture is one slice; threads for frames hold up each other where the
     # pictures that refer to nothing but are not wanted, which they could work on meanwhile, are skipped.
@@ -372,7 +269,9 @@ def _decode_single_group(stream: VideoStream, index: _Index, group: _Group, want
         job.result()
 
 
-def _share_groups(source: _Source, stream: VideoStream, index: _Index, groups: list[_Group], wanted: _Wanted) -> None:
+def _share_groups(
+    source: _Source, stream: VideoStream, index: PacketIndex, groups: list[Group], wanted: _Wanted
+) -> None:
     """Threads decode one group after the other, and convert what they decode."""
     groups.sort(key=lambda group: len(index.places(group)), reverse=True)  # so that threads end at about the same time
     packets = sum(len(index.places(group)) for group in groups)
@@ -407,7 +306,7 @@ def _can_skip(stream: VideoStream) -> bool:
 
 
 def _decode_group(
-    stream: VideoStream, index: _Index, group: _Group, wanted: _Wanted, take: Callable[[int, VideoFrame], None]
+    stream: VideoStream, index: PacketIndex, group: Group, wanted: _Wanted, take: Callable[[int, VideoFrame], None]
 ) -> None:
     """Calls `take` with the rank and the picture of each frame that is wanted of a group."""
     skipping = _can_skip(stream)
@@ -425,7 +324,7 @@ def _decode_group(
             take(rank, frame)
 
 
-def _frames_of_group(stream: VideoStream, index: _Index, group: _Group, skipping: bool) -> Iterator[VideoFrame]:
+def _frames_of_group(stream: VideoStream, index: PacketIndex, group: Group, skipping: bool) -> Iterator[VideoFrame]:
     places = index.places(group)
     stream.container.seek(index.seek_times[group[0]], stream=stream)
     for packet in stream.container.demux(stream):
@@ -442,7 +341,7 @@ def _frames_of_group(stream: VideoStream, index: _Index, group: _Group, skipping
             return
 
 
-def _decode_everything(source: _Source, index: _Index, sampler: Sampler) -> Result:
+def _decode_everything(source: _Source, index: PacketIndex, sampler: Sampler) -> Result:
     """Decode every frame and keep the wanted ones. Where there are more or fewer than packets: once more."""
     count = len(index.pts)
     for _ in range(3):
@@ -463,7 +362,7 @@ def _decode_everything(source: _Source, index: _Index, sampler: Sampler) -> Resu
     raise source.error("each decoding gives another number of frames")
 
 
-def _all_frames(stream: VideoStream, index: _Index) -> Iterator[VideoFrame]:
+def _all_frames(stream: VideoStream, index: PacketIndex) -> Iterator[VideoFrame]:
     """The frames in the decoder's order. What cannot be decoded is left out and noted as damage in `index`."""
     packets = stream.container.demux(stream)
     while True:

@@ -221,14 +221,14 @@ def test_threads_share_the_groups(tmp_path, calls, monkeypatch):
 def test_a_wrong_index_leads_to_a_full_decode(clip, calls, monkeypatch):
     """The decoder's word counts: an index that claims another keyframe is found out, and the frames are right."""
     path = clip("h264 mp4")
-    read_index = decoding._read_index
+    read_index = decoding.read_index
 
     def corrupted(stream):
         index = read_index(stream)
         index.keyframes[1], index.seek_times[1] = index.pts[15], index.seek_times[1]
         return index
 
-    monkeypatch.setattr(decoding, "_read_index", corrupted)
+    monkeypatch.setattr(decoding, "read_index", corrupted)
     frames, metadata = load_frames(path, take([0, 20, 49]))
     assert np.array_equal(frames, decode_all(path)[[0, 20, 49]])
     assert calls["full decodes"] == 1 and metadata.total_num_frames == 50

@@ -1,0 +1,1 @@
+../../video_index_pllava.py
