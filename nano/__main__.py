@@ -31,7 +31,7 @@ def train(
     ),
     clips: Annotated[int, typer.Option(min=1, help="Training clips to render, unless WORK has them.")] = 12_000,
     image_steps: Annotated[int, typer.Option(min=1, help="Steps of 64 images, stage 1.")] = 1500,
-    video_steps: Annotated[int, typer.Option(min=1, help="Steps of 16 videos, stage 2.")] = 6500,
+    video_steps: Annotated[int, typer.Option(min=1, help="Steps of 16 videos, stage 2.")] = 7500,
     seed: Seed = TRAIN_SEED,
 ) -> None:
     """Train the checkpoint that ships with the project, from nothing."""
@@ -53,7 +53,7 @@ def evaluate(
 
 
 @app.command()
-def demo(seed: Seed = 10) -> None:
+def demo(seed: Seed = 12) -> None:
     """Caption a clip that the training never saw, and ask everything that can be asked about it."""
     from .demo import demo
 

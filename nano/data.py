@@ -19,12 +19,12 @@ from . import world
 TURNS = 8
 
 
-def render(directory: Path, clips: int, seed: int, traces: bool = False) -> Path:
+def render(directory: Path, clips: int, seed: int, exercises: bool = False) -> Path:
     """
     Writes `clips` videos and everything that can be asked about them. The same seed gives the same folder.
 
     Args:
-        traces: Writes what is for learning only as well (see `world.traces`).
+        exercises: Writes what is for learning only as well (see `world.exercises`).
 
     Returns:
         The path of `questions.jsonl`: rows `{"video", "type", "question", "answer"}`, the video relative to
@@ -34,18 +34,18 @@ def render(directory: Path, clips: int, seed: int, traces: bool = False) -> Path
     questions = directory / "questions.jsonl"
     partial_file = questions.with_suffix(".jsonl.partial")
     with ProcessPoolExecutor() as pool, partial_file.open("w", encoding="utf-8") as lines:
-        jobs = pool.map(partial(_render_clip, directory, seed, traces), range(clips), chunksize=32)
+        jobs = pool.map(partial(_render_clip, directory, seed, exercises), range(clips), chunksize=32)
         for rows in tqdm(jobs, total=clips, desc=f"Rendering to {directory}", unit="clip"):
             lines.writelines(json.dumps(row) + "\n" for row in rows)
     partial_file.replace(questions)
     return questions
 
 
-def _render_clip(directory: Path, seed: int, traces: bool, index: int) -> list[dict[str, str]]:
+def _render_clip(directory: Path, seed: int, exercises: bool, index: int) -> list[dict[str, str]]:
     scene, asked = world.clip(seed, index)
     name = f"clips/{index:05d}.mp4"
     world.write_clip(directory / name, world.draw(scene))
-    asked += world.traces(scene) if traces else []
+    asked += world.exercises(scene) if exercises else []
     return [{"video": name, **question} for question in asked]
 
 
@@ -87,7 +87,7 @@ def _image_rows(seed: int) -> Iterator[dict[str, Any]]:
         rng = random.Random(f"image/{seed}/{index}")
         scene, frame = world.sample_scene(rng), rng.randrange(world.NUM_FRAMES)
         if index % 6 == 0:
-            turns = _choose_turns(world.video_questions(scene, rng) + world.traces(scene), rng)
+            turns = _choose_turns(world.video_questions(scene, rng) + world.exercises(scene), rng)
             yield {"messages": conversation(None, turns), "images": []}
         else:
             turns = _choose_turns(world.image_questions(scene, frame, rng), rng)
@@ -96,13 +96,13 @@ def _image_rows(seed: int) -> Iterator[dict[str, Any]]:
 
 
 def _choose_turns(asked: list[dict[str, str]], rng: random.Random) -> list[dict[str, str]]:
-    """Some questions in a random order; behind them or alone the caption or a trace, which give answers away."""
+    """Some questions in a random order; behind them or alone the caption or an exercise, which give answers away."""
     caption = next(row for row in asked if row["type"] == "caption")
-    traces = [row for row in asked if row["type"] == "trace"]
-    questions = [row for row in asked if row["type"] not in ("caption", "trace")]
+    exercises = [row for row in asked if row["type"] in world.EXERCISE_TYPES]
+    questions = [row for row in asked if row["type"] not in ("caption", *world.EXERCISE_TYPES)]
     turns = rng.sample(questions, min(len(questions), TURNS))
-    last = rng.choice(traces) if traces and rng.random() < 0.5 else caption
-    return [last] if rng.random() < 0.15 else turns + [last] * (rng.random() < 0.7)
+    last = rng.choice(exercises) if exercises and rng.random() < 0.45 else caption
+    return [last] if rng.random() < 0.15 else turns + [last] * (rng.random() < 0.85)
 
 
 def conversation(kind: str | None, turns: list[dict[str, str]]) -> list[dict[str, Any]]:

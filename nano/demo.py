@@ -1,11 +1,13 @@
 """What `make demo` runs: a clip that the training never saw, its caption, and all that can be asked about it."""
 
+import json
 from pathlib import Path
 
 from transformers import AutoModelForImageTextToText, AutoProcessor, pipeline
 
 from .. import NANO
 from . import world
+from .card import MAIN
 
 CLIP = Path("demo.mp4")
 
@@ -27,7 +29,12 @@ def demo(seed: int) -> None:
         text = answer[0]["generated_text"].strip()
         right += text == row["answer"]
         print(f"  {row['question']}\n    {text}" + ("" if text == row["answer"] else f"   (wrong: {row['answer']})"))
-    print(f"\n{right} of {len(asked)} answers are exactly right. Now ask your own:\n")
+    print(f"\n{right} of {len(asked)} answers are exactly right.")
+    # One clip is no measure of a model
+    results = json.loads((Path(NANO) / "evaluation.json").read_text(encoding="utf-8"))
+    mean, captions = (results["accuracy"][MAIN][kind] for kind in ("mean", "caption"))
+    print(f"On {results['clips']} held-out clips: {mean:.0f} % of the answers, {captions:.0f} % of the captions.")
+    print("Now ask your own:\n")
     print(f'  pllava chat {CLIP} "Where is the {scene.actors[0].name}?"')
     print(f"  pllava chat {CLIP}          # a conversation")
     print("  pllava chat your.mp4 --model path/or/hub-id   # a checkpoint that has seen the real world\n")

@@ -45,7 +45,7 @@ def train(output: Path, work: Path, clips: int, image_steps: int, video_steps: i
         video_steps: Steps of stage 2, 16 videos each.
     """
     if not (work / "data" / "questions.jsonl").exists():
-        render(work / "data", clips, seed, traces=True)
+        render(work / "data", clips, seed, exercises=True)
     processor = build_processor(work / "data", seed)
     image_stage = work / "image-stage"
     if not (image_stage / "seconds.json").exists():

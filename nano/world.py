@@ -43,6 +43,7 @@ MOTIONS = ("move", "speed", "bounce")
 ORDERED_TYPES = ("direction", "order", "bounces", "change", "speed")
 UNORDERED_TYPES = ("colour", "shape", "count", "position")
 TYPES = ORDERED_TYPES + UNORDERED_TYPES
+EXERCISE_TYPES = ("trace", "action")  # for learning only, see `exercises`
 CAPTION_QUESTION, IMAGE_CAPTION_QUESTION = "Describe the video.", "Describe the image."
 GRID = 8  # columns and rows of the grid on which exact places are told, where a model is to learn to see them
 
@@ -131,10 +132,7 @@ def _bounce(rng: random.Random, starts: list[int]) -> _Along:
     # The distance covered, hence the speed, grows with the number of bounces: how often a wall is near says nothing
     # about it.
     bounces, width = rng.choice((1, 2, 3)), _FAR - _NEAR
-    first, last = (
-        rng.uniform(0.35, 0.75),
-        rng.uniform(0.35, 0.75),
-    )  # of the width, before the first and behind the last
+    first, last = rng.uniform(0.35, 0.75), rng.uniform(0.35, 0.75)  # of the width: before the first, behind the last
     distance = (first + bounces - 1 + last) * width
     forward = rng.random() < 0.5
     unfolded = (1 - first) * width + distance * _TIMES  # a straight line; folded at the walls it becomes the path
@@ -209,9 +207,8 @@ def questions(scene: Scene, rng: random.Random) -> list[dict[str, str]]:
     changing = scene.acting("appear", "leave")
     if {actor.action for actor in changing} == {"appear", "leave"}:
         one, other = rng.sample((rng.choice(scene.acting("appear")), rng.choice(scene.acting("leave"))), 2)
-        verb = rng.choice(("appears", "leaves"))
-        right = one if one.answer == verb else other
-        ask("change", f"What {verb}, the {one.name} or the {other.name}?", f"the {right.name}")
+        right = one if one.action == "appear" else other
+        ask("change", f"Which appears, the {one.name} or the {other.name}?", f"the {right.name}")
     else:
         for actor in changing:
             ask("change", f"Does the {actor.name} appear or leave?", f"it {actor.answer}")
@@ -227,16 +224,18 @@ def questions(scene: Scene, rng: random.Random) -> list[dict[str, str]]:
     return asked
 
 
-def traces(scene: Scene) -> list[dict[str, str]]:
+def exercises(scene: Scene) -> list[dict[str, str]]:
     """
-    For learning only: where along its lane each shape is at eight moments, on a grid of `GRID` cells. Who can tell
-    has what the other questions need, and one answer teaches as much about time as a dozen of theirs.
+    For learning only: what each shape does ("action"), and where along its lane it is at eight moments, on a grid of
+    `GRID` cells ("trace"). Who can tell has what the other questions need, and one trace teaches as much about time as
+    a dozen of them.
     """
     rows = []
     for actor in scene.actors:
         points = [actor.path[frame] for frame in range(2, NUM_FRAMES, NUM_FRAMES // 8)]
         cells = [str(_cell(point[0 if scene.horizontal else 1])) if point else "none" for point in points]
         rows.append(_row("trace", f"Trace the {actor.name}.", " ".join(cells)))
+        rows.append(_row("action", f"What does the {actor.name} do?", f"it {_does(actor)}"))
     return rows
 
 
@@ -270,7 +269,7 @@ def _cell(coordinate: float) -> int:
 
 def caption(scene: Scene) -> str:
     """One sentence that says what every shape does, in the order of `SHAPES`."""
-    return _sentence([_clause(actor) for actor in _in_caption_order(scene.actors)])
+    return _sentence([f"a {actor.name} {_does(actor)}" for actor in _in_caption_order(scene.actors)])
 
 
 def _in_caption_order(actors: list[Actor]) -> list[Actor]:
@@ -282,9 +281,9 @@ def _sentence(clauses: list[str]) -> str:
     return text[0].upper() + text[1:] + "."
 
 
-def _clause(actor: Actor) -> str:
+def _does(actor: Actor) -> str:
     times = {"one": "once", "two": "twice", "three": "three times"}
-    does = {
+    return {
         "still": "stays still",
         "move": f"moves {actor.heading}",
         "speed": f"moves {actor.heading} and {actor.answer}",
@@ -292,8 +291,7 @@ def _clause(actor: Actor) -> str:
         "appear": "appears",
         "leave": "leaves",
         "flash": "shows for a moment",
-    }
-    return f"a {actor.name} {does[actor.action]}"
+    }[actor.action]
 
 
 # Pictures ------------------------------------------------------------------------------------------------------------

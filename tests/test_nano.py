@@ -64,8 +64,7 @@ def test_answers_follow_from_the_paths(scenes):
                 assert answer == f"the {first.name}"
             elif kind == "change" and len(actors) == 2:
                 shown_at_the_end = next(actor for actor in actors if actor.path[-1])
-                gone = next(actor for actor in actors if not actor.path[-1])
-                assert answer == f"the {(shown_at_the_end if 'appears' in row['question'] else gone).name}"
+                assert answer == f"the {shown_at_the_end.name}"
             elif kind == "speed":
                 steps = np.abs(np.diff([point[0 if scene.horizontal else 1] for point in actors[0].path]))
                 assert answer == ("it speeds up" if steps[-1] > steps[0] else "it slows down")
@@ -78,9 +77,14 @@ def test_answers_follow_from_the_paths(scenes):
     assert min(checked.values()) > 20
 
 
-def test_traces_follow_from_the_paths(scenes, tmp_path):
-    for scene, _ in scenes[:50]:
-        for actor, row in zip(scene.actors, world.traces(scene), strict=True):
+def test_exercises_follow_from_the_paths(scenes, tmp_path):
+    for scene, asked in scenes[:50]:
+        exercises = {
+            kind: [row for row in world.exercises(scene) if row["type"] == kind] for kind in world.EXERCISE_TYPES
+        }
+        for actor, row in zip(scene.actors, exercises["action"], strict=True):
+            assert f"{actor.name} {row['answer'].removeprefix('it ')}" in asked[-1]["answer"].lower()
+        for actor, row in zip(scene.actors, exercises["trace"], strict=True):
             moments = [actor.path[frame] for frame in range(2, world.NUM_FRAMES, 4)]
             for point, cell in zip(moments, row["answer"].split(), strict=True):
                 if point is None:
@@ -88,10 +92,11 @@ def test_traces_follow_from_the_paths(scenes, tmp_path):
                 else:
                     along = point[0 if scene.horizontal else 1]
                     assert 12 * (int(cell) - 1) <= along <= 12 * int(cell)
-    render(tmp_path, clips=2, seed=3, traces=True)  # only then are they written: they are for learning, not for marks
-    assert sum(row["type"] == "trace" for row in read_questions(tmp_path)) == sum(
-        len(scene.actors) for scene, _ in scenes[:2]
-    )
+    render(tmp_path, clips=2, seed=3, exercises=True)  # only then are they written: they are not for marks
+    for kind in world.EXERCISE_TYPES:
+        assert sum(row["type"] == kind for row in read_questions(tmp_path)) == sum(
+            len(scene.actors) for scene, _ in scenes[:2]
+        )
 
 
 def test_a_clip_counts_once_for_each_type(rendered):
