@@ -204,13 +204,13 @@ def questions(scene: Scene, rng: random.Random) -> list[dict[str, str]]:
         first, second = sorted(flashes, key=lambda actor: int(actor.answer))
         one, other = rng.sample((first, second), 2)
         ask("order", f"Which shows first, the {one.name} or the {other.name}?", f"the {first.name}")
-    changing = scene.acting("appear", "leave")
-    if {actor.action for actor in changing} == {"appear", "leave"}:
-        one, other = rng.sample((rng.choice(scene.acting("appear")), rng.choice(scene.acting("leave"))), 2)
-        right = one if one.action == "appear" else other
+    appearing, leaving = scene.acting("appear"), scene.acting("leave")
+    if appearing and leaving:
+        right, wrong = rng.choice(appearing), rng.choice(leaving)
+        one, other = rng.sample((right, wrong), 2)
         ask("change", f"Which appears, the {one.name} or the {other.name}?", f"the {right.name}")
     else:
-        for actor in changing:
+        for actor in appearing + leaving:
             ask("change", f"Does the {actor.name} appear or leave?", f"it {actor.answer}")
 
     actor = rng.choice(scene.actors)

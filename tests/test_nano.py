@@ -165,16 +165,23 @@ def test_conversations_choose_anew_each_time(rendered):
     assert sum(first != second for first, second in by_clip.values()) > 30
 
 
-def test_nano_answers_held_out_questions(nano, rendered):
-    """A small sample of what `python -m pllava.nano evaluate` measures in full."""
+@pytest.fixture(scope="module")
+def answered(nano, rendered):
+    """Every question but the captions, each with nano's answer."""
     rows = [row for row in read_questions(rendered) if row["type"] != "caption"]
-    scores = accuracy(rows, [answer.strip() for answer in generate(*nano, rows, batch_size=16)])
+    return [(row, answer.strip()) for row, answer in zip(rows, generate(*nano, rows, batch_size=16), strict=True)]
+
+
+def test_nano_answers_held_out_questions(answered):
+    """A small sample of what `python -m pllava.nano evaluate` measures in full."""
+    scores = accuracy(*zip(*answered, strict=True))
     assert scores["mean"] >= 90, scores
 
 
-def test_nano_needs_the_order_of_the_frames(nano, rendered):
-    rows = [row for row in read_questions(rendered) if row["type"] in world.ORDERED_TYPES]
-    seen = accuracy(rows, [answer.strip() for answer in generate(*nano, rows, batch_size=16)])
+def test_nano_needs_the_order_of_the_frames(nano, answered):
+    ordered = [(row, answer) for row, answer in answered if row["type"] in world.ORDERED_TYPES]
+    rows, answers = zip(*ordered, strict=True)
+    seen = accuracy(rows, answers)
     mixed = accuracy(rows, [answer.strip() for answer in generate(*nano, rows, batch_size=16, see=shuffled)])
     assert mixed["mean"] < seen["mean"] - 25, (mixed, seen)
 
