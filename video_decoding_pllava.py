@@ -54,6 +54,13 @@ IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".webp")
 IMAGES_FPS = 3.0  # images state no rate; the frame folders of MVBench hold three a second
 
 
+@dataclass
+class ImagesMetadata(VideoMetadata):
+    """Of a folder of images: the number in the name of the first one, as a sub-clip's seconds count from number 0."""
+
+    first_number: int = 0
+
+
 class VideoDecodeError(ValueError):
     """The input is no video that can be decoded. The message names the input, the reason and what to do."""
 
@@ -390,7 +397,8 @@ def _load_folder(source: _Source, sampler: Sampler) -> Result:
     names = sorted((name for name in os.listdir(source.content) if name.lower().endswith(IMAGE_SUFFIXES)), key=natural)
     if not names:
         raise source.error(f"the folder holds no images ({', '.join(IMAGE_SUFFIXES)})")
-    return _read_images(source, len(names), read, sampler)
+    first_number = int((re.findall(r"\d+", names[0]) or [0])[-1])
+    return _read_images(source, len(names), read, sampler, first_number)
 
 
 def _load_image(source: _Source, sampler: Sampler) -> Result | None:
@@ -408,7 +416,9 @@ def _load_image(source: _Source, sampler: Sampler) -> Result | None:
         return _read_images(source, getattr(image, "n_frames", 1), read, sampler)
 
 
-def _read_images(source: _Source, count: int, read: Callable[[int], Image.Image], sampler: Sampler) -> Result:
+def _read_images(
+    source: _Source, count: int, read: Callable[[int], Image.Image], sampler: Sampler, first_number: int = 0
+) -> Result:
     def checked(number: int) -> Image.Image:
         try:
             return read(number)
@@ -416,7 +426,8 @@ def _read_images(source: _Source, count: int, read: Callable[[int], Image.Image]
             raise source.error(f"image {number} cannot be read ({error})") from error
 
     width, height = checked(0).size
-    metadata = VideoMetadata(count, IMAGES_FPS, width, height, count / IMAGES_FPS, video_backend="pil")
+    metadata = ImagesMetadata(count, IMAGES_FPS, width, height, count / IMAGES_FPS, video_backend="pil")
+    metadata.first_number = first_number
     frames = np.empty((len(_ask(source, sampler, metadata)), height, width, 3), np.uint8)
     for row, number in enumerate(metadata.frames_indices):
         image = checked(number)

@@ -27,12 +27,14 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp")  # of still images: a list of
 
 class PllavaVideosKwargs(VideosKwargs, total=False):
     """
-    sampling (`"uniform"` or `"random"`, *optional*, defaults to `"uniform"`):
-        Which frame of each of `num_frames` equal intervals is taken: the one in its middle (evaluation), or one at
-        random (training; drawn from torch's global generator).
+    sampling (`"uniform"`, `"random"`, `"middle"` or `"start"`, *optional*, defaults to `"uniform"`):
+        Which frame of each of `num_frames` equal intervals is taken. "uniform" is the original's evaluation and demo:
+        the one in the middle, where no interval ends on the last frame. The others are its training set's, whose
+        intervals cover the clip: one at random (drawn from torch's global generator), the one in the middle, or the
+        first; they repeat the last frame of a clip of fewer frames.
     """
 
-    sampling: Literal["uniform", "random"] | None
+    sampling: Literal["uniform", "random", "middle", "start"] | None
 
 
 class PllavaVideoProcessor(BaseVideoProcessor):
@@ -111,8 +113,9 @@ class PllavaVideoProcessor(BaseVideoProcessor):
             metadata (`VideoMetadata`): Its `total_num_frames` is needed; its `fps` for a sub-clip, or with `fps`.
             num_frames (`int`, *optional*): How many frames to take; the processor's own number by default.
             fps (`float`, *optional*): How many frames to take of each second, in place of `num_frames`.
-            sampling (`str`): "uniform" or "random", see [`PllavaVideosKwargs`].
-            start, end (`float`, *optional*): The sub-clip's bounds in seconds; they are clamped to the video.
+            sampling (`str`): "uniform", "random", "middle" or "start", see [`PllavaVideosKwargs`].
+            start, end (`float`, *optional*): The sub-clip's bounds in seconds; they are clamped to the video. In a
+                folder of numbered images they count from number 0, as in the original, whatever the first one is.
 
         Raises:
             ValueError: if seconds are asked for of a video without a frame rate, or `end` lies before `start`.
@@ -126,20 +129,25 @@ class PllavaVideoProcessor(BaseVideoProcessor):
             raise ValueError(f"The sub-clip ends (`end`={end}) before it starts (`start`={start})")
         num_frames = num_frames or self.num_frames
         final = metadata.total_num_frames - 1
-        first = 0 if start is None else min(max(round(start * metadata.fps), 0), final)
-        last = final if end is None else min(max(round(end * metadata.fps), first), final)
+        number = getattr(metadata, "first_number", 0)
+        first = 0 if start is None else min(max(round(start * metadata.fps) - number, 0), final)
+        last = final if end is None else min(max(round(end * metadata.fps) - number, first), final)
         if fps is not None:
             step = metadata.fps / fps  # frames from one taken to the next; the first stands half a step in
             middles = np.arange(first + step / 2, last + 1, step)
             indices = np.around(middles).astype(np.int64) if len(middles) else np.array([first])
-        elif sampling == "random":
-            edges = np.linspace(first, last + 1, num_frames + 1)
-            drawn = edges[:-1] + torch.rand(num_frames, dtype=torch.float64).numpy() * np.diff(edges)
-            indices = drawn.astype(np.int64)
-        else:
-            # The original's evaluation sampler, to the frame: Python's round() takes a half to the even number.
+        elif sampling == "uniform":
+            # To the frame as the original: Python's round() takes a half to the even number.
             interval = (last - first) / num_frames
             indices = np.array([int(first + interval / 2 + round(interval * i)) for i in range(num_frames)])
+        else:
+            intervals = min(num_frames, last - first + 1)
+            edges = np.linspace(first, last + 1, intervals + 1).astype(np.int64)
+            lengths = np.diff(edges)
+            offsets = {"middle": (lengths - 1) // 2, "start": np.zeros_like(lengths)}.get(sampling)
+            if sampling == "random":
+                offsets = (torch.rand(intervals, dtype=torch.float64).numpy() * lengths).astype(np.int64)
+            indices = np.pad(edges[:-1] + offsets, (0, num_frames - intervals), mode="edge")
         return np.clip(indices, first, last)
 
     def _decode_and_sample_videos(
