@@ -14,34 +14,8 @@ from transformers.processing_utils import MultiModalData, ProcessingKwargs, Proc
 from transformers.utils import cached_file
 from transformers.utils.chat_template_utils import render_jinja_template
 
+from .chat_templates_pllava import CHAT_TEMPLATES
 from .video_processing_pllava import PllavaVideosKwargs, flatten_videos
-
-# The original's plain style: "USER:<video> question ASSISTANT:answer</s>USER:..."; media first, whatever their place
-# in the turn. `generation` marks the assistant's words, which is what a loss is taken on.
-CHAT_TEMPLATE = """\
-{%- for message in messages -%}
-    {%- if message['content'] is string -%}
-        {%- set media, texts = [], [message['content']] -%}
-    {%- else -%}
-        {%- set parts = message['content'] -%}
-        {%- set media = parts | selectattr('type', 'in', ['video', 'image']) | map(attribute='type') | list -%}
-        {%- set texts = parts | selectattr('type', 'equalto', 'text') | map(attribute='text') | list -%}
-    {%- endif -%}
-    {%- if message['role'] == 'system' -%}
-        {{- texts | join(' ') + ' ' -}}
-    {%- elif message['role'] == 'user' -%}
-        {{- 'USER:' -}}
-        {%- for kind in media -%}{{- '<' + kind + '>' -}}{%- endfor -%}
-        {{- (' ' if media else '') + texts | join(' ') + ' ' -}}
-    {%- elif message['role'] == 'assistant' -%}
-        {{- 'ASSISTANT:' -}}
-        {%- generation -%}{{- texts | join(' ') + eos_token -}}{%- endgeneration -%}
-    {%- else -%}
-        {{- raise_exception("The roles are system, user and assistant; got '" + message['role'] + "'") -}}
-    {%- endif -%}
-{%- endfor -%}
-{%- if add_generation_prompt -%}{{- 'ASSISTANT:' -}}{%- endif -%}
-"""
 
 
 class PllavaProcessorKwargs(ProcessingKwargs, total=False):
@@ -60,7 +34,8 @@ class PllavaProcessor(ProcessorMixin):
         video_processor ([`PllavaVideoProcessor`]): Decodes, samples and prepares videos.
         pooling_shape (`list[int]`, *optional*, defaults to `[16, 12, 12]`): As in the model's config.
         image_token, video_token (`str`, *optional*): The placeholders.
-        chat_template (`str`, *optional*): Jinja template; the original's plain style by default.
+        chat_template (`str`, *optional*, defaults to `"plain"`): A Jinja template, or the name of one of ours
+            (`chat_templates_pllava.py`).
 
     Raises:
         ValueError: if a placeholder is not in the tokenizer's vocabulary.
@@ -78,7 +53,7 @@ class PllavaProcessor(ProcessorMixin):
         pooling_shape: list[int] | tuple[int, ...] = (16, 12, 12),
         image_token: str = "<image>",
         video_token: str = "<video>",
-        chat_template: str | None = None,
+        chat_template: str | None = "plain",
     ):
         self.pooling_shape = list(pooling_shape)
         self.image_token, self.video_token = image_token, video_token
@@ -89,7 +64,10 @@ class PllavaProcessor(ProcessorMixin):
                     f"The tokenizer does not know {token!r}: `tokenizer.add_tokens([{token!r}], special_tokens=True)`"
                 )
         self.image_token_id, self.video_token_id = vocabulary[image_token], vocabulary[video_token]
-        super().__init__(image_processor, tokenizer, video_processor, chat_template=chat_template or CHAT_TEMPLATE)
+        # The named templates stay in the code: saved with the processor, they would make its template a dict, and
+        # inference engines take a string only
+        chat_template = CHAT_TEMPLATES.get(chat_template or "plain", chat_template)
+        super().__init__(image_processor, tokenizer, video_processor, chat_template=chat_template)
 
     @property
     def num_frames(self) -> int:
@@ -139,9 +117,11 @@ class PllavaProcessor(ProcessorMixin):
         **kwargs,
     ) -> Any:
         """
-        As any processor's. A video part may have "start" and "end" (seconds) beside its source, and "bytes" as its
-        source: `{"type": "video", "path": "film.mp4", "start": 61.5, "end": 70}`.
+        As any processor's. `chat_template` may be the name of one of ours (`chat_templates_pllava.py`). A video part
+        may have "start" and "end" (seconds) beside its source, and "bytes" as its source: `{"type": "video", "path":
+        "film.mp4", "start": 61.5, "end": 70}`.
         """
+        chat_template = CHAT_TEMPLATES.get(chat_template, chat_template)
         conversation = _with_sub_clips(conversation)
         if not return_assistant_tokens_mask or kwargs.get("continue_final_message"):
             return super().apply_chat_template(

@@ -23,6 +23,7 @@ from transformers import (
 import pllava
 
 CODE = {
+    "chat_templates_pllava.py",
     "configuration_pllava.py",
     "modeling_pllava.py",
     "pipeline_pllava.py",

@@ -1,0 +1,114 @@
+"""
+Chat templates: the exact prompts of the original's conversation modes, by their names there, and those of two more
+text models. `processor.apply_chat_template(messages, chat_template="eval_mvbench")` takes one by its name.
+
+A user turn in the styles of the original, of which one has the media in a turn of its own:
+
+    plain                       USER:<video> What happens? ASSISTANT:It leaves.</s>
+    eval_mvbench                USER: <video>
+                                 USER: What happens? ASSISTANT:It leaves.</s>
+    eval_videoqabench           USER: <video>
+                                 What happens? ASSISTANT:It leaves.</s>
+
+System text is written as it is, without a tag of its own: so the weights were evaluated.
+"""
+
+import json
+
+# Media come first, whatever their place in the message. `generation` marks the assistant's words and its end token,
+# which is what a loss is taken on.
+_BODY = """\
+{%- for message in messages -%}
+    {%- if message['content'] is string -%}
+        {%- set media, text = [], message['content'] -%}
+    {%- else -%}
+        {%- set parts = message['content'] -%}
+        {%- set media = parts | selectattr('type', 'in', ['video', 'image']) | map(attribute='type') | list -%}
+        {%- set text = parts | selectattr('type', 'equalto', 'text') | map(attribute='text') | join(' ') -%}
+    {%- endif -%}
+    {%- if message['role'] == 'system' -%}
+        {{- system + text + system_end if text else '' -}}
+    {%- elif message['role'] == 'user' -%}
+        {{- user -}}
+        {%- for kind in media -%}{{- '<' + kind + '>' -}}{%- endfor -%}
+        {{- (media_end if media else '') + (question if media and text else '') + text + user_end -}}
+    {%- elif message['role'] == 'assistant' -%}
+        {{- assistant -}}
+        {%- generation -%}{{- text + end -}}{%- endgeneration -%}
+        {{- assistant_end -}}
+    {%- else -%}
+        {{- raise_exception("The roles are system, user and assistant; got '" + message['role'] + "'") -}}
+    {%- endif -%}
+{%- endfor -%}
+{%- if add_generation_prompt -%}{{- assistant -}}{%- endif -%}
+"""
+
+
+def _template(
+    user: str,
+    user_end: str,
+    assistant: str,
+    media_end: str,
+    question: str,
+    end: str | None = None,
+    assistant_end: str = "",
+    system: str = "",
+    system_end: str | None = None,
+) -> str:
+    """
+    Args:
+        user, user_end, assistant, assistant_end, system, system_end: What stands around the turns of each role.
+        media_end: What follows the placeholders of a turn.
+        question: What stands between these and the text of the same turn.
+        end: The token that ends an answer; the tokenizer's own by default.
+    """
+    values = {
+        "user": user,
+        "user_end": user_end,
+        "assistant": assistant,
+        "assistant_end": assistant_end,
+        "media_end": media_end,
+        "question": question,
+        "system": system,
+        "system_end": user_end if system_end is None else system_end,
+    }
+    lines = [f"{{%- set {name} = {json.dumps(value)} -%}}\n" for name, value in values.items()]
+    return "".join(lines) + f"{{%- set end = {json.dumps(end) if end else 'eos_token'} -%}}\n" + _BODY
+
+
+_VICUNA = {"user": "USER: ", "user_end": " ", "assistant": "ASSISTANT:", "media_end": "\n"}
+_IM_START = {
+    "user": "<|im_start|>user\n",
+    "user_end": "<|im_end|>\n",
+    "assistant": "<|im_start|>assistant\n",
+    "media_end": "\n",
+    "end": "<|im_end|>",
+    "assistant_end": "\n",
+}
+_VICUNA_ALONE = _template(**_VICUNA, question=" USER: ")
+_IM_START_ALONE = _template(**_IM_START, question="<|im_end|>\n<|im_start|>user\n")
+
+CHAT_TEMPLATES: dict[str, str] = {
+    # 7B and 13B: "plain" is what they were shown in training and in the demo
+    "plain": _template("USER:", " ", "ASSISTANT:", media_end="", question=" "),
+    "eval_vcgbench": _VICUNA_ALONE,
+    "eval_mvbench": _VICUNA_ALONE,
+    "eval_recaption": _VICUNA_ALONE,
+    "eval_videoqabench": _template(**_VICUNA, question=" "),
+    # 34B: the demo's is the first
+    "eval_vcg_llavanext": _IM_START_ALONE,
+    "eval_mvbench_llavanext": _IM_START_ALONE,
+    "eval_recaption_llavanext": _IM_START_ALONE,
+    "eval_videoqa_llavanext": _template(**_IM_START, question=" "),
+    # Text models of LLaVA-NeXT that the original has no mode for
+    "mistral": _template("[INST] ", " [/INST]", "", media_end="\n", question="", system_end="\n\n"),
+    "llama_3": _template(
+        "<|start_header_id|>user<|end_header_id|>\n\n",
+        "<|eot_id|>",
+        "<|start_header_id|>assistant<|end_header_id|>\n\n",
+        media_end="\n",
+        question="",
+        end="<|eot_id|>",
+        system="<|start_header_id|>system<|end_header_id|>\n\n",
+    ),
+}
