@@ -18,6 +18,7 @@ from transformers import (
 from transformers.pipelines import PIPELINE_REGISTRY
 
 from .configuration_pllava import PllavaConfig
+from .loading import check_model, load_model, lora_config, quantization_config, set_alpha
 from .modeling_pllava import PllavaForConditionalGeneration, PllavaModel, PllavaPreTrainedModel
 from .pipeline_pllava import VideoTextToTextPipeline
 from .processing_pllava import PllavaProcessor
@@ -59,5 +60,10 @@ __all__ = [
     "PllavaProcessor",
     "PllavaVideoProcessor",
     "VideoTextToTextPipeline",
+    "check_model",
+    "load_model",
+    "lora_config",
     "model_path",
+    "quantization_config",
+    "set_alpha",
 ]

@@ -52,7 +52,9 @@ class PllavaMultiModalProjector(LlavaMultiModalProjector):
 
     def forward(self, frame_features: torch.Tensor) -> torch.Tensor:
         """(videos, frames, rows, columns, C) -> (videos, T' * h' * w', D), the tokens in (time, row, column) order."""
-        hidden_states = self.act(self.linear_1(frame_features))
+        grid = frame_features.shape[1:4]
+        # Three axes, as everywhere in transformers: quantised linear layers may take no more
+        hidden_states = self.act(self.linear_1(frame_features.flatten(1, 3))).unflatten(1, grid)
         hidden_states = nn.functional.adaptive_avg_pool3d(hidden_states.permute(0, 4, 1, 2, 3), self.pooling_shape)
         return self.linear_2(hidden_states.flatten(2).transpose(1, 2))
 

@@ -1,13 +1,13 @@
 """`pllava caption`: captions for many videos, batch by batch, into a JSON Lines file that a later run goes on with."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from .options import Device, Dtype, MaxNewTokens, Model, NumFrames, load_pipeline, sampled_frames
+from .options import MaxNewTokens, NumFrames, sampled_frames, takes_model
 
 SUFFIXES = {
     ".mp4",
@@ -27,15 +27,14 @@ SUFFIXES = {
 }
 
 
+@takes_model
 def caption(
+    load_pipeline: Callable[[], Any],
     paths: Annotated[list[str], typer.Argument(help="Videos, and folders that are searched for videos.")],
     out: Annotated[Path, typer.Option(help="Written as it goes; videos that it has a caption for are skipped.")],
     prompt: Annotated[str, typer.Option(help="What the model is asked about each video.")] = "Describe the video.",
     batch_size: Annotated[int, typer.Option(min=1, help="Videos captioned together.")] = 8,
-    model: Model = "nano",
     num_frames: NumFrames = None,
-    dtype: Dtype = "auto",
-    device: Device = None,
     max_new_tokens: MaxNewTokens = 256,
 ) -> None:
     """Caption videos: lines of {"video", "caption"}, or {"video", "error"} where one cannot be read."""
@@ -47,7 +46,7 @@ def caption(
     todo = [video for video in videos if "caption" not in known.get(video, {})]
     failed = 0
     if todo:
-        pipe = load_pipeline(model, dtype, device)
+        pipe = load_pipeline()
         decoded = DataLoader(
             _DecodedVideos(todo, pipe.processor, num_frames), batch_size=batch_size, num_workers=1, collate_fn=list
         )

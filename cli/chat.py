@@ -1,19 +1,19 @@
 """`pllava chat`: one question about a video, or a conversation about it."""
 
-from typing import Annotated
+from collections.abc import Callable
+from typing import Annotated, Any
 
 import typer
 
-from .options import Device, Dtype, MaxNewTokens, Model, NumFrames, load_pipeline, sampled_frames
+from .options import MaxNewTokens, NumFrames, sampled_frames, takes_model
 
 
+@takes_model
 def chat(
+    load_pipeline: Callable[[], Any],
     video: Annotated[str, typer.Argument(help="Path or URL of a video, a GIF, or a folder of frames.")],
     question: Annotated[str | None, typer.Argument(help="Asked once; without it a conversation begins.")] = None,
-    model: Model = "nano",
     num_frames: NumFrames = None,
-    dtype: Dtype = "auto",
-    device: Device = None,
     max_new_tokens: MaxNewTokens = 256,
 ) -> None:
     """Ask about a video; the answer is written as it is generated."""
@@ -21,7 +21,7 @@ def chat(
 
     from pllava.video_decoding_pllava import VideoDecodeError
 
-    pipe = load_pipeline(model, dtype, device)
+    pipe = load_pipeline()
     try:
         frames = sampled_frames(pipe.processor, video, num_frames)
     except VideoDecodeError as error:

@@ -1,6 +1,9 @@
 """The options that commands share, and the model that they name."""
 
-from typing import TYPE_CHECKING, Annotated
+import functools
+import inspect
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -9,21 +12,42 @@ if TYPE_CHECKING:
 
     from pllava import PllavaProcessor, VideoTextToTextPipeline
 
-Model = Annotated[
-    str, typer.Option(help="Directory or Hub id of a PLLaVA; 'nano' is the small one that ships with the package.")
-]
 NumFrames = Annotated[
     int | None, typer.Option(min=1, help="Frames to sample from the video; the model's own number by default.")
 ]
-Dtype = Annotated[str, typer.Option(help="float32, bfloat16, float16, or auto: as the checkpoint was saved.")]
-Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps; by default a GPU if there is one.")]
 MaxNewTokens = Annotated[int, typer.Option(min=1, help="Length limit of an answer, in tokens.")]
 
 
-def load_pipeline(model: str, dtype: str, device: str | None) -> "VideoTextToTextPipeline":
+def load_pipeline(
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help="Directory or Hub id of a PLLaVA; 'nano' is the small one that ships with the package.",
+            show_default="nano, or the base of --adapter",
+        ),
+    ] = None,
+    adapter: Annotated[str | None, typer.Option(help="Directory or Hub id of a PEFT adapter.")] = None,
+    alpha: Annotated[
+        float | None, typer.Option(help="Strength of the adapter: W = W0 + alpha / r * B A; its own by default.")
+    ] = None,
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16, or auto: as the checkpoint was saved.")] = (
+        "auto"
+    ),
+    device: Annotated[
+        str | None, typer.Option(help="cpu, cuda, cuda:1, mps; by default a GPU if there is one.")
+    ] = None,
+    device_map: Annotated[
+        str | None, typer.Option(help="auto: spread a large model over all GPUs, the memory and the disk.")
+    ] = None,
+    load_in_4bit: Annotated[bool, typer.Option("--load-in-4bit", help="Quantise with bitsandbytes.")] = False,
+    load_in_8bit: Annotated[bool, typer.Option("--load-in-8bit", help="Quantise with bitsandbytes.")] = False,
+    check: Annotated[
+        bool, typer.Option(help="Assert that the model sees its video, and that the adapter has an effect.")
+    ] = True,
+) -> "VideoTextToTextPipeline":
     """The model in its pipeline; what is wrong with the options is said without a traceback."""
     import torch
-    from transformers import AutoModelForImageTextToText, AutoProcessor, pipeline
+    from transformers import AutoProcessor, pipeline
     from transformers.utils import logging
 
     import pllava
@@ -31,20 +55,50 @@ def load_pipeline(model: str, dtype: str, device: str | None) -> "VideoTextToTex
     if dtype != "auto" and not isinstance(getattr(torch, dtype, None), torch.dtype):
         message = f"{dtype!r} is not a dtype of torch; try float32, bfloat16 or float16"
         raise typer.BadParameter(message, param_hint="--dtype")
+    bits = {(True, False): 4, (False, True): 8}.get((load_in_4bit, load_in_8bit))
+    if (load_in_4bit and load_in_8bit) or (device and device_map):
+        raise typer.BadParameter(
+            "Choose one of --load-in-4bit and --load-in-8bit, and one of --device and --device-map"
+        )
+    if device_map is None and device is not None and bits:
+        device, device_map = None, device  # what is quantised is loaded where it will be, and cannot be moved
     logging.disable_progress_bar()
+    name = "nano" if model is None and adapter is None else model
+    path = pllava.model_path(name) if name else None
     try:
-        path = pllava.model_path(model)
-        processor = AutoProcessor.from_pretrained(path)
-        loaded = AutoModelForImageTextToText.from_pretrained(path, dtype=dtype)
-    except (OSError, ValueError) as error:
-        raise typer.BadParameter(str(error), param_hint="--model") from error
-    return pipeline("video-text-to-text", loaded, processor=processor, device=device)
+        loaded = pllava.load_model(
+            path,
+            adapter,
+            alpha,
+            check,
+            dtype=dtype,
+            device_map=device_map,
+            quantization_config=pllava.quantization_config(bits) if bits else None,
+        )
+        processor = AutoProcessor.from_pretrained(loaded.name_or_path)
+    except (ImportError, OSError, ValueError) as error:
+        raise typer.BadParameter(str(error), param_hint="--adapter" if adapter else "--model") from error
+    plain = loaded if adapter is None else loaded.get_base_model()  # pipelines know no PEFT class around a model
+    return pipeline("video-text-to-text", plain, processor=processor, device=device)
+
+
+def takes_model(command: Callable[..., None]) -> Callable[..., None]:
+    """Gives a command the options of `load_pipeline`, which its first argument calls with them."""
+    _, *own = inspect.signature(command).parameters.values()
+    shared = inspect.signature(load_pipeline).parameters
+
+    @functools.wraps(command)
+    def run(**values: Any) -> None:
+        load = functools.partial(load_pipeline, **{name: values.pop(name) for name in shared})
+        return command(load, **values)
+
+    run.__signature__ = inspect.Signature([*own, *shared.values()])
+    run.__annotations__ = {parameter.name: parameter.annotation for parameter in run.__signature__.parameters.values()}
+    return run
 
 
 def sampled_frames(processor: "PllavaProcessor", video: str, num_frames: int | None) -> "np.ndarray":
     """The frames of `video` that the model will see, `(frames, height, width, 3)` uint8."""
-    from functools import partial
-
     from pllava.video_decoding_pllava import load_frames
 
-    return load_frames(video, partial(processor.video_processor.sample_frames, num_frames=num_frames))[0]
+    return load_frames(video, functools.partial(processor.video_processor.sample_frames, num_frames=num_frames))[0]

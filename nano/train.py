@@ -23,8 +23,9 @@ from transformers import (
 from trl import SFTConfig
 
 from ..configuration_pllava import PllavaConfig
+from ..loading import lora_config
 from ..processing_pllava import PllavaProcessor
-from ..train import build_trainer, lora_config
+from ..train import build_trainer
 from ..video_processing_pllava import PllavaVideoProcessor
 from . import world
 from .data import image_conversations, read_questions, render, video_conversations

@@ -9,7 +9,8 @@ from peft import PeftModel
 from transformers import AutoModelForImageTextToText
 from trl import SFTConfig
 
-from pllava.train import VideoChatCollator, build_trainer, lora_config
+from pllava import lora_config
+from pllava.train import VideoChatCollator, build_trainer
 
 
 @pytest.fixture

@@ -11,25 +11,6 @@ from trl import SFTConfig, SFTTrainer
 from .collator import VideoChatCollator
 
 
-def lora_config(
-    r: int = 128, lora_alpha: int = 32, lora_dropout: float = 0.05, targets: str = "q_proj|v_proj"
-) -> LoraConfig:
-    """
-    The paper's adapter: LoRA on the query and value projections of the text model, and the projector in full.
-
-    Args:
-        targets (`str`): The text model's linear layers to adapt, as alternatives of a regular expression.
-    """
-    return LoraConfig(
-        r=r,
-        lora_alpha=lora_alpha,
-        lora_dropout=lora_dropout,
-        target_modules=rf".*language_model.*\.({targets})",
-        modules_to_save=["multi_modal_projector"],
-        task_type="CAUSAL_LM",
-    )
-
-
 def build_trainer(
     model: PreTrainedModel,
     processor: ProcessorMixin,
