@@ -9,12 +9,14 @@ import typer
 
 from .caption import caption
 from .chat import chat
+from .convert import convert
 
 app = typer.Typer(
-    help="PLLaVA: ask questions about videos, and caption them.",
+    help="PLLaVA: ask questions about videos, caption them, and convert checkpoints.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_show_locals=False,
 )
 app.command()(chat)
 app.command()(caption)
+app.command()(convert)

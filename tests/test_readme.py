@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from layouts import write_official
+from local_hub import local_hub
 
 ROOT = Path(__file__).resolve().parent.parent
 SNIPPETS = re.findall(r"```(python|bash)\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
@@ -25,8 +27,17 @@ def directory(tmp_path_factory):
     return directory
 
 
+@pytest.fixture(scope="module")
+def hub(tmp_path_factory):
+    """Its address; it has a tiny model in the place of the official one."""
+    folder = tmp_path_factory.mktemp("hub")
+    write_official(folder / "ermu2001" / "pllava-7b", shards=2)
+    with local_hub(folder) as address:
+        yield address
+
+
 @pytest.mark.parametrize(("language", "code"), SNIPPETS, ids=lambda value: value.strip().splitlines()[0][:40])
-def test_snippet(language, code, directory):
+def test_snippet(language, code, directory, hub):
     if language == "bash" and "make " in code:
         for target in re.findall(r"make ([\w-]+)", code):
             assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
@@ -36,7 +47,8 @@ def test_snippet(language, code, directory):
         subprocess.run(["cp", "-r", str(ROOT / "nano" / "checkpoint"), str(directory / "nano")], check=True)
     command = [sys.executable, "-c", code] if language == "python" else ["bash", "-euc", code]
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    environment = {"PATH": path, "HF_ENDPOINT": hub, "HF_HUB_OFFLINE": "0", "HF_HOME": str(directory / "home")}
     result = subprocess.run(
-        command, cwd=directory, env={**os.environ, "PATH": path}, capture_output=True, text=True, timeout=400
+        command, cwd=directory, env={**os.environ, **environment}, capture_output=True, text=True, timeout=400
     )
     assert result.returncode == 0, result.stderr
