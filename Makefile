@@ -18,6 +18,7 @@ lint: .venv/installed
 
 benchmark: .venv/installed
 	$(BIN)/python benchmarks/imports.py
+	$(BIN)/python benchmarks/convert.py
 	$(BIN)/python benchmarks/decode.py
 
 .venv/installed: setup.cfg

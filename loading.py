@@ -69,12 +69,13 @@ def set_alpha(model: PeftModel, alpha: float) -> None:
         raise ValueError(f"Alpha is the strength of a LoRA adapter, and this {type(model).__name__} has none")
     if any(layer.merged for layer in layers):
         raise ValueError("The adapter is merged into the weights: unmerge it (`model.unmerge_adapter()`) to set alpha")
-    for layer in layers:
-        for name in layer.active_adapters:
-            layer.lora_alpha[name] = alpha
-            layer.set_scale(name, 1.0)  # times alpha / r, or alpha / sqrt(r) for rank-stabilised LoRA
     for name in model.active_adapters:
+        for layer in layers:
+            if name in layer.lora_alpha:
+                layer.lora_alpha[name] = alpha
+                layer.set_scale(name, 1.0)  # times alpha / r, or alpha / sqrt(r) for rank-stabilised LoRA
         model.peft_config[name].lora_alpha = alpha
+        model.peft_config[name].alpha_pattern = {}  # one for all layers, also where it is saved
 
 
 def quantization_config(bits: int) -> BitsAndBytesConfig:

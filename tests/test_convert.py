@@ -41,7 +41,7 @@ from transformers import (
 import pllava
 from pllava.chat_templates_pllava import CHAT_TEMPLATES
 from pllava.hub_cards import convert
-from pllava.hub_cards.conversion import plan_conversion
+from pllava.hub_cards.plan import plan_conversion
 
 PLLAVA = str(Path(sys.executable).with_name("pllava"))
 NUMBERS = load_file(RECORDINGS / "numbers.safetensors")
@@ -258,10 +258,12 @@ def test_embeddings_grow_where_no_row_is_spare(tmp_path):
     write_llava(tmp_path / "llava", "vicuna")
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "llava")
     tokenizer.add_tokens([f"<{number}>" for number in range(512 - len(tokenizer))], special_tokens=True)
+    tokenizer.add_special_tokens({"pad_token": "<padding>"})
     tokenizer.save_pretrained(tmp_path / "llava")
     directory = quiet(tmp_path / "llava", tmp_path / "out")
     model = pllava.load_model(directory)
-    assert model.config.video_token_id == 512 and model.config.text_config.vocab_size == 576
+    assert (model.config.text_config.pad_token_id, model.config.video_token_id) == (512, 513)
+    assert model.config.text_config.vocab_size == 576
     for weight in (model.get_input_embeddings().weight, model.get_output_embeddings().weight):
         assert weight.shape[0] == 576
         torch.testing.assert_close(weight[512:], weight[:512].mean(0, keepdim=True).expand(64, -1))
