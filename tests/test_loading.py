@@ -35,9 +35,11 @@ def inputs(processor):
     return {"input_ids": ids, "pixel_values_videos": torch.randn(1, 4, 3, 48, 48)}
 
 
-def save_adapter(checkpoint, directory, train=True, **options):
+def save_adapter(checkpoint, directory, train=True, use_rslora=False):
     """An adapter of rank 8 at alpha 8, with a projector of its own, as training leaves it."""
-    model = get_peft_model(load_model(checkpoint), lora_config(r=8, lora_alpha=8, **options))
+    config = lora_config(r=8, lora_alpha=8)
+    config.use_rslora = use_rslora
+    model = get_peft_model(load_model(checkpoint), config)
     if train:
         torch.manual_seed(0)
         for name, parameter in model.named_parameters():
@@ -135,6 +137,21 @@ def test_a_kept_adapter_loads_with_peft_alone(tmp_path):
     ours = logits(load_model(adapter=kept / "adapter"), {"input_ids": ids})
     plain = PeftModel.from_pretrained(load_model(kept), kept / "adapter").eval()
     assert torch.equal(logits(plain, {"input_ids": ids}), ours)
+
+
+@pytest.mark.parametrize("rslora", [False, True])
+def test_an_adapter_that_peft_saved_is_merged_as_peft_merges_it(checkpoint, inputs, tmp_path, rslora):
+    adapter = save_adapter(checkpoint, tmp_path / "adapter", use_rslora=rslora)
+    out = convert(checkpoint, tmp_path / "out", adapter=adapter)
+    expected = load_model(checkpoint, adapter).merge_and_unload()
+    merged = load_model(out)
+    assert merged.state_dict().keys() == expected.state_dict().keys()
+    torch.testing.assert_close(logits(merged, inputs), logits(expected, inputs), rtol=0, atol=1e-5)
+    kept = convert(checkpoint, tmp_path / "kept", adapter=adapter, alpha=3, keep_adapter=True)
+    expected = load_model(checkpoint, adapter, alpha=3)
+    torch.testing.assert_close(
+        logits(load_model(adapter=kept / "adapter"), inputs), logits(expected, inputs), rtol=0, atol=1e-5
+    )
 
 
 # --- what is dead on arrival -----------------------------------------------------------------------------------------
