@@ -1,16 +1,14 @@
-"""
+r"""
 Chat templates: the exact prompts of the original's conversation modes, by their names there, and those of two more
 text models. `processor.apply_chat_template(messages, chat_template="eval_mvbench")` takes one by its name.
 
-A user turn in the styles of the original, of which one has the media in a turn of its own:
+The same turn in the original's three styles; it has the second and the third also with the tags of the 34B:
 
-    plain                       USER:<video> What happens? ASSISTANT:It leaves.</s>
-    eval_mvbench                USER: <video>
-                                 USER: What happens? ASSISTANT:It leaves.</s>
-    eval_videoqabench           USER: <video>
-                                 What happens? ASSISTANT:It leaves.</s>
+    plain              "USER:<video> What happens? ASSISTANT:It leaves.</s>"
+    eval_mvbench       "USER: <video>\n USER: What happens? ASSISTANT:It leaves.</s>"
+    eval_videoqabench  "USER: <video>\n What happens? ASSISTANT:It leaves.</s>"
 
-System text is written as it is, without a tag of its own: so the weights were evaluated.
+System text stands in front, without a tag of its own: so the weights were evaluated.
 """
 
 import json

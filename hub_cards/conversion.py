@@ -18,11 +18,11 @@ from tqdm.auto import tqdm
 from transformers import CLIPImageProcessor, GenerationConfig
 from transformers.dynamic_module_utils import custom_object_save
 
-from ..loading import ADAPTER_WEIGHTS, lora_config
+from ..loading import ADAPTER_WEIGHTS
 from ..processing_pllava import PllavaProcessor
 from ..video_processing_pllava import PllavaVideoProcessor
 from .plan import VOCABULARY, Plan, plan_conversion
-from .sources import Kind, StoredTensor
+from .sources import Kind, StoredTensor, adapter_tensors
 
 MAX_SHARD_SIZE = 5_000_000_000
 IMAGE_CONFIG = (
@@ -201,15 +201,9 @@ def _grow(weight: torch.Tensor, rows: int) -> torch.Tensor:
 
 
 def _save_adapter(plan: Plan, directory: Path, base: Path) -> None:
-    trained = plan.trained
-    targets = "|".join(sorted({name.split(".")[-2] for name in trained.lora}))
-    config = lora_config(trained.rank, plan.alpha, targets=targets)
-    config.use_rslora = trained.config.get("use_rslora", False)
+    config = plan.adapter_config()
     config.base_model_name_or_path = str(base.resolve())
     config.inference_mode = True
     config.save_pretrained(directory)
-    weights = {f"base_model.model.{name}": tensor.read() for name, tensor in trained.weights.items()}
-    for name, pair in trained.lora.items():
-        module = f"base_model.model.{name.removesuffix('.weight')}"
-        weights |= {f"{module}.lora_{half}.weight": tensor.read() for half, tensor in zip("AB", pair, strict=True)}
+    weights = {name: tensor.read() for name, tensor in adapter_tensors(plan.trained).items()}
     save_file(weights, directory / ADAPTER_WEIGHTS, metadata={"format": "pt"})

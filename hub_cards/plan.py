@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from transformers import PreTrainedTokenizerFast
 
 from ..configuration_pllava import PllavaConfig
+from ..loading import lora_config
 from ..modeling_pllava import PllavaForConditionalGeneration
-from .sources import Kind, Source, pllava_name, read_source
+from .sources import Kind, Source, StoredTensor, adapter_tensors, pllava_name, read_source
+
+if TYPE_CHECKING:
+    from peft import LoraConfig
 
 ALPHA = 4.0  # of all the original's evaluation scripts
 MODEL_CONFIG = (
@@ -50,6 +56,19 @@ class Plan:
     config: PllavaConfig
     skeleton: PllavaForConditionalGeneration
 
+    def adapter_config(self) -> LoraConfig:
+        """Of the LoRA: its own config where PEFT wrote one, else the original's, read off its weights."""
+        if self.trained.kind is Kind.ADAPTER:
+            from peft import LoraConfig
+
+            config = LoraConfig.from_pretrained(self.trained.directory)
+            config.lora_alpha = self.alpha
+            return config
+        targets = "|".join(sorted({name.split(".")[-2] for name in self.trained.lora}))
+        config = lora_config(self.trained.rank, self.alpha, targets=targets)
+        config.modules_to_save = config.modules_to_save if self.trained.weights else None
+        return config
+
 
 def plan_conversion(
     source: str | os.PathLike,
@@ -71,15 +90,16 @@ def plan_conversion(
     config = _config(checkpoint, model, tokenizer)
     with torch.device("meta"):
         skeleton = PllavaForConditionalGeneration(config)
+    plan = Plan(checkpoint, model, trained, alpha, keep_adapter, tokenizer, config, skeleton)
     _drop_vision_layers_that_are_not_read(model, config)
-    expected = {pllava_name(name): tuple(weight.shape) for name, weight in skeleton.state_dict().items()}
-    problems = [*_weight_problems(model, expected), *_lora_problems(trained, expected)]
+    expected = {pllava_name(name): weight for name, weight in skeleton.state_dict().items()}
+    problems = [*_problems(model.weights, expected), *_adapter_problems(plan)]
     if problems:
         raise ValueError("\n".join([f"{source} cannot be converted:", *problems]))
     if max(tokenizer.get_vocab().values()) >= config.text_config.vocab_size:
         config.text_config.vocab_size = -(len(tokenizer) // -64) * 64  # matrix products like multiples of 64
     config.text_config.pad_token_id = tokenizer.pad_token_id
-    return Plan(checkpoint, model, trained, alpha, keep_adapter, tokenizer, config, skeleton)
+    return plan
 
 
 def _take_apart(
@@ -177,30 +197,25 @@ def _drop_vision_layers_that_are_not_read(model: Source, config: PllavaConfig) -
             model.unused.add(f"vision layer {layer}")
 
 
-def _weight_problems(model: Source, expected: dict[str, tuple[int, ...]]) -> list[str]:
-    """What of the model's weights is missing, left over or of the wrong shape."""
-    found = {name: tuple(tensor.meta.shape) for name, tensor in model.weights.items()}
-    problems = [f"missing: {name} {expected[name]}" for name in sorted(expected.keys() - found.keys())]
-    problems += [f"left over: {model.weights[name].key}" for name in sorted(found.keys() - expected.keys())]
+def _problems(found: dict[str, StoredTensor], expected: dict[str, torch.Tensor]) -> list[str]:
+    """What is missing, left over or of the wrong shape."""
+    problems = [f"missing: {name} {tuple(expected[name].shape)}" for name in sorted(expected.keys() - found.keys())]
+    problems += [f"left over: {found[name].key}" for name in sorted(found.keys() - expected.keys())]
     for name in sorted(expected.keys() & found.keys()):
-        if found[name] != expected[name]:
-            problems.append(f"wrong shape: {name} is {found[name]}, and not {expected[name]}")
+        shapes = tuple(found[name].meta.shape), tuple(expected[name].shape)
+        if shapes[0] != shapes[1]:
+            problems.append(f"wrong shape: {name} is {shapes[0]}, and not {shapes[1]}")
     return problems
 
 
-def _lora_problems(trained: Source, expected: dict[str, tuple[int, ...]]) -> list[str]:
-    problems = []
-    for name, tensor in trained.weights.items():
-        if name not in expected:
-            problems.append(f"left over: {tensor.key}")
-        elif tuple(tensor.meta.shape) != expected[name]:
-            problems.append(f"wrong shape: {name} is {tuple(tensor.meta.shape)}, and not {expected[name]}")
-    for name, (a, b) in trained.lora.items():
-        if name not in expected:
-            problems.append(f"left over: {a.key}, {b.key}")
-        elif (len(b.meta), a.meta.shape[1]) != expected[name]:
-            shapes = f"{tuple(b.meta.shape)} x {tuple(a.meta.shape)}"
-            problems.append(f"wrong shape: B x A of {name} is {shapes}, for a weight of {expected[name]}")
-    if trained.lora and not any(b.read().any() for _, b in trained.lora.values()):
+def _adapter_problems(plan: Plan) -> list[str]:
+    """The same of what was trained: PEFT says, on the meta device, what its config asks for."""
+    from peft import get_peft_model, get_peft_model_state_dict
+
+    if not plan.trained.lora:
+        return []
+    adapted = get_peft_model(copy.deepcopy(plan.skeleton), plan.adapter_config(), low_cpu_mem_usage=True)
+    problems = _problems(adapter_tensors(plan.trained), get_peft_model_state_dict(adapted))
+    if not any(b.read().any() for _, b in plan.trained.lora.values()):
         problems.append("without effect: every B of the LoRA is zero, so it was never trained")
     return problems

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
@@ -101,7 +101,7 @@ def read_source(name: str, revision: str | None = None) -> Source:
     config_file = adapter if adapter.exists() else directory / "config.json"
     if not config_file.exists():
         raise ValueError(f"{name}: there is no config.json, so this is no checkpoint")
-    config = json.loads(config_file.read_text(encoding="utf-8"))
+    config = _read_json(config_file)
     weights, lora, unused = {}, {}, set()
     for tensor in _stored_tensors(name, directory):
         if UNUSED.search(tensor.key):
@@ -114,8 +114,6 @@ def read_source(name: str, revision: str | None = None) -> Source:
     if halves:
         raise ValueError(f"{name}: a LoRA has two matrices, A and B; missing for {halves}")
     pairs = {weight: (pair["A"], pair["B"]) for weight, pair in lora.items()}
-    if len(ranks := {(a.meta.shape[0], b.meta.shape[1]) for a, b in pairs.values()}) > 1:
-        raise ValueError(f"{name}: the LoRA matrices are of several ranks (rows of A, columns of B): {sorted(ranks)}")
     return Source(directory, _kind(name, config, weights, pairs), config, weights, pairs, unused)
 
 
@@ -124,6 +122,15 @@ def pllava_name(key: str) -> str:
     for pattern, replacement in RENAMES:
         key = re.sub(pattern, replacement, key)
     return key if key.startswith("lm_head.") else f"model.{key}"
+
+
+def adapter_tensors(source: Source) -> dict[str, StoredTensor]:
+    """The LoRA, and the weights beside it, by their names in a PEFT adapter's file."""
+    tensors = {f"base_model.model.{name}": tensor for name, tensor in source.weights.items()}
+    for name, pair in source.lora.items():
+        module = f"base_model.model.{name.removesuffix('.weight')}"
+        tensors |= {f"{module}.lora_{half}.weight": tensor for half, tensor in zip("AB", pair, strict=True)}
+    return tensors
 
 
 def _kind(name: str, config: dict, weights: dict, lora: dict) -> Kind:
@@ -158,9 +165,15 @@ def _fetch(name: str, revision: str | None) -> Path:
         raise ValueError(f"{name}: no directory, and no repository that the Hub gives ({error})") from error
 
 
+def _read_json(file: Path) -> dict:
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{file}: no valid JSON ({error}); fetch it again") from error
+
+
 def _stored_tensors(name: str, directory: Path) -> Iterator[StoredTensor]:
-    files = list(_weight_files(name, directory))
-    for file in files:
+    for file in _weight_files(name, directory):
         try:
             with safe_open(file, "pt") as weights:
                 for key in weights.keys():  # noqa: SIM118, it is no dict
@@ -176,7 +189,7 @@ def _stored_tensors(name: str, directory: Path) -> Iterator[StoredTensor]:
             raise ValueError(f"{file}: truncated, or no safetensors file ({error}); fetch it again") from error
 
 
-def _weight_files(name: str, directory: Path) -> Iterable[Path]:
+def _weight_files(name: str, directory: Path) -> list[Path]:
     for single in ("adapter_model.safetensors", "model.safetensors"):
         if (directory / single).exists():
             return [directory / single]
@@ -185,7 +198,7 @@ def _weight_files(name: str, directory: Path) -> Iterable[Path]:
         pickles = sorted(file.name for pattern in PICKLES for file in directory.glob(pattern))
         reason = f"only pickles ({', '.join(pickles)}), and loading these can run any code" if pickles else "none"
         raise ValueError(f"{name}: no safetensors weights ({reason}); have them saved as safetensors")
-    shards = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    shards = sorted(set(_read_json(index).get("weight_map", {}).values()))
     missing = [shard for shard in shards if not (directory / shard).exists()]
     if missing:
         raise ValueError(f"{name}: {index.name} names shards that are not there: {', '.join(missing)}")

@@ -306,6 +306,19 @@ def rename_a_lora(source):
     rewrite(source, change)
 
 
+def lose_a_lora(source):
+    """Both halves: the weight that it belongs to is still there, and would be taken as it is."""
+    rewrite(source, lambda weights: [weights.pop(key) for key in list(weights) if "0.self_attn.q_proj.lora" in key])
+
+
+def change_a_rank(source):
+    def change(weights):
+        for key in [key for key in weights if "layers.1.self_attn.v_proj.lora" in key]:
+            weights[key] = (weights[key][:4] if "lora_A" in key else weights[key][:, :4]).contiguous()
+
+    rewrite(source, change)
+
+
 def lose_half_a_lora(source):
     rewrite(source, lambda weights: [weights.pop(key) for key in list(weights) if "0.self_attn.q_proj.lora_A" in key])
 
@@ -348,12 +361,15 @@ BROKEN = {
     "truncated": (truncate, ["model-00001-of-00002.safetensors", "truncated"]),
     "a key renamed": (rename_a_key, ["missing: model.language_model.norm.weight (64,)", "left over: renamed.weight"]),
     "a LoRA renamed": (rename_a_lora, ["left over:", "qq_proj.lora_A"]),
+    "a LoRA missing": (lose_a_lora, ["missing: ", "layers.0.self_attn.q_proj.lora_A.weight (8, 64)"]),
+    "another rank": (change_a_rank, ["layers.1.self_attn.v_proj.lora_A.weight is (4, 64), and not (8, 64)"]),
     "half a LoRA": (lose_half_a_lora, ["layers.0.self_attn.q_proj.weight (only lora_B)"]),
     "a wrong shape": (cut_a_weight, ["layers.1.mlp.up_proj.weight is (127, 64), and not (128, 64)"]),
     "rows missing": (cut_the_vocabulary, ["embed_tokens.weight is (502, 64), and not (512, 64)"]),
     "a LoRA never trained": (never_train, ["never trained"]),
     "pickles": (pickle, ["pytorch_model.bin", "safetensors"]),
     "another architecture": (another_model, ["'bert'"]),
+    "a broken config": (lambda source: (source / "config.json").write_text('{"model_'), ["config.json", "JSON"]),
     "no config": (lambda source: (source / "config.json").unlink(), ["config.json"]),
     "no tokenizer": (lambda source: (source / "tokenizer.json").unlink(), ["tokenizer.json"]),
 }
