@@ -71,13 +71,18 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModel, AutoModelForImageTextToText, AutoModelForMultimodalLM, AutoProcessor
 
-inputs = load_file(sys.argv[1])
+video = load_file(sys.argv[1])
+text = {"input_ids": video.pop("text")}
+chat = [{"role": "user", "content": [{"type": "video"}, {"type": "text", "text": "What happens?"}]}]
 answers = {}
 for directory in sys.argv[2:]:
     load = {"pretrained_model_name_or_path": directory, "trust_remote_code": True}
     processor = AutoProcessor.from_pretrained(**load)
     assert processor.tokenizer.convert_tokens_to_ids("<video>") == processor.video_token_id
+    prompt = processor.apply_chat_template(chat, "eval_mvbench", add_generation_prompt=True)
+    assert prompt == "USER: <video>\\n USER: What happens? ASSISTANT:", prompt
     AutoModel.from_pretrained(**load)
+    inputs = text if directory.endswith("image") else video
     answers[directory] = []
     for auto in (AutoModelForImageTextToText, AutoModelForMultimodalLM):
         model = auto.from_pretrained(**load, dtype=torch.float32)
@@ -93,14 +98,19 @@ def test_every_layout_gives_the_recorded_tokens_by_remote_code(tmp_path):
     single = write_official(tmp_path / "single")
     sharded = write_official(tmp_path / "sharded", shards=3)
     bfloat16 = write_official(tmp_path / "bfloat16", shards=2, dtype=torch.bfloat16)
-    outs = {name: tmp_path / "out" / name for name in ("single", "sharded", "bfloat16", "training", "ours")}
+    outs = {name: tmp_path / "out" / name for name in ("single", "sharded", "bfloat16", "training", "ours", "image")}
     for source in (single, sharded, bfloat16):
         quiet(source, outs[source.name], alpha=OFFICIAL_4)
     quiet(TRAINING_OUTPUT, outs["training"], base=IMAGE_BASE, alpha=OFFICIAL_4)
     kept = quiet(TRAINING_OUTPUT, tmp_path / "out" / "kept", base=IMAGE_BASE, alpha=OFFICIAL_4, keep_adapter=True)
     quiet(kept, outs["ours"], adapter=kept / "adapter")
+    quiet(IMAGE_BASE, outs["image"])
     ids = NUMBERS["single/input_ids"]
-    inputs = {"input_ids": with_placeholders(ids, 16), "pixel_values_videos": NUMBERS["single/pixel_values"][None]}
+    inputs = {
+        "input_ids": with_placeholders(ids, 16),
+        "pixel_values_videos": NUMBERS["single/pixel_values"][None],
+        "text": NUMBERS["text_only/input_ids"],
+    }
     save_file(inputs, tmp_path / "inputs.safetensors")
     run = subprocess.run(
         [sys.executable, "-c", REMOTE, tmp_path / "inputs.safetensors", *outs.values(), kept],
@@ -111,8 +121,9 @@ def test_every_layout_gives_the_recorded_tokens_by_remote_code(tmp_path):
     )
     assert run.returncode == 0, run.stderr[-3000:]
     answers = json.loads(run.stdout.splitlines()[-1])
-    expected = NUMBERS["alpha_off4/sequences"][0, PROMPT:].tolist()
-    assert answers == {str(directory): [expected, expected] for directory in (*outs.values(), kept)}
+    expected = dict.fromkeys((*outs.values(), kept), NUMBERS["alpha_off4/sequences"][0, PROMPT:].tolist())
+    expected[outs["image"]] = NUMBERS["text_only/sequences"][0, inputs["text"].shape[1] :].tolist()
+    assert answers == {str(directory): [tokens, tokens] for directory, tokens in expected.items()}
     assert len(list(outs["sharded"].glob("*.safetensors"))) > 1
     assert load_file(next(outs["bfloat16"].glob("*.safetensors"))).popitem()[1].dtype == torch.bfloat16
 
