@@ -53,7 +53,7 @@ class PllavaProcessor(ProcessorMixin):
         pooling_shape: list[int] | tuple[int, ...] = (16, 12, 12),
         image_token: str = "<image>",
         video_token: str = "<video>",
-        chat_template: str | None = "plain",
+        chat_template: str | None = None,
     ):
         self.pooling_shape = list(pooling_shape)
         self.image_token, self.video_token = image_token, video_token

@@ -56,9 +56,9 @@ IMAGES_FPS = 3.0  # images state no rate; the frame folders of MVBench hold thre
 
 @dataclass
 class ImagesMetadata(VideoMetadata):
-    """Of a folder of images: the number in the name of the first one, as a sub-clip's seconds count from number 0."""
+    """Of images: 1 where their names count from 1, since a sub-clip's seconds then count from the number before."""
 
-    first_number: int = 0
+    counted_from: int = 0
 
 
 class VideoDecodeError(ValueError):
@@ -397,8 +397,9 @@ def _load_folder(source: _Source, sampler: Sampler) -> Result:
     names = sorted((name for name in os.listdir(source.content) if name.lower().endswith(IMAGE_SUFFIXES)), key=natural)
     if not names:
         raise source.error(f"the folder holds no images ({', '.join(IMAGE_SUFFIXES)})")
-    first_number = int((re.findall(r"\d+", names[0]) or [0])[-1])
-    return _read_images(source, len(names), read, sampler, first_number)
+    numbers = re.findall(r"\d+", names[0])
+    counted_from = 1 if numbers and int(numbers[-1]) == 1 else 0
+    return _read_images(source, len(names), read, sampler, counted_from)
 
 
 def _load_image(source: _Source, sampler: Sampler) -> Result | None:
@@ -417,7 +418,7 @@ def _load_image(source: _Source, sampler: Sampler) -> Result | None:
 
 
 def _read_images(
-    source: _Source, count: int, read: Callable[[int], Image.Image], sampler: Sampler, first_number: int = 0
+    source: _Source, count: int, read: Callable[[int], Image.Image], sampler: Sampler, counted_from: int = 0
 ) -> Result:
     def checked(number: int) -> Image.Image:
         try:
@@ -426,8 +427,7 @@ def _read_images(
             raise source.error(f"image {number} cannot be read ({error})") from error
 
     width, height = checked(0).size
-    metadata = ImagesMetadata(count, IMAGES_FPS, width, height, count / IMAGES_FPS, video_backend="pil")
-    metadata.first_number = first_number
+    metadata = ImagesMetadata(count, IMAGES_FPS, width, height, count / IMAGES_FPS, "pil", counted_from=counted_from)
     frames = np.empty((len(_ask(source, sampler, metadata)), height, width, 3), np.uint8)
     for row, number in enumerate(metadata.frames_indices):
         image = checked(number)

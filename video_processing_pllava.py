@@ -115,7 +115,7 @@ class PllavaVideoProcessor(BaseVideoProcessor):
             fps (`float`, *optional*): How many frames to take of each second, in place of `num_frames`.
             sampling (`str`): "uniform", "random", "middle" or "start", see [`PllavaVideosKwargs`].
             start, end (`float`, *optional*): The sub-clip's bounds in seconds; they are clamped to the video. In a
-                folder of numbered images they count from number 0, as in the original, whatever the first one is.
+                folder of images that are numbered from 1, they count from number 0, as in the original.
 
         Raises:
             ValueError: if seconds are asked for of a video without a frame rate, or `end` lies before `start`.
@@ -129,7 +129,7 @@ class PllavaVideoProcessor(BaseVideoProcessor):
             raise ValueError(f"The sub-clip ends (`end`={end}) before it starts (`start`={start})")
         num_frames = num_frames or self.num_frames
         final = metadata.total_num_frames - 1
-        number = getattr(metadata, "first_number", 0)
+        number = getattr(metadata, "counted_from", 0)
         first = 0 if start is None else min(max(round(start * metadata.fps) - number, 0), final)
         last = final if end is None else min(max(round(end * metadata.fps) - number, first), final)
         if fps is not None:
@@ -144,10 +144,11 @@ class PllavaVideoProcessor(BaseVideoProcessor):
             intervals = min(num_frames, last - first + 1)
             edges = np.linspace(first, last + 1, intervals + 1).astype(np.int64)
             lengths = np.diff(edges)
-            offsets = {"middle": (lengths - 1) // 2, "start": np.zeros_like(lengths)}.get(sampling)
             if sampling == "random":
-                offsets = (torch.rand(intervals, dtype=torch.float64).numpy() * lengths).astype(np.int64)
-            indices = np.pad(edges[:-1] + offsets, (0, num_frames - intervals), mode="edge")
+                offsets = torch.rand(intervals, dtype=torch.float64).numpy() * lengths
+            else:
+                offsets = (lengths - 1) // 2 if sampling == "middle" else np.zeros(intervals)
+            indices = np.pad(edges[:-1] + offsets.astype(np.int64), (0, num_frames - intervals), mode="edge")
         return np.clip(indices, first, last)
 
     def _decode_and_sample_videos(

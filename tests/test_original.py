@@ -204,7 +204,7 @@ def test_frames_of_evaluation(first):
     past_the_end = 0
     for case in cases:
         start, end = case["bound"] or (None, None)
-        metadata = ImagesMetadata(case["max_frame"] + 1 - first, case["fps"], first_number=first)
+        metadata = ImagesMetadata(case["max_frame"] + 1 - first, case["fps"], counted_from=first)
         indices = SAMPLER.sample_frames(metadata, num_frames=case["num_segments"], start=start, end=end)
         if start is not None and start * case["fps"] > case["max_frame"]:  # it counts backwards from there: we do not
             past_the_end += 1
@@ -229,6 +229,15 @@ def test_frames_of_a_folder_of_numbered_images(tmp_path):
         options = {"num_frames": case["num_segments"], "do_rescale": False, "do_normalize": False, "do_resize": False}
         frames = SAMPLER(video, do_center_crop=False, return_tensors="pt", **options)["pixel_values_videos"]
         assert frames[0, :, 0, 0, 0].tolist() == case["value"]
+
+
+def test_a_folder_numbered_from_anywhere_else_begins_with_its_first_image(tmp_path):
+    for number in range(100, 112):
+        Image.new("RGB", (56, 56), (number, 0, 0)).save(tmp_path / f"{number:05d}.png")
+    video = {"path": str(tmp_path), "start": 1, "end": 3}  # at three images a second
+    options = {"num_frames": 3, "do_rescale": False, "do_normalize": False, "do_resize": False}
+    frames = SAMPLER(video, do_center_crop=False, return_tensors="pt", **options)["pixel_values_videos"]
+    assert frames[0, :, 0, 0, 0].tolist() == [104, 106, 108]
 
 
 def test_frames_of_the_demo():

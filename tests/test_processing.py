@@ -1,5 +1,6 @@
 """The processor: every kind of video, frame sampling, chats, masks, saving, and clear errors."""
 
+import copy
 import io
 import threading
 from functools import partial
@@ -463,6 +464,7 @@ def test_a_tokenizer_without_placeholders_is_refused(processor: PllavaProcessor)
 
 
 def test_truncation_through_a_video_is_refused(processor: PllavaProcessor, clips: list[Path]) -> None:
+    processor = copy.deepcopy(processor)  # a tokenizer keeps its truncation, and is saved with it
     with pytest.raises(ValueError, match="video"):
         processor(text=f"{processor.video_token} What?", videos=clips[0], truncation=True, max_length=20)
 
