@@ -15,13 +15,14 @@ from huggingface_hub import snapshot_download
 from torch import nn
 from transformers import AutoConfig, BitsAndBytesConfig, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.utils import ADAPTER_SAFE_WEIGHTS_NAME
 
 from .modeling_pllava import PllavaForConditionalGeneration
+from .processing_pllava import HUB_OPTIONS
 
 if TYPE_CHECKING:
     from peft import LoraConfig, PeftModel
 
-ADAPTER_WEIGHTS = "adapter_model.safetensors"
 CHECKED_TOKENS = 8  # of a video: enough to see whether any of it arrives, and no work for a model of any size
 
 
@@ -126,8 +127,7 @@ def load_model(
 
         pretrained_model_name_or_path = PeftConfig.from_pretrained(adapter).base_model_name_or_path
     name = os.fspath(pretrained_model_name_or_path)
-    hub_options = {"cache_dir", "revision", "token", "local_files_only", "subfolder"}
-    config = AutoConfig.from_pretrained(name, **{key: kwargs[key] for key in hub_options & kwargs.keys()})
+    config = AutoConfig.from_pretrained(name, **{key: kwargs[key] for key in HUB_OPTIONS & kwargs.keys()})
     if config.model_type != "pllava":
         raise ValueError(
             f"{name!r} is a {config.model_type!r}, no PLLaVA yet: `pllava convert {name} DIRECTORY` makes it one"
@@ -195,7 +195,7 @@ def _with_adapter(model: PreTrainedModel, directory: Path, is_trainable: bool) -
     from peft import PeftModel, get_peft_model_state_dict
     from safetensors import safe_open
 
-    with safe_open(directory / ADAPTER_WEIGHTS, "pt") as weights:
+    with safe_open(directory / ADAPTER_SAFE_WEIGHTS_NAME, "pt") as weights:
         keys = set(weights.keys())
     brings_projector = any("multi_modal_projector" in key for key in keys)
     if brings_projector and type(model.model.multi_modal_projector.linear_1) is not nn.Linear:
@@ -214,9 +214,26 @@ def _with_adapter(model: PreTrainedModel, directory: Path, is_trainable: bool) -
 
 
 def _adapter_directory(adapter: str | os.PathLike) -> Path:
-    directory = Path(adapter)
-    if not directory.is_dir():
-        directory = Path(snapshot_download(os.fspath(adapter), allow_patterns=["adapter_*"]))
-    if not (directory / ADAPTER_WEIGHTS).exists():
-        raise ValueError(f"{os.fspath(adapter)!r} holds no {ADAPTER_WEIGHTS}: it is no PEFT adapter, or a pickled one")
+    name = os.fspath(adapter)
+    directory = fetch(name, allow_patterns=["adapter_*"])
+    if not (directory / ADAPTER_SAFE_WEIGHTS_NAME).exists():
+        raise ValueError(f"{name!r} holds no {ADAPTER_SAFE_WEIGHTS_NAME}: it is no PEFT adapter, or a pickled one")
     return directory
+
+
+def fetch(name: str, allow_patterns: list[str], revision: str | None = None) -> Path:
+    """
+    The directory `name`, or a repository on the Hub as a directory, with the files that the patterns allow.
+
+    Raises:
+        ValueError: if there is neither.
+    """
+    path = Path(name)
+    if path.is_dir():
+        return path
+    if path.exists():
+        raise ValueError(f"{name}: a file; give the directory that it is in")
+    try:
+        return Path(snapshot_download(name, revision=revision, allow_patterns=allow_patterns))
+    except (OSError, ValueError) as error:  # no such repository, no access, no network, not an id
+        raise ValueError(f"{name}: no directory, and no repository that the Hub gives ({error})") from error

@@ -17,6 +17,8 @@ from transformers.utils.chat_template_utils import render_jinja_template
 from .chat_templates_pllava import CHAT_TEMPLATES
 from .video_processing_pllava import PllavaVideosKwargs, flatten_videos
 
+HUB_OPTIONS = {"cache_dir", "revision", "token", "local_files_only", "subfolder"}  # of `from_pretrained`
+
 
 class PllavaProcessorKwargs(ProcessingKwargs, total=False):
     videos_kwargs: PllavaVideosKwargs
@@ -88,12 +90,11 @@ class PllavaProcessor(ProcessorMixin):
             ValueError: if `num_frames` or `pooling_shape` differs from the one in config.json.
         """
         processor = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
-        hub_options = {"cache_dir", "revision", "token", "local_files_only", "subfolder"}
         config_file = cached_file(
             pretrained_model_name_or_path,
             "config.json",
             _raise_exceptions_for_missing_entries=False,
-            **{name: kwargs[name] for name in hub_options & kwargs.keys()},
+            **{name: kwargs[name] for name in HUB_OPTIONS & kwargs.keys()},
         )
         if config_file is not None:
             processor.check_config(json.loads(Path(config_file).read_text(encoding="utf-8")), set(kwargs))

@@ -17,12 +17,12 @@ from safetensors.torch import save_file
 from tqdm.auto import tqdm
 from transformers import CLIPImageProcessor, GenerationConfig
 from transformers.dynamic_module_utils import custom_object_save
+from transformers.utils import ADAPTER_SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME
 
-from ..loading import ADAPTER_WEIGHTS
 from ..processing_pllava import PllavaProcessor
 from ..video_processing_pllava import PllavaVideoProcessor
 from .plan import VOCABULARY, Plan, plan_conversion
-from .sources import Kind, StoredTensor, adapter_tensors
+from .sources import Kind, StoredTensor, adapter_tensors, first_with
 
 MAX_SHARD_SIZE = 5_000_000_000
 IMAGE_CONFIG = (
@@ -97,8 +97,7 @@ def convert(
 def _processor(plan: Plan) -> PllavaProcessor:
     if plan.checkpoint.kind is Kind.OURS:
         return PllavaProcessor.from_pretrained(plan.model.directory)
-    directories = [source.directory for source in (plan.checkpoint, plan.model)]
-    directory = next((one for one in directories if (one / "preprocessor_config.json").exists()), directories[0])
+    directory = first_with("preprocessor_config.json", plan.checkpoint, plan.model) or plan.checkpoint.directory
     settings, _ = CLIPImageProcessor.get_image_processor_dict(directory)
     settings = {key: settings[key] for key in IMAGE_CONFIG if key in settings}
     return PllavaProcessor(
@@ -172,7 +171,7 @@ def _save_weights(plan: Plan, directory: Path) -> None:
             save_file(shard, directory / file, metadata={"format": "pt"})
     if split.is_sharded:
         index = {"metadata": {"total_size": size}, "weight_map": split.tensor_to_filename}
-        (directory / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+        (directory / SAFE_WEIGHTS_INDEX_NAME).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
 
 def _merge(weight: torch.Tensor, a: StoredTensor, b: StoredTensor, plan: Plan) -> torch.Tensor:
@@ -206,4 +205,4 @@ def _save_adapter(plan: Plan, directory: Path, base: Path) -> None:
     config.inference_mode = True
     config.save_pretrained(directory)
     weights = {name: tensor.read() for name, tensor in adapter_tensors(plan.trained).items()}
-    save_file(weights, directory / ADAPTER_WEIGHTS, metadata={"format": "pt"})
+    save_file(weights, directory / ADAPTER_SAFE_WEIGHTS_NAME, metadata={"format": "pt"})

@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerFast
 from ..configuration_pllava import PllavaConfig
 from ..loading import lora_config
 from ..modeling_pllava import PllavaForConditionalGeneration
-from .sources import Kind, Source, StoredTensor, adapter_tensors, pllava_name, read_source
+from .sources import Kind, Source, StoredTensor, adapter_tensors, first_with, pllava_name, read_source
 
 if TYPE_CHECKING:
     from peft import LoraConfig
@@ -171,8 +171,7 @@ def _pooling(config: dict) -> dict:
 
 def _tokenizer(checkpoint: Source, model: Source) -> PreTrainedTokenizerFast:
     """The checkpoint's tokenizer, exactly as its tokenizer.json says, with the placeholders in its vocabulary."""
-    directories = [source.directory for source in (checkpoint, model)]
-    directory = next((one for one in directories if (one / "tokenizer.json").exists()), None)
+    directory = first_with("tokenizer.json", checkpoint, model)
     if directory is None:
         raise ValueError(f"{checkpoint.directory} holds no tokenizer.json")
     tokenizer = PreTrainedTokenizerFast.from_pretrained(directory)
@@ -210,10 +209,10 @@ def _problems(found: dict[str, StoredTensor], expected: dict[str, torch.Tensor])
 
 def _adapter_problems(plan: Plan) -> list[str]:
     """The same of what was trained: PEFT says, on the meta device, what its config asks for."""
-    from peft import get_peft_model, get_peft_model_state_dict
-
     if not plan.trained.lora:
         return []
+    from peft import get_peft_model, get_peft_model_state_dict
+
     adapted = get_peft_model(copy.deepcopy(plan.skeleton), plan.adapter_config(), low_cpu_mem_usage=True)
     problems = _problems(adapter_tensors(plan.trained), get_peft_model_state_dict(adapted))
     if not any(b.read().any() for _, b in plan.trained.lora.values()):

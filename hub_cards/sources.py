@@ -13,12 +13,18 @@ from enum import Enum
 from pathlib import Path
 
 import torch
-from huggingface_hub import snapshot_download
 from safetensors import SafetensorError, safe_open
+from transformers.utils import (
+    ADAPTER_CONFIG_NAME,
+    ADAPTER_SAFE_WEIGHTS_NAME,
+    SAFE_WEIGHTS_INDEX_NAME,
+    SAFE_WEIGHTS_NAME,
+)
+
+from ..loading import fetch
 
 FILES = ["*.json", "*.safetensors", "*.jinja"]
 PICKLES = ["*.bin", "*.pt", "*.pth", "*.ckpt"]
-ADAPTER_CONFIG = "adapter_config.json"
 
 # The names that PLLaVA's parts have had -> `language_model`, `vision_tower`, `multi_modal_projector` and `lm_head`.
 RENAMES = [
@@ -96,8 +102,8 @@ def read_source(name: str, revision: str | None = None) -> Source:
     Raises:
         ValueError: if it cannot be had, is none of the kinds above, or a file of it is missing or broken.
     """
-    directory = _fetch(name, revision)
-    adapter = directory / ADAPTER_CONFIG
+    directory = fetch(name, FILES, revision)
+    adapter = directory / ADAPTER_CONFIG_NAME
     config_file = adapter if adapter.exists() else directory / "config.json"
     if not config_file.exists():
         raise ValueError(f"{name}: there is no config.json, so this is no checkpoint")
@@ -115,6 +121,11 @@ def read_source(name: str, revision: str | None = None) -> Source:
         raise ValueError(f"{name}: a LoRA has two matrices, A and B; missing for {halves}")
     pairs = {weight: (pair["A"], pair["B"]) for weight, pair in lora.items()}
     return Source(directory, _kind(name, config, weights, pairs), config, weights, pairs, unused)
+
+
+def first_with(file: str, *sources: Source) -> Path | None:
+    """The directory of the first of these that has the file."""
+    return next((source.directory for source in sources if (source.directory / file).exists()), None)
 
 
 def pllava_name(key: str) -> str:
@@ -153,18 +164,6 @@ def _kind(name: str, config: dict, weights: dict, lora: dict) -> Kind:
     return Kind.IMAGE
 
 
-def _fetch(name: str, revision: str | None) -> Path:
-    path = Path(name)
-    if path.is_dir():
-        return path
-    if path.exists():
-        raise ValueError(f"{name}: a file; give the directory that it is in")
-    try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=FILES))
-    except (OSError, ValueError) as error:  # no such repository, no access, no network, not an id
-        raise ValueError(f"{name}: no directory, and no repository that the Hub gives ({error})") from error
-
-
 def _read_json(file: Path) -> dict:
     try:
         return json.loads(file.read_text(encoding="utf-8"))
@@ -190,10 +189,10 @@ def _stored_tensors(name: str, directory: Path) -> Iterator[StoredTensor]:
 
 
 def _weight_files(name: str, directory: Path) -> list[Path]:
-    for single in ("adapter_model.safetensors", "model.safetensors"):
+    for single in (ADAPTER_SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_NAME):
         if (directory / single).exists():
             return [directory / single]
-    index = directory / "model.safetensors.index.json"
+    index = directory / SAFE_WEIGHTS_INDEX_NAME
     if not index.exists():
         pickles = sorted(file.name for pattern in PICKLES for file in directory.glob(pattern))
         reason = f"only pickles ({', '.join(pickles)}), and loading these can run any code" if pickles else "none"

@@ -11,7 +11,41 @@ from safetensors.torch import load_file, save_file
 RECORDINGS = Path(__file__).parent / "recordings"
 IMAGE_BASE = RECORDINGS / "image_base"
 TRAINING_OUTPUT = RECORDINGS / "training_output"
+NUMBERS = load_file(RECORDINGS / "numbers.safetensors")
 IMAGE_TOKEN, VIDEO_TOKEN = 500, 502  # of the recordings' tokenizer, and what conversion adds to it
+OFFICIAL_4 = 4 * 8 / 128  # the original's scripts set the scale 4 / 128; here r is 8
+
+# Of the published models: hidden, layers, intermediate, heads, key-value heads, vocabulary, rope theta
+SIZES = {
+    "7b": (4096, 32, 11008, 32, 32, 32064, 10000.0),
+    "13b": (5120, 40, 13824, 40, 40, 32064, 10000.0),
+    "34b": (7168, 60, 20480, 56, 8, 64064, 5000000.0),
+}
+VISION_L = {
+    "model_type": "clip_vision_model",
+    "hidden_size": 1024,
+    "intermediate_size": 4096,
+    "image_size": 336,
+    "patch_size": 14,
+    "num_attention_heads": 16,
+    "num_hidden_layers": 24,
+    "projection_dim": 768,
+}
+
+
+def llama_config(
+    hidden: int, layers: int, intermediate: int, heads: int, kv_heads: int, vocabulary: int, theta: float = 10000.0
+) -> dict:
+    return {
+        "model_type": "llama",
+        "hidden_size": hidden,
+        "num_hidden_layers": layers,
+        "intermediate_size": intermediate,
+        "num_attention_heads": heads,
+        "num_key_value_heads": kv_heads,
+        "vocab_size": vocabulary,
+        "rope_theta": theta,
+    }
 
 
 def official_weights() -> dict[str, torch.Tensor]:
@@ -26,60 +60,46 @@ def official_weights() -> dict[str, torch.Tensor]:
     return weights | trained
 
 
-def write_official(
-    directory: Path, shards: int = 1, dtype: torch.dtype = torch.float32, weights: dict | None = None
-) -> Path:
+def write_official(directory: Path, shards: int = 1, dtype: torch.dtype = torch.float32) -> Path:
     """An official checkpoint: `ermu2001/pllava-7b` and its like."""
     shutil.copytree(TRAINING_OUTPUT, directory)
     (directory / "model.safetensors").unlink()
-    weights = {key: tensor.to(dtype) for key, tensor in (weights or official_weights()).items()}
-    write_shards(directory, weights, shards)
-    return directory
-
-
-def write_shards(directory: Path, weights: dict[str, torch.Tensor], shards: int) -> None:
+    weights = {key: tensor.to(dtype) for key, tensor in official_weights().items()}
     if shards == 1:
         save_file(weights, directory / "model.safetensors", metadata={"format": "pt"})
-        return
-    names = sorted(weights)
-    weight_map = {}
+        return directory
+    names, weight_map = sorted(weights), {}
     for shard in range(shards):
         file = f"model-{shard + 1:05d}-of-{shards:05d}.safetensors"
         part = {name: weights[name] for name in names[shard::shards]}  # LoRA and its weight in different files
         save_file(part, directory / file, metadata={"format": "pt"})
         weight_map |= dict.fromkeys(part, file)
-    index = {"metadata": {}, "weight_map": weight_map}
-    (directory / "model.safetensors.index.json").write_text(json.dumps(index))
-
-
-def with_placeholders(ids: torch.Tensor, count: int, fill: int = VIDEO_TOKEN) -> torch.Tensor:
-    """The original's ids, with one media token a row at most -> ours, with `count` of them, `(batch, sequence)`."""
-    rows = []
-    for row in ids:
-        place = (row == IMAGE_TOKEN).nonzero().flatten().tolist()
-        rows.append(
-            row if not place else torch.cat([row[: place[0]], row.new_full((count,), fill), row[place[0] + 1 :]])
-        )
-    return torch.stack(rows)
+    (directory / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+    return directory
 
 
 def widened(values: torch.Tensor, ids: torch.Tensor, count: int) -> torch.Tensor:
-    """A mask or labels beside the original's `ids`, with the value at the media token repeated like that."""
-    rows = []
-    for row, row_ids in zip(values, ids, strict=True):
-        repeats = torch.where(row_ids == IMAGE_TOKEN, count, 1)
-        rows.append(row.repeat_interleave(repeats))
-    return torch.stack(rows)
+    """What is beside the original's `ids` (one media token a row at most), its value there repeated `count` times."""
+    return torch.stack(
+        [
+            row.repeat_interleave(torch.where(one == IMAGE_TOKEN, count, 1))
+            for row, one in zip(values, ids, strict=True)
+        ]
+    )
 
 
-def write_sparse(
-    file: Path, shapes: dict[str, tuple[int, ...]], dtype: str = "BF16", filled: tuple[str, ...] = ()
-) -> None:
-    """A safetensors file of zeros that takes no room on the disk; the tensors named in `filled` begin with a 1."""
+def with_placeholders(ids: torch.Tensor, count: int, fill: int = VIDEO_TOKEN) -> torch.Tensor:
+    """The original's ids -> ours, with `count` placeholders in place of its media token, `(batch, sequence)`."""
+    wide = widened(ids, ids, count)
+    return wide.masked_fill(wide == IMAGE_TOKEN, fill)
+
+
+def write_sparse(file: Path, shapes: dict[str, tuple[int, ...]], filled: tuple[str, ...] = ()) -> None:
+    """A safetensors file of bfloat16 zeros, which takes no room on the disk; tensors in `filled` begin with a 1."""
     header, size = {}, 0
     for name, shape in shapes.items():
-        end = size + math.prod(shape) * {"BF16": 2, "F32": 4}[dtype]
-        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [size, end]}
+        end = size + math.prod(shape) * 2
+        header[name] = {"dtype": "BF16", "shape": list(shape), "data_offsets": [size, end]}
         size = end
     head = json.dumps(header).encode()
     with file.open("wb") as stream:

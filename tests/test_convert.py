@@ -14,8 +14,12 @@ import pytest
 import torch
 from layouts import (
     IMAGE_BASE,
-    RECORDINGS,
+    NUMBERS,
+    OFFICIAL_4,
+    SIZES,
     TRAINING_OUTPUT,
+    VISION_L,
+    llama_config,
     with_placeholders,
     write_official,
     write_sparse,
@@ -44,8 +48,6 @@ from pllava.hub_cards import convert
 from pllava.hub_cards.plan import plan_conversion
 
 PLLAVA = str(Path(sys.executable).with_name("pllava"))
-NUMBERS = load_file(RECORDINGS / "numbers.safetensors")
-OFFICIAL_4 = 4 * 8 / 128  # the original's scripts set the scale 4 / 128; here r is 8
 PROMPT = NUMBERS["single/input_ids"].shape[1]
 
 
@@ -294,66 +296,61 @@ def truncate(source):
     file.write_bytes(file.read_bytes()[:-100])
 
 
-def rewrite(source, change):
+def rewrite(source, part, change):
+    """Changes the weights whose key has `part` in it: `change(weights, key)`."""
     for file in source.glob("*.safetensors"):
         weights = load_file(file)
-        change(weights)
+        for key in [key for key in weights if part in key]:
+            change(weights, key)
         save_file(weights, file, metadata={"format": "pt"})
 
 
-def rename_a_key(source):
-    def change(weights):
-        for key in [key for key in weights if key.endswith("norm.weight") and "model.model.norm" in key]:
-            weights["renamed.weight"] = weights.pop(key)
+def rename(old, new):
+    return lambda weights, key: weights.update({key.replace(old, new): weights.pop(key)})
 
-    rewrite(source, change)
+
+def cut(rows):
+    return lambda weights, key: weights.update({key: weights[key][:rows].contiguous()})
+
+
+def rename_a_key(source):
+    norm = "language_model.base_model.model.model.norm.weight"
+    rewrite(source, norm, rename(norm, "renamed.weight"))
 
 
 def rename_a_lora(source):
-    def change(weights):
-        for key in [key for key in weights if "layers.0.self_attn.q_proj.lora" in key]:
-            weights[key.replace("q_proj", "qq_proj")] = weights.pop(key)
-
-    rewrite(source, change)
+    rewrite(source, "layers.0.self_attn.q_proj.lora", rename("q_proj", "qq_proj"))
 
 
 def lose_a_lora(source):
     """Both halves: the weight that it belongs to is still there, and would be taken as it is."""
-    rewrite(source, lambda weights: [weights.pop(key) for key in list(weights) if "0.self_attn.q_proj.lora" in key])
-
-
-def change_a_rank(source):
-    def change(weights):
-        for key in [key for key in weights if "layers.1.self_attn.v_proj.lora" in key]:
-            weights[key] = (weights[key][:4] if "lora_A" in key else weights[key][:, :4]).contiguous()
-
-    rewrite(source, change)
+    rewrite(source, "0.self_attn.q_proj.lora", dict.pop)
 
 
 def lose_half_a_lora(source):
-    rewrite(source, lambda weights: [weights.pop(key) for key in list(weights) if "0.self_attn.q_proj.lora_A" in key])
+    rewrite(source, "0.self_attn.q_proj.lora_A", dict.pop)
+
+
+def change_a_rank(source):
+    rewrite(source, "layers.1.self_attn.v_proj.lora_A", cut(4))
+    rewrite(
+        source,
+        "layers.1.self_attn.v_proj.lora_B",
+        lambda weights, key: weights.update({key: weights[key][:, :4].contiguous()}),
+    )
 
 
 def cut_a_weight(source):
-    def change(weights):
-        for key in [key for key in weights if "layers.1.mlp.up_proj" in key]:
-            weights[key] = weights[key][:-1].contiguous()
-
-    rewrite(source, change)
+    rewrite(source, "layers.1.mlp.up_proj", cut(-1))
 
 
 def cut_the_vocabulary(source):
     """As many rows as the tokenizer has, where the config says more: to grow them would be to make them up."""
-
-    def change(weights):
-        for key in [key for key in weights if "embed_tokens" in key]:
-            weights[key] = weights[key][:502].contiguous()
-
-    rewrite(source, change)
+    rewrite(source, "embed_tokens", cut(502))
 
 
 def never_train(source):
-    rewrite(source, lambda weights: [weights[key].zero_() for key in weights if "lora_B" in key])
+    rewrite(source, "lora_B", lambda weights, key: weights[key].zero_())
 
 
 def pickle(source):
@@ -487,20 +484,6 @@ def test_an_interrupted_conversion_leaves_nothing_and_a_killed_one_no_output(off
 
 # --- sizes -----------------------------------------------------------------------------------------------------------
 
-SIZES = {
-    # hidden, layers, intermediate, heads, key-value heads, vocabulary, rope theta
-    "7b": (4096, 32, 11008, 32, 32, 32064, 10000.0),
-    "13b": (5120, 40, 13824, 40, 40, 32064, 10000.0),
-    "34b": (7168, 60, 20480, 56, 8, 64064, 5000000.0),
-}
-VISION_L = {"hidden_size": 1024, "intermediate_size": 4096, "image_size": 336, "patch_size": 14}
-VISION_L |= {
-    "num_attention_heads": 16,
-    "num_hidden_layers": 24,
-    "projection_dim": 768,
-    "model_type": "clip_vision_model",
-}
-
 
 def official_shapes(hidden, layers, intermediate, heads, kv_heads, vocabulary, rank=128):
     """Names and shapes of an official checkpoint, as `recordings/training_output` and the image base have them."""
@@ -554,23 +537,13 @@ def write_true_size(directory, shapes, text_config, shards):
 
 @pytest.mark.parametrize("size", SIZES)
 def test_the_true_shapes_without_allocating_them(tmp_path, size):
-    hidden, layers, intermediate, heads, kv_heads, vocabulary, theta = SIZES[size]
-    shapes = official_shapes(hidden, layers, intermediate, heads, kv_heads, vocabulary)
-    text_config = {
-        "model_type": "llama",
-        "hidden_size": hidden,
-        "num_hidden_layers": layers,
-        "intermediate_size": intermediate,
-        "num_attention_heads": heads,
-        "num_key_value_heads": kv_heads,
-        "vocab_size": vocabulary,
-        "rope_theta": theta,
-    }
-    write_true_size(tmp_path / "official", shapes, text_config, shards=16)
+    *dimensions, theta = SIZES[size]
+    shapes = official_shapes(*dimensions)
+    write_true_size(tmp_path / "official", shapes, llama_config(*dimensions, theta), shards=16)
     plan = plan_conversion(tmp_path / "official")
     assert plan.config.text_config.rope_parameters["rope_theta"] == theta
     assert plan.config.num_visual_tokens == 2304
-    assert plan.trained.rank == 128 and len(plan.trained.lora) == 2 * layers
+    assert plan.trained.rank == 128 and len(plan.trained.lora) == 2 * dimensions[1]
     assert plan.model.unused == {"vision layer 23"}
     sizes = {name: torch.Size(shape).numel() for name, shape in shapes.items()}
     left_out = sum(sizes[name] for name in shapes if "lora" in name or "layers.23." in name and "vision" in name)
@@ -600,17 +573,8 @@ print(peak() - before)
 
 
 def write_gigabytes(directory, layers):
-    shapes = official_shapes(2048, layers, 5632, 16, 16, 32064)
-    text_config = {
-        "model_type": "llama",
-        "hidden_size": 2048,
-        "num_hidden_layers": layers,
-        "intermediate_size": 5632,
-        "num_attention_heads": 16,
-        "num_key_value_heads": 16,
-        "vocab_size": 32064,
-    }
-    write_true_size(directory, shapes, text_config, shards=4)
+    dimensions = (2048, layers, 5632, 16, 16, 32064)
+    write_true_size(directory, official_shapes(*dimensions), llama_config(*dimensions), shards=4)
 
 
 @pytest.mark.parametrize("layers", [2, pytest.param(18, marks=pytest.mark.slow)], ids=["1 GB", "2.8 GB"])

@@ -10,11 +10,11 @@ import pytest
 import torch
 from conftest import TOKENS
 from datasets import Dataset
-from layouts import IMAGE_BASE, RECORDINGS, with_placeholders, write_official
+from layouts import IMAGE_BASE, NUMBERS, SIZES, VISION_L, llama_config, with_placeholders, write_official
 from peft import PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import AutoProcessor, BitsAndBytesConfig, CLIPVisionConfig, LlamaConfig, TorchAoConfig
+from transformers import AutoProcessor, BitsAndBytesConfig, TorchAoConfig
 from trl import SFTConfig
 from typer.testing import CliRunner
 
@@ -25,7 +25,6 @@ from pllava.train import VideoChatCollator, build_trainer
 from pllava_cli import app
 
 PLLAVA = str(Path(sys.executable).with_name("pllava"))
-NUMBERS = load_file(RECORDINGS / "numbers.safetensors")
 
 
 @pytest.fixture(scope="module")
@@ -293,24 +292,9 @@ def test_a_34b_spreads_over_devices_in_whole_layers():
     """As transformers plans `device_map="auto"` for three cards of 24 GiB; nothing is allocated."""
     from transformers.integrations.accelerate import _get_device_map
 
-    text = LlamaConfig(
-        hidden_size=7168,
-        num_hidden_layers=60,
-        intermediate_size=20480,
-        num_attention_heads=56,
-        num_key_value_heads=8,
-        vocab_size=64064,
-    )
-    vision = CLIPVisionConfig(
-        hidden_size=1024,
-        intermediate_size=4096,
-        image_size=336,
-        patch_size=14,
-        num_attention_heads=16,
-        num_hidden_layers=24,
-    )
+    config = pllava.PllavaConfig(text_config=llama_config(*SIZES["34b"]), vision_config=VISION_L)
     with torch.device("meta"):
-        model = pllava.PllavaForConditionalGeneration(pllava.PllavaConfig(text_config=text, vision_config=vision))
+        model = pllava.PllavaForConditionalGeneration(config)
     cards = {0: 24 * 2**30, 1: 24 * 2**30, 2: 24 * 2**30, "cpu": 64 * 2**30}
     placed = _get_device_map(model.to(torch.bfloat16), "auto", cards, None)
     assert set(placed.values()) == {0, 1, 2}

@@ -5,7 +5,17 @@ import json
 import numpy as np
 import pytest
 import torch
-from layouts import IMAGE_BASE, RECORDINGS, TRAINING_OUTPUT, VIDEO_TOKEN, widened, with_placeholders, write_official
+from layouts import (
+    IMAGE_BASE,
+    NUMBERS,
+    OFFICIAL_4,
+    RECORDINGS,
+    TRAINING_OUTPUT,
+    VIDEO_TOKEN,
+    widened,
+    with_placeholders,
+    write_official,
+)
 from PIL import Image
 from safetensors.torch import load_file
 from transformers import AutoProcessor
@@ -15,10 +25,8 @@ import pllava
 from pllava.hub_cards import convert
 from pllava.video_decoding_pllava import ImagesMetadata
 
-NUMBERS = load_file(RECORDINGS / "numbers.safetensors")
 FRAMES = json.loads((RECORDINGS / "frames.json").read_text())
 PROMPTS = json.loads((RECORDINGS / "prompts.json").read_text())
-OFFICIAL_4 = 4 * 8 / 128  # the original's scripts set the scale 4 / 128; here r is 8
 NEW_TOKENS = 8
 
 
