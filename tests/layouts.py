@@ -80,12 +80,8 @@ def write_official(directory: Path, shards: int = 1, dtype: torch.dtype = torch.
 
 def widened(values: torch.Tensor, ids: torch.Tensor, count: int) -> torch.Tensor:
     """What is beside the original's `ids` (one media token a row at most), its value there repeated `count` times."""
-    return torch.stack(
-        [
-            row.repeat_interleave(torch.where(one == IMAGE_TOKEN, count, 1))
-            for row, one in zip(values, ids, strict=True)
-        ]
-    )
+    repeats = torch.where(ids == IMAGE_TOKEN, count, 1)
+    return torch.stack([row.repeat_interleave(times) for row, times in zip(values, repeats, strict=True)])
 
 
 def with_placeholders(ids: torch.Tensor, count: int, fill: int = VIDEO_TOKEN) -> torch.Tensor:
