@@ -10,6 +10,7 @@ from pathlib import Path
 from transformers import (
     AutoConfig,
     AutoModel,
+    AutoModelForCausalLM,
     AutoModelForImageTextToText,
     AutoModelForMultimodalLM,
     AutoProcessor,
@@ -36,6 +37,7 @@ def model_path(name: str) -> str:
 
 AutoConfig.register("pllava", PllavaConfig)
 AutoModel.register(PllavaConfig, PllavaModel)
+AutoModelForCausalLM.register(PllavaConfig, PllavaForConditionalGeneration)  # what AutoPeftModelForCausalLM takes
 AutoModelForImageTextToText.register(PllavaConfig, PllavaForConditionalGeneration)
 AutoModelForMultimodalLM.register(PllavaConfig, PllavaForConditionalGeneration)
 AutoProcessor.register(PllavaConfig, PllavaProcessor)

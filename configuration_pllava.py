@@ -9,6 +9,7 @@ from transformers import LlavaConfig
 AUTO_MAP = {
     "AutoConfig": "configuration_pllava.PllavaConfig",
     "AutoModel": "modeling_pllava.PllavaModel",
+    "AutoModelForCausalLM": "modeling_pllava.PllavaForConditionalGeneration",
     "AutoModelForImageTextToText": "modeling_pllava.PllavaForConditionalGeneration",
     "AutoModelForMultimodalLM": "modeling_pllava.PllavaForConditionalGeneration",
     "AutoProcessor": "processing_pllava.PllavaProcessor",

@@ -1,6 +1,7 @@
 """PLLaVA: an image LLaVA reads a video by average-pooling the visual tokens of its frames (arXiv 2404.16994)."""
 
 import copy
+import math
 import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -121,21 +122,26 @@ class PllavaModel(PllavaPreTrainedModel, LlavaModel):
 
         Args:
             pixel_values_videos (`torch.FloatTensor` of shape `(videos, frames, 3, height, width)`):
-                Normalised frames; a list of `(frames, 3, height, width)` tensors where the videos differ in length.
+                Normalised frames; a list of `(frames, 3, height, width)` tensors where the videos differ in length. A
+                list may also hold a video as what the vision tower made of its frames before, `(frames, patches, C)`.
 
         Returns:
             [`BaseModelOutputWithPooling`]: `last_hidden_state` `(total_frames, patches, C)`, the features of the
             frames, and `pooler_output` `(videos, T' * h' * w', D)`.
         """
-        lengths = [len(video) for video in pixel_values_videos]
-        frames = torch.cat(list(pixel_values_videos))
-        frame_features = self._encode_frames(frames)
-        grid = frames.shape[-2] // self.vision_tower.config.patch_size, -1
+        pixels = [video for video in pixel_values_videos if video.ndim == 4]
+        features = iter(())
+        if pixels:
+            features = iter(self._encode_frames(torch.cat(pixels)).split([len(video) for video in pixels]))
+        features = [next(features) if video.ndim == 4 else video for video in pixel_values_videos]
+        rows = (
+            pixels[0].shape[-2] // self.vision_tower.config.patch_size if pixels else math.isqrt(len(features[0][0]))
+        )
         pooled = [
-            self.multi_modal_projector(self._fill_short_clip(video).unflatten(1, grid)[None])
-            for video in frame_features.split(lengths)
+            self.multi_modal_projector(self._fill_short_clip(video).unflatten(1, (rows, -1))[None])
+            for video in features
         ]
-        return BaseModelOutputWithPooling(last_hidden_state=frame_features, pooler_output=torch.cat(pooled))
+        return BaseModelOutputWithPooling(last_hidden_state=torch.cat(features), pooler_output=torch.cat(pooled))
 
     def get_image_features(self, pixel_values: torch.FloatTensor, **kwargs) -> BaseModelOutputWithPooling:
         """
@@ -234,6 +240,11 @@ class PllavaModel(PllavaPreTrainedModel, LlavaModel):
             mask = self.get_placeholder_mask(input_ids, inputs_embeds, tokens, modality)
             inputs_embeds = inputs_embeds.masked_scatter(mask, tokens)
             features[f"{modality}_hidden_states"] = tokens
+        if self.training and not visual:
+            # Where several processes train, each must have a gradient of the projector, if only 0: else they would
+            # wait for the one whose batch is text only
+            unused = [weight.sum() for weight in self.multi_modal_projector.parameters() if weight.requires_grad]
+            inputs_embeds = inputs_embeds + 0.0 * sum(unused)
 
         outputs = self.language_model(
             attention_mask=attention_mask,

@@ -10,9 +10,10 @@ import typer
 from .caption import caption
 from .chat import chat
 from .convert import convert
+from .data import data
 
 app = typer.Typer(
-    help="PLLaVA: ask questions about videos, caption them, and convert checkpoints.",
+    help="PLLaVA: ask questions about videos, caption them, convert checkpoints, and check training data.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_show_locals=False,
@@ -20,3 +21,4 @@ app = typer.Typer(
 app.command()(chat)
 app.command()(caption)
 app.command()(convert)
+app.add_typer(data, name="data")

@@ -1,62 +1,155 @@
-"""A stand-in for the Hub that gives model repositories from a folder, `ORGANISATION/NAME/files`."""
+"""
+A stand-in for the Hub that gives repositories from a folder and takes uploads into it: models are in
+`ORGANISATION/NAME`, datasets in `datasets/ORGANISATION/NAME`.
+"""
 
+import base64
 import hashlib
 import json
+import shutil
 import threading
 from contextlib import contextmanager
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from urllib.parse import unquote
 
-COMMIT = "0123456789abcdef0123456789abcdef01234567"
+LARGE = (".parquet",)  # are uploaded before the commit, by Git LFS's protocol; the others come in the commit
 
 
 class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
     def __init__(self, *args, folder: Path, **kwargs):
         self.folder = folder
         super().__init__(*args, **kwargs)
 
     def do_GET(self):
-        body, headers = self._answer()
-        self.send_response(200 if body is not None else 404)
-        for name, value in headers.items():
-            self.send_header(name, value)
-        self.send_header("Content-Length", str(len(body or b"")))
-        self.end_headers()
-        if self.command == "GET" and body:
-            self.wfile.write(body)
+        path = unquote(self.path.split("?")[0]).strip("/")
+        self._send(*(self._describe(path) if path.startswith("api/") else self._read(path)))
 
     do_HEAD = do_GET
 
-    def _answer(self) -> tuple[bytes | None, dict[str, str]]:
-        path = self.path.split("?")[0].strip("/")
-        if path.startswith("api/models/"):
-            repository = "/".join(path.split("/")[2:4])
-            if not (self.folder / repository).is_dir():
-                return None, {"X-Error-Code": "RepoNotFound"}
-            files = sorted(file for file in (self.folder / repository).rglob("*") if file.is_file())
-            tree = [
-                {
-                    "type": "file",
-                    "path": str(file.relative_to(self.folder / repository)),
-                    "size": file.stat().st_size,
-                    "oid": hashlib.sha1(file.read_bytes()).hexdigest(),
-                }
-                for file in files
-            ]
-            if path.split("/")[4:5] == ["tree"]:
-                return json.dumps(tree).encode(), {}
-            names = [{"rfilename": entry["path"]} for entry in tree]
-            return json.dumps({"id": repository, "sha": COMMIT, "siblings": names}).encode(), {}
-        organisation, name, _, _, *file = path.split("/")
-        content = self.folder.joinpath(organisation, name, *file)
+    def do_POST(self):
+        content = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        path = unquote(self.path.split("?")[0]).strip("/")
+        self._send(200, self._accept(path, content))
+
+    def do_PUT(self):
+        (self.folder / self.path.strip("/")).write_bytes(self.rfile.read(int(self.headers["Content-Length"])))
+        self._send(200, {})
+
+    # --- what is there ---
+
+    def _repository(self, path: str) -> tuple[Path, list[str]]:
+        """The folder that `api/models/ORGANISATION/NAME/...` is about, and the rest of the path."""
+        kind, organisation, name, *rest = path.removeprefix("api/").split("/")
+        return self.folder / ("" if kind == "models" else kind) / organisation / name, rest
+
+    def _describe(self, path: str) -> tuple:
+        repository, rest = self._repository(path) if path.count("/") > 2 else (self.folder / "nothing", [])
+        if not repository.is_dir():
+            return 404, b"", {"X-Error-Code": "RepoNotFound"}
+        if rest[:1] == ["tree"]:
+            inside = [*rest[2:], ""]
+            entries = [entry for entry in _entries(repository) if entry["path"].startswith("/".join(inside))]
+            if "recursive=true" not in self.path.lower():
+                entries = [entry for entry in entries if entry["path"].count("/") < len(inside)]
+            return (200, entries) if entries or not rest[2:] else (404, b"", {"X-Error-Code": "EntryNotFound"})
+        names = [{"rfilename": entry["path"]} for entry in _entries(repository)]
+        identity = f"{repository.parent.name}/{repository.name}"
+        return 200, {"id": identity, "sha": _revision(repository), "siblings": names, "private": False}
+
+    def _read(self, path: str) -> tuple:
+        prefix = ["datasets"] if path.startswith("datasets/") else []
+        organisation, name, _, _, *file = path.split("/")[len(prefix) :]
+        repository = self.folder.joinpath(*prefix, organisation, name)
+        content = repository.joinpath(*file)
         if not content.is_file():
-            return None, {"X-Error-Code": "EntryNotFound"}
+            return 404, b"", {"X-Error-Code": "EntryNotFound"}
         body = content.read_bytes()
-        return body, {"X-Repo-Commit": COMMIT, "ETag": f'"{hashlib.sha256(body).hexdigest()}"'}
+        headers = {"X-Repo-Commit": _revision(repository), "ETag": f'"{hashlib.sha256(body).hexdigest()}"'}
+        wanted = self.headers.get("Range")
+        if wanted is None:
+            return 200, body, headers
+        first, last = wanted.removeprefix("bytes=").split("-")
+        part = body[int(first) : int(last) + 1 if last else None]
+        return 206, part, {**headers, "Content-Range": f"bytes {first}-{int(first) + len(part) - 1}/{len(body)}"}
+
+    # --- what is uploaded ---
+
+    def _accept(self, path: str, content: bytes) -> dict | list:
+        if path == "api/repos/create":
+            return self._create(json.loads(content))
+        if path == "api/validate-yaml":
+            return {"errors": [], "warnings": []}
+        if path.endswith(".git/info/lfs/objects/batch"):
+            objects = [{**each, "actions": self._where_to_put(each)} for each in json.loads(content)["objects"]]
+            return {"transfer": "basic", "objects": objects}
+        repository, rest = self._repository(path)
+        if rest[0] == "commit":
+            return self._commit(repository, [json.loads(line) for line in content.splitlines()])
+        if rest[0] == "paths-info":
+            wanted = set(json.loads(content)["paths"])
+            return [entry for entry in _entries(repository) if entry["path"] in wanted]
+        names = [file["path"] for file in json.loads(content)["files"]]
+        modes = {True: "lfs", False: "regular"}
+        files = [
+            {"path": n, "uploadMode": modes[n.endswith(LARGE)], "shouldIgnore": False, "oid": None} for n in names
+        ]
+        return {"files": files}
+
+    def _create(self, request: dict) -> dict:
+        kind = {"dataset": "datasets"}.get(request.get("type"), "")
+        name = f"{request.get('organization') or 'user'}/{request['name']}"
+        (self.folder / kind / name).mkdir(parents=True, exist_ok=True)
+        return {"url": f"http://{self.headers['Host']}/{kind}{'/' if kind else ''}{name}", "name": name}
+
+    def _where_to_put(self, file: dict) -> dict:
+        return {"upload": {"href": f"http://{self.headers['Host']}/.{file['oid']}"}}
+
+    def _commit(self, repository: Path, lines: list[dict]) -> dict:
+        for line in lines[1:]:  # the first is the commit's message
+            file = repository / line["value"]["path"]
+            if line["key"].startswith("deleted"):
+                shutil.rmtree(file) if file.is_dir() else file.unlink()
+                continue
+            file.parent.mkdir(parents=True, exist_ok=True)
+            if line["key"] == "lfsFile":
+                (self.folder / f".{line['value']['oid']}").replace(file)
+            else:
+                file.write_bytes(base64.b64decode(line["value"]["content"]))
+        revision, name = _revision(repository), repository.relative_to(self.folder)
+        return {"commitOid": revision, "commitUrl": f"http://{self.headers['Host']}/{name}/commit/{revision}"}
+
+    def _send(self, status: int, content: bytes | dict | list, headers: dict[str, str] | None = None) -> None:
+        body = content if isinstance(content, bytes) else json.dumps(content).encode()
+        self.send_response(status)
+        for name, value in (headers or {}).items():
+            self.send_header(name, value)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
 
     def log_message(self, *args):
         pass
+
+
+def _entries(repository: Path) -> list[dict]:
+    """Its files and folders, as the Hub lists them."""
+    entries = []
+    for file in sorted(repository.rglob("*")):
+        path = str(file.relative_to(repository))
+        content = b"" if file.is_dir() else file.read_bytes()
+        kind = "directory" if file.is_dir() else "file"
+        entries.append({"type": kind, "path": path, "size": len(content), "oid": hashlib.sha1(content).hexdigest()})
+    return entries
+
+
+def _revision(repository: Path) -> str:
+    """The same as long as nothing changes."""
+    return hashlib.sha1(json.dumps(_entries(repository)).encode()).hexdigest()
 
 
 @contextmanager

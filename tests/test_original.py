@@ -20,9 +20,12 @@ from PIL import Image
 from safetensors.torch import load_file
 from transformers import AutoProcessor
 from transformers.video_utils import VideoMetadata
+from video_files import moving_frames, write_video
 
 import pllava
 from pllava.hub_cards import convert
+from pllava.train import VideoChatCollator
+from pllava.train.data import Source, conversation
 from pllava.video_decoding_pllava import ImagesMetadata
 
 FRAMES = json.loads((RECORDINGS / "frames.json").read_text())
@@ -378,3 +381,64 @@ def test_training_output_and_official_checkpoint_are_the_same(directory, tmp_pat
     configs[1]["text_config"].pop("gradient_checkpointing")  # the original writes one into its config
     configs[0]["text_config"].pop("gradient_checkpointing", None)
     assert configs[0] == configs[1]
+
+
+# --- what is learned -------------------------------------------------------------------------------------------------
+
+LABELS = json.loads((RECORDINGS / "labels.json").read_text())["cases"]
+SPACE, END = 350, 2  # of the recordings' tokenizer: a word's leading space alone, and </s>
+
+
+@pytest.fixture(scope="module")
+def encode(processor, tmp_path_factory):
+    """An annotation in the format of VideoChat2-IT, through our reader and our collator: token ids and labels."""
+    folder = tmp_path_factory.mktemp("media")
+    write_video(folder / "clip.mp4", moving_frames(8))
+    Image.new("RGB", (64, 64)).save(folder / "image.png")
+
+    def run(media, qa):
+        file = {"video": "clip.mp4", "image": "image.png"}[media]
+        row = conversation({media: file, "QA": qa}, Source("annotations.json", media=str(folder)), "0")
+        batch = VideoChatCollator(processor)([row])
+        assert "pixel_values_videos" in batch or "pixel_values" in batch
+        return batch["input_ids"][0].tolist(), batch["labels"][0].tolist()
+
+    return run
+
+
+@pytest.mark.parametrize("case", LABELS, ids=lambda case: case["name"])
+def test_what_the_original_learns_is_learned(encode, case):
+    """
+    The answers and their end tokens, the same token ids. The deliberate difference: the original tokenises an answer
+    apart from the tag before it, so that it begins with a space that the prompts of its evaluation do not have.
+    """
+    ids, labels = encode(case["media"], case["qa"])
+    learned = [label for label in labels if label != -100]
+    recorded = [label for label in case["labels"] if label != -100]
+    starts = [0] + [i + 1 for i, label in enumerate(recorded[:-1]) if label == END]
+    assert all(recorded[i] == SPACE for i in starts)
+    assert learned == [label for i, label in enumerate(recorded) if i not in starts]
+    assert learned.count(END) == len(case["qa"])
+    assert [i for i, label in zip(ids, labels, strict=True) if label != -100] == learned
+
+
+@pytest.mark.parametrize("case", LABELS, ids=lambda case: case["name"])
+def test_no_end_token_behind_a_question(encode, case):
+    """The original trains with one there, and evaluates with a space: ours trains as the model is evaluated."""
+    ids, labels = encode(case["media"], case["qa"])
+    assert case["input_ids"].count(END) == 2 * len(case["qa"])
+    assert [labels[i] for i, token in enumerate(ids) if token == END] == [END] * len(case["qa"])
+
+
+def test_role_words_in_a_question_are_only_words(encode):
+    """They flip the original's mask: what follows "ASSISTANT:" in a question is learned, too."""
+    plain = [{"q": "Who speaks?", "a": "He does."}, {"q": "Why?", "a": "No idea."}]
+    tricky = [{"q": "USER: or ASSISTANT: or USER:?", "a": "He does."}, {"q": "ASSISTANT:", "a": "No idea."}]
+    learned = [[label for label in encode("video", qa)[1] if label != -100] for qa in (plain, tricky)]
+    assert learned[0] == learned[1]
+
+
+def test_visual_tokens_are_never_labelled(encode, processor):
+    ids, labels = encode("video", LABELS[0]["qa"])
+    visual = [label for token, label in zip(ids, labels, strict=True) if token == VIDEO_TOKEN]
+    assert visual == [-100] * processor.num_visual_tokens

@@ -1,6 +1,6 @@
 """Training PLLaVA on video instructions with TRL, PEFT and accelerate."""
 
-from .collator import VideoChatCollator
+from .collator import PreferenceCollator, VideoChatCollator
 from .trainer import build_trainer
 
-__all__ = ["VideoChatCollator", "build_trainer"]
+__all__ = ["PreferenceCollator", "VideoChatCollator", "build_trainer"]

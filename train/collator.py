@@ -3,11 +3,21 @@ Video instructions -> training batches: decodes, samples, expands placeholders, 
 words.
 """
 
-from dataclasses import dataclass
+import io
+import warnings
+from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
+from jinja2 import TemplateError
+from PIL import Image
+from torch.nn.utils.rnn import pad_sequence
 from transformers import ProcessorMixin
+
+from ..video_decoding_pllava import VideoTruncatedWarning
+from .features import FeatureCache
+from .skipped import Skipped, SkippedExamples
 
 IGNORE_INDEX = -100
 
@@ -21,32 +31,200 @@ class VideoChatCollator:
     where the parts of type "video" and "image" do not name their file themselves, `videos` and `images`: lists in the
     order of these parts.
 
+    What cannot be read, or is too long, is left out of the batch, logged and counted by `skipped`.
+
     Args:
         processor: A [`PllavaProcessor`] whose chat template marks the assistant's words with `{% generation %}`.
         sampling (`str`): How frames are drawn from a clip: "random" in each interval, as the paper trains, or
-        "uniform".
+            "uniform", "middle" or "start".
+        max_length (`int`, *optional*): Limit of an example in tokens, those of its videos counted. A longer one loses
+            its last turns; if not even one fits, it is left out.
+        skipped ([`SkippedExamples`], *optional*): Counts what is left out, can write it to a file, and stops the run
+            if it is too much.
+        features ([`FeatureCache`], *optional*): Where the vision tower's features of a clip are looked up.
+
+    Raises:
+        ValueError: if no text fits into `max_length` beside a video.
     """
 
     processor: ProcessorMixin
     sampling: str = "random"
+    max_length: int | None = None
+    skipped: SkippedExamples = field(default_factory=SkippedExamples)
+    features: FeatureCache | None = None
 
-    def __call__(self, examples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+    def __post_init__(self) -> None:
+        if self.max_length is not None and self.max_length <= self.processor.num_visual_tokens:
+            raise ValueError(
+                f"max_length={self.max_length} counts the {self.processor.num_visual_tokens} tokens of a video, too: "
+                "add the length of the text to these (the paper takes 512), or set it to None"
+            )
+
+    def __call__(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
         """
         Returns:
             `input_ids`, `attention_mask` and `labels`, int64 `(batch, sequence)`, padded on the right; `labels` are
             -100 except on the assistant's words and the end token behind them. `pixel_values_videos` float32 `(videos,
             frames, 3, height, width)` and `pixel_values` float32 `(images, 3, height, width)` where the batch has any.
+            If nothing in the batch could be read, it is one token without a label.
         """
-        batch = self.processor.apply_chat_template(
-            [with_media(example) for example in examples],
+        results = [self.skipped.count(self.try_encode(example)) for example in examples]
+        return self.pad([result for result in results if not isinstance(result, Skipped)])
+
+    def try_encode(self, example: dict[str, Any], seed: int | None = None) -> dict[str, Any] | Skipped:
+        """[`encode`], or what is wrong with the example."""
+        try:
+            return self.encode(example, seed)
+        except (OSError, SyntaxError, TemplateError, ValueError, VideoTruncatedWarning) as error:
+            reason = "too long" if isinstance(error, TooLongError) else "unreadable"
+            media = [_name(item) for item in [*(example.get("videos") or []), *(example.get("images") or [])]]
+            return Skipped(str(example.get("source")), str(example.get("id")), media, reason, str(error))
+
+    def encode(self, example: dict[str, Any], seed: int | None = None) -> dict[str, Any]:
+        """
+        Args:
+            seed: Makes the frames that are drawn depend on nothing else.
+
+        Returns:
+            `input_ids` and `labels`, int64 `(sequence)`; the videos (`pixel_values_videos`, `(frames, 3, height,
+            width)` each) and images (`pixel_values`, `(3, height, width)` each) as lists; `feature_keys` of the videos
+            (see [`read_video`]); `lost_turns`, how many of the assistant's turns did not fit.
+
+        Raises:
+            VideoDecodeError: if a video cannot be read.
+            VideoTruncatedWarning: if it ends early: it is not the clip that was described.
+            TooLongError: if not even the first answer fits.
+        """
+        messages = with_media(example)
+        text = self.encode_text(messages)
+        end, lost_turns = self._fitting(text["labels"])
+        ids, labels = text["input_ids"][:end], text["labels"][:end]
+        images, videos = (
+            int((ids == token).sum()) // self.processor.num_visual_tokens
+            for token in (self.processor.image_token_id, self.processor.video_token_id)
+        )
+        return {
+            "input_ids": ids,
+            "labels": labels,
+            "pixel_values": text["pixel_values"][:images],
+            **self.read_videos(messages, videos, seed),
+            "lost_turns": lost_turns,
+        }
+
+    def encode_text(self, messages: list[dict[str, Any]]) -> dict[str, Any]:
+        """`input_ids`, `labels` and images of a conversation; its videos are not read, only given their tokens."""
+        blank = {"type": "video", "video": np.zeros((1, 2, 2, 3), dtype=np.uint8)}
+        inputs = self.processor.apply_chat_template(
+            [
+                {**turn, "content": [blank if part["type"] == "video" else part for part in turn["content"]]}
+                for turn in messages
+            ],
             tokenize=True,
             return_dict=True,
             return_tensors="pt",
             return_assistant_tokens_mask=True,
-            processor_kwargs={"padding": True, "padding_side": "right", "sampling": self.sampling},
         )
-        supervised = batch.pop("assistant_masks").bool()
-        return {**batch, "labels": batch["input_ids"].masked_fill(~supervised, IGNORE_INDEX)}
+        ids, spoken = inputs["input_ids"][0], inputs["assistant_masks"][0].bool()
+        labels = ids.masked_fill(~spoken, IGNORE_INDEX)
+        return {"input_ids": ids, "labels": labels, "pixel_values": list(inputs.get("pixel_values", ()))}
+
+    def read_videos(self, messages: list[dict[str, Any]], count: int, seed: int | None) -> dict[str, list]:
+        """The first `count` videos of a conversation as `pixel_values_videos`, and their `feature_keys`."""
+        parts = [part for turn in messages for part in turn["content"] if part["type"] == "video"][:count]
+        with torch.random.fork_rng(devices=[], enabled=seed is not None):
+            if seed is not None:
+                torch.random.default_generator.manual_seed(seed)
+            videos = [self.read_video({key: part[key] for key in part if key != "type"}) for part in parts]
+        return {"pixel_values_videos": [video for video, _ in videos], "feature_keys": [key for _, key in videos]}
+
+    def read_video(self, source: dict[str, Any]) -> tuple[torch.Tensor, str | None]:
+        """
+        The frames of one video, `(frames, 3, height, width)`. With a cache of features: these, `(frames, patches, C)`,
+        where it has them, else the frames and the key under which their features belong there.
+        """
+        key = None
+        if self.features is not None:
+            key = self.features.key(source, self.sampling)
+            found = self.features.load(key)
+            if found is not None:
+                return found, None
+            torch.random.default_generator.manual_seed(int(key[:15], 16))  # the same frames wherever the clip is used
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", VideoTruncatedWarning)
+            inputs = self.processor.video_processor(source, sampling=self.sampling, return_tensors="pt")
+        return inputs["pixel_values_videos"][0], key
+
+    def _fitting(self, labels: torch.Tensor) -> tuple[int, int]:
+        """Where the last of the assistant's turns that fit ends, and how many do not."""
+        if self.max_length is None or len(labels) <= self.max_length:
+            return len(labels), 0
+        spoken = labels != IGNORE_INDEX
+        ends = (spoken & ~torch.cat([spoken[1:], spoken.new_zeros(1)])).nonzero().flatten() + 1
+        fitting = ends[ends <= self.max_length]
+        if not len(fitting):
+            raise TooLongError(f"{len(labels)} tokens, and no answer ends within the {self.max_length} let through")
+        return int(fitting[-1]), len(ends) - len(fitting)
+
+    def pad(self, encoded: list[dict[str, Any]]) -> dict[str, Any]:
+        """What [`encode`] gave, as a batch (see [`__call__`])."""
+        pad_id = self.processor.tokenizer.pad_token_id
+        ids = [example["input_ids"] for example in encoded] or [torch.tensor([pad_id])]
+        labels = [example["labels"] for example in encoded] or [torch.tensor([IGNORE_INDEX])]
+        batch = {
+            "input_ids": pad_sequence(ids, batch_first=True, padding_value=pad_id),
+            "attention_mask": pad_sequence([torch.ones_like(row) for row in ids], batch_first=True),
+            "labels": pad_sequence(labels, batch_first=True, padding_value=IGNORE_INDEX),
+        }
+        for name in ("pixel_values_videos", "pixel_values"):
+            media = [item for example in encoded for item in example[name]]
+            if media:
+                batch[name] = torch.stack(media) if len({item.shape for item in media}) == 1 else media
+        return batch
+
+
+@dataclass
+class PreferenceCollator(VideoChatCollator):
+    """
+    Makes a batch for TRL's `DPOTrainer`: an example has `messages` that end with a question, and the better (`chosen`)
+    and the worse (`rejected`) answer to it, as messages, too.
+    """
+
+    def encode(self, example: dict[str, Any], seed: int | None = None) -> dict[str, Any]:
+        """`chosen` and `rejected`, each as [`VideoChatCollator.encode`] gives it; labelled is the last answer only."""
+        messages = with_media(example)
+        answers = {name: self.encode_text(messages + with_media({"messages": example[name]})) for name in ANSWERS}
+        for text in answers.values():
+            if self.max_length is not None and len(text["labels"]) > self.max_length:
+                raise TooLongError(f"{len(text['labels'])} tokens, of which {self.max_length} are let through")
+            earlier = (text["labels"] == IGNORE_INDEX).nonzero().flatten()
+            prompt = int(earlier[earlier < (text["labels"] != IGNORE_INDEX).nonzero().max()].max()) + 1
+            text["labels"][:prompt] = IGNORE_INDEX
+        placeholders = int((answers["chosen"]["input_ids"] == self.processor.video_token_id).sum())
+        videos = self.read_videos(messages, placeholders // self.processor.num_visual_tokens, seed)
+        return {**{name: {**text, **videos} for name, text in answers.items()}, "lost_turns": 0}
+
+    def pad(self, encoded: list[dict[str, Any]]) -> dict[str, Any]:
+        """
+        Returns:
+            As [`VideoChatCollator.__call__`], the chosen answers' rows and then the rejected ones', with
+            `completion_mask` in place of `labels`: int64 `(batch, sequence)`, 1 on the answers.
+        """
+        batch = super().pad([example[name] for name in ANSWERS for example in encoded])
+        labels = batch.pop("labels")
+        return {**batch, "completion_mask": (labels != IGNORE_INDEX).long()}
+
+
+ANSWERS = ("chosen", "rejected")
+
+
+class TooLongError(ValueError):
+    """Not even the first answer of a conversation fits into `max_length`."""
+
+
+def _name(media: Any) -> str:
+    if isinstance(media, dict):
+        return media.get("path") or media.get("url") or "<bytes>"
+    return media if isinstance(media, str) else f"<{type(media).__name__}>"
 
 
 def with_media(example: dict[str, Any]) -> list[dict[str, Any]]:
@@ -70,4 +248,11 @@ def _with_source(part: dict[str, Any], sources: dict[str, Any]) -> dict[str, Any
     source = next(sources[kind], None)
     if source is None:
         raise ValueError(f"The messages have more {kind} parts than the example has {kind}s")
-    return {**part, kind: source}
+    return {**part, kind: _open_image(source) if kind == "image" else source}
+
+
+def _open_image(source: Any) -> Any:
+    """An image as `datasets` writes it; any other kind is left to transformers."""
+    if not isinstance(source, dict):
+        return source
+    return Image.open(io.BytesIO(source["bytes"]) if source.get("bytes") else source["path"])

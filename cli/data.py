@@ -1,0 +1,117 @@
+"""`pllava data`: check training data before training on them, and put them on the Hub."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+SHOWN = 20  # problems that are written on the screen where a file has them all
+
+Media = Annotated[
+    str | None,
+    typer.Option(help="The folder that paths of videos and images are relative to; by default the annotations'."),
+]
+Workers = Annotated[int, typer.Option(min=0, help="Processes that open clips.", show_default="one a core")]
+CORES = os.cpu_count() or 1
+
+data = typer.Typer(help="Check training data, and put them on the Hub.", no_args_is_help=True)
+
+
+@data.command("inspect")
+def inspect_data(
+    paths: Annotated[
+        list[str],
+        typer.Argument(
+            help="Files, folders or patterns of JSON, JSON Lines, Parquet or WebDataset, datasets of the Hub, and "
+            ".yaml files that list such sources: of one, --media is the folder that all its paths are relative to."
+        ),
+    ],
+    media: Media = None,
+    model: Annotated[str, typer.Option(help="Directory or Hub id of the PLLaVA whose tokens are counted.")] = "nano",
+    out: Annotated[
+        Path | None, typer.Option(help="A folder for inspection.json, unreadable.jsonl and inspection.png.")
+    ] = None,
+    workers: Workers = CORES,
+) -> None:
+    """Find the clips that training would pass over, and how long clips and conversations are; decodes little."""
+    with _said_without_traceback():
+        from transformers import AutoProcessor
+
+        import pllava
+        from pllava.train.data import read_sources
+        from pllava.train.inspection import format_problem, format_reports, inspect_source, write_reports
+
+        processor = AutoProcessor.from_pretrained(pllava.model_path(model))
+        reports = []
+        for path in paths:
+            listed = path.endswith((".yaml", ".yml"))
+            for source in read_sources([path], media) if listed else read_sources([{"path": path, "media": media}]):
+                reports.append(inspect_source(source, processor, workers))
+                if out:  # after each source, so that what is done stays if the next one fails
+                    write_reports(reports, model, out)
+    problems = [format_problem(report.source.title, *bad) for report in reports for bad in report.bad]
+    for line in problems[: SHOWN if out else None]:
+        typer.echo(line)
+    if out and len(problems) > SHOWN:
+        typer.echo(f"... and {len(problems) - SHOWN} more, in {out / 'unreadable.jsonl'}")
+    typer.echo(f"\n{format_reports(reports)}\n")
+    if problems:
+        found = [report.summary() for report in reports]
+        missing, unreadable, skipped, samples = (
+            sum(summary[name] for summary in found) for name in ("missing", "unreadable", "skipped", "samples")
+        )
+        typer.echo(
+            f"{missing} missing, {unreadable} unreadable: training would pass over {skipped} of {samples} samples"
+        )
+        raise typer.Exit(1)
+
+
+@data.command()
+def push(
+    path: Annotated[str, typer.Argument(help="A file, a folder or a pattern of JSON, Parquet or WebDataset.")],
+    repo_id: Annotated[str, typer.Argument(help="The dataset on the Hub, USER/NAME; it is made if need be.")],
+    media: Media = None,
+    split: Annotated[
+        str, typer.Option(help="Its name on the Hub; rows that are there under it are replaced.")
+    ] = "train",
+    license: Annotated[str | None, typer.Option(help="The terms of the clips, for the card.")] = None,
+    private: Annotated[bool, typer.Option("--private", help="Of a new dataset: not for everyone to see.")] = False,
+    max_shard_size: Annotated[str, typer.Option(help="Of a Parquet file; it is written to the disk first.")] = "500MB",
+    workers: Workers = CORES,
+) -> None:
+    """Put a local source on the Hub, its clips in its Parquet files. What cannot be read is left out, and named."""
+    with _said_without_traceback():
+        from pllava.train.data import Source
+        from pllava.train.publishing import publish
+
+        source = Source(path, media=media, license=license)
+        counts = publish(source, repo_id, split, private, max_shard_size, workers, report=typer.echo)
+    typer.echo(
+        f"{repo_id}, {split}: {counts.samples} samples with {counts.clips} clips and {counts.images} images, "
+        f"{counts.bytes / 1e6:.2f} MB in {counts.shards} shards"
+    )
+    if counts.left_out_samples:
+        typer.echo(f"{counts.left_out_samples} samples were left out, for {counts.left_out_clips} clips or images")
+
+
+@contextmanager
+def _said_without_traceback() -> Iterator[None]:
+    """What is wrong with data, model or Hub is said in a line."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        message = f"{error}; `pip install 'pllava[train]'` has all that this command needs"
+    except (OSError, RuntimeError, ValueError) as error:
+        message = str(error)
+    except Exception as error:
+        # `datasets` puts an error of its own around the one that names the row
+        if not isinstance(error.__cause__, ValueError):
+            raise
+        message = str(error.__cause__)
+    else:
+        return
+    typer.echo(f"Error: {message}", err=True)
+    raise typer.Exit(1)

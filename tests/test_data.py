@@ -1,0 +1,262 @@
+"""Readers of video instructions, their mixtures, and the stream that training reads them in."""
+
+import io
+import json
+import tarfile
+from collections import Counter
+from itertools import islice
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from datasets import Dataset
+
+from pllava.train.data import Source, load_source, load_sources
+from pllava.train.stream import RowStream
+
+QUESTION, ANSWER = "What moves?", "A bar."
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    monkeypatch.setattr("datasets.config.SLEEP_TIME_ON_THREADS_SHUTDOWN", 0)
+
+
+def text(content):
+    return " ".join(part["text"] for part in content if part["type"] == "text")
+
+
+def turns(row):
+    return [(message["role"], text(message["content"])) for message in row["messages"]]
+
+
+def chat(question, answer):
+    return [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+
+
+ROWS = {
+    "videochat2": {"video": "a.mp4", "QA": [{"i": "", "q": QUESTION, "a": ANSWER}]},
+    "messages": {"messages": chat(QUESTION, ANSWER), "videos": ["a.mp4"]},
+    "messages with a placeholder": {"messages": chat(f"<video>\n{QUESTION}", ANSWER), "video": "a.mp4"},
+    "messages of parts": {
+        "messages": [
+            {"role": "user", "content": [{"type": "video"}, {"type": "text", "text": QUESTION}]},
+            {"role": "assistant", "content": [{"type": "text", "text": ANSWER}]},
+        ],
+        "videos": [{"path": "a.mp4"}],
+    },
+    "llava": {
+        "conversations": [{"from": "human", "value": f"<video>\n{QUESTION}"}, {"from": "gpt", "value": ANSWER}],
+        "video": "a.mp4",
+    },
+    "question and answer": {"video": "a.mp4", "question": QUESTION, "answer": ANSWER},
+}
+
+
+@pytest.mark.parametrize("row", ROWS.values(), ids=ROWS)
+@pytest.mark.parametrize("suffix", ["json", "jsonl"])
+def test_rows_of_json(tmp_path, row, suffix):
+    file = tmp_path / f"train.{suffix}"
+    file.write_text(json.dumps([row]) if suffix == "json" else json.dumps(row) + "\n")
+    (read,) = load_source(Source(str(file)))
+    assert turns(read) == [("user", QUESTION), ("assistant", ANSWER)]
+    assert [part["type"] for part in read["messages"][0]["content"]] == ["video", "text"]
+    assert read["videos"] == [{"path": str(tmp_path / "a.mp4"), "bytes": None, "start": None, "end": None}]
+    assert (read["source"], read["id"], read["images"]) == ("train", f"train.{suffix}#0", [])
+
+
+def test_an_instruction_leads_and_a_caption_needs_no_question(tmp_path):
+    rows = [
+        {"video": "a.mp4", "QA": [{"i": "Look.", "q": "", "a": ANSWER}, {"i": "Not this.", "q": "Why?", "a": "No."}]},
+        {"image": "b.jpg", "QA": [{"q": QUESTION, "a": ANSWER}], "start": 1, "end": 2.5},
+        {"video": "a.mp4", "QA": [{"q": QUESTION, "a": ANSWER}], "start": 1, "end": 2.5},
+    ]
+    file = tmp_path / "train.json"
+    file.write_text(json.dumps(rows))
+    first, second, third = load_source(Source(str(file), media="/media", name="mine"))
+    assert turns(first)[0] == ("system", "Look.") and turns(first)[1] == ("user", "") and len(turns(first)) == 5
+    assert second["images"] == [{"path": "/media/b.jpg", "bytes": None}] and second["source"] == "mine"
+    assert third["videos"] == [{"path": "/media/a.mp4", "bytes": None, "start": 1.0, "end": 2.5}]
+
+
+def write_parquet(path, rows):
+    pq.write_table(pa.Table.from_pylist(rows), path, row_group_size=2)
+
+
+def write_tar(path, rows):
+    with tarfile.open(path, "w") as tar:
+        for index, row in enumerate(rows):
+            files = {"mp4": row["videos"][0]["bytes"], "json": json.dumps({"messages": row["messages"]}).encode()}
+            for suffix, content in files.items():
+                info = tarfile.TarInfo(f"{index:04d}.{suffix}")
+                info.size = len(content)
+                tar.addfile(info, io.BytesIO(content))
+
+
+WRITERS = {"parquet": write_parquet, "tar": write_tar}
+
+
+def embedded(count, first=0):
+    return [
+        {
+            "messages": chat(f"What moves in {n}?", ANSWER),
+            "videos": [{"bytes": f"clip {n}".encode(), "path": f"{n}.mp4"}],
+            "id": str(n),
+        }
+        for n in range(first, first + count)
+    ]
+
+
+@pytest.mark.parametrize("suffix", WRITERS)
+def test_embedded_videos_are_streamed_undecoded(tmp_path, suffix):
+    for shard in range(3):
+        WRITERS[suffix](tmp_path / f"part-{shard}.{suffix}", embedded(5, first=5 * shard))
+    rows = load_source(Source(str(tmp_path / f"*.{suffix}"), name="mine"))
+    assert rows.num_shards == 3
+    read = list(rows)
+    assert [row["videos"][0]["bytes"] for row in read] == [f"clip {n}".encode() for n in range(15)]
+    assert turns(read[7]) == [("user", "What moves in 7?"), ("assistant", ANSWER)] and read[7]["source"] == "mine"
+
+
+def test_a_tar_of_clips_and_captions(tmp_path):
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        for name, content in {"1.mp4": b"clip", "1.txt": b"A bar moves."}.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+    (row,) = load_source(Source(str(tmp_path)))
+    assert turns(row)[1] == ("assistant", "A bar moves.") and row["videos"][0]["bytes"] == b"clip"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.json", '[{"video": "a.mp4"}]', r"a.json, row 0: a row needs `messages`"),
+        ("a.jsonl", '{"question": "a", "answer": "b"}\n{', r"a.jsonl, line 2 is no JSON"),
+        ("a.jsonl", '{"messages": [{"role": "user", "content": "<video> <video>"}], "video": "a"}', "2 video parts"),
+        ("a.json", '[{"video": "a.mp4", "QA": [{"q": "no answer"}]}]', "row 0: 'a'"),
+        ("a.csv", "video,caption", "files of one kind"),
+        ("/nowhere/at/all.jsonl", None, "no such file"),
+    ],
+)
+def test_what_cannot_be_read_names_file_and_row(tmp_path, name, content, message):
+    file = tmp_path / name
+    if content is not None:
+        file.write_text(content)
+    with pytest.raises(ValueError, match=message):
+        load_source(Source(str(file)))
+
+
+def test_a_changed_file_is_read_anew(tmp_path):
+    file = tmp_path / "a.jsonl"
+    for answer in ("one", "two"):
+        file.write_text(json.dumps({"question": QUESTION, "answer": answer}))
+        assert turns(load_source(Source(str(file)))[0])[1] == ("assistant", answer)
+
+
+# --- mixtures --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def sources(tmp_path):
+    """40, 20 and 10 rows; the last two are shards with embedded bytes."""
+    lines = [json.dumps({"question": str(n), "answer": "a", "video": "a.mp4", "id": n}) for n in range(40)]
+    (tmp_path / "large.jsonl").write_text("\n".join(lines))
+    for shard in range(4):
+        write_parquet(tmp_path / f"p-{shard}.parquet", embedded(5, first=100 + 5 * shard))
+        write_tar(tmp_path / f"t-{shard}.tar", embedded(3, first=1000 + 3 * shard))
+    return [
+        Source(str(tmp_path / "large.jsonl"), weight=4),
+        Source(str(tmp_path / "p-*.parquet"), name="parquet", weight=2),
+        Source(str(tmp_path / "t-*.tar"), name="tar", weight=1),
+    ]
+
+
+def test_a_mixture_has_each_row_once(sources):
+    rows, length = load_sources(sources)
+    read = Counter((row["source"], row["id"]) for row in rows)
+    assert length is None and len(read) == 40 + 20 + 12 and set(read.values()) == {1}
+
+
+def test_weights_are_shares(sources):
+    rows, _ = load_sources(sources, stopping_strategy="all_exhausted")
+    counts = Counter(row["source"] for row in rows)
+    assert counts["large"] > 1.3 * counts["parquet"] > 1.3 * counts["tar"] > 0
+
+
+def test_sources_of_known_length_need_no_weights(tmp_path, sources):
+    (tmp_path / "small.jsonl").write_text(json.dumps({"question": "s", "answer": "a"}))
+    rows, length = load_sources([Source(sources[0].path), Source(str(tmp_path / "small.jsonl"))])
+    assert length == 41 and Counter(row["source"] for row in rows) == {"large": 40, "small": 1}
+    with pytest.raises(ValueError, match="its length is not known"):
+        load_sources([Source(sources[0].path), Source(sources[1].path)])
+
+
+# --- the stream ------------------------------------------------------------------------------------------------------
+
+
+def names(pairs):
+    return [(row["source"], row["id"]) for row, _ in pairs]
+
+
+KINDS = {"arrow": slice(0, 1), "parquet": slice(1, 2), "webdataset": slice(2, 3), "mixture": slice(0, 3)}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_stream_goes_on_from_any_place(sources, kind):
+    def stream():
+        return RowStream(load_sources(sources[KINDS[kind]])[0], seed=3, buffer_size=7)
+
+    whole = list(islice(stream(), 90))  # beyond the end of the first epoch
+    for cut in range(1, 80, 5):
+        again = stream()
+        again.place = json.loads(json.dumps(whole[cut - 1][1]))  # as it is written into a checkpoint
+        assert names(islice(again, 10)) == names(whole[cut : cut + 10])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("world_size", [2, 3, 4])
+def test_processes_share_an_epoch(sources, kind, world_size):
+    rows, _ = load_sources(sources[KINDS[kind]])
+    count = {"arrow": 40, "parquet": 20, "webdataset": 12, "mixture": 72}[kind]
+    read = []
+    for rank in range(world_size):
+        stream = RowStream(rows, seed=3, buffer_size=7, rank=rank, world_size=world_size)
+        read += names(pair for pair in islice(stream, count) if pair[1]["epoch"] == 0)
+    assert len(set(read)) == count and len(read) == count
+
+
+def test_a_global_batch_does_not_depend_on_the_number_of_processes(sources):
+    rows, _ = load_sources(sources[:1])
+
+    def batches(world_size):
+        size = 4 // world_size
+        streams = [iter(RowStream(rows, 3, 7, rank, world_size)) for rank in range(world_size)]
+        return [sorted(n for stream in streams for n in names(islice(stream, size))) for _ in range(15)]
+
+    assert batches(1) == batches(2) == batches(4)
+
+
+def test_every_epoch_has_another_order():
+    rows = Dataset.from_dict({"source": ["a"] * 30, "id": [str(n) for n in range(30)]}).to_iterable_dataset()
+    read = names(islice(RowStream(rows, seed=3, buffer_size=8), 60))
+    assert sorted(read[:30]) == sorted(read[30:]) and read[:30] != read[30:]
+
+
+def test_no_rows_are_an_error(tmp_path):
+    write_parquet(tmp_path / "a.parquet", embedded(1))
+    empty = load_source(Source(str(tmp_path / "a.parquet"))).filter(lambda row: False)
+    with pytest.raises(ValueError, match="have no rows"):
+        next(iter(RowStream(empty, 0, 4)))
+    (tmp_path / "a.jsonl").write_text("\n")
+    with pytest.raises(ValueError, match="a.jsonl has no rows"):
+        load_sources([Source(str(tmp_path / "a.jsonl"))])
+
+
+def test_files_are_found_in_folders(tmp_path):
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "deep" / "a.jsonl").write_text(json.dumps({"question": QUESTION, "answer": ANSWER, "video": "b.mp4"}))
+    (row,) = load_source(Source(str(tmp_path)))
+    assert Path(row["videos"][0]["path"]) == tmp_path / "deep" / "b.mp4"

@@ -1,0 +1,170 @@
+"""Training in processes of its own: killed and resumed, and on several processes."""
+
+import json
+import random
+import signal
+import socket
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from video_files import moving_frames, write_video
+
+import pllava
+
+SCRIPT = Path(__file__).with_name("training_run.py")
+ROWS = 24
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """24 questions about 6 clips."""
+    folder = tmp_path_factory.mktemp("data")
+    for clip in range(6):
+        write_video(folder / f"{clip}.mp4", moving_frames(12 + clip, seed=clip), fps=10)
+    rows = [
+        {"video": f"{n % 6}.mp4", "question": f"What is {n}?", "answer": "red " * (n % 3 + 1)} for n in range(ROWS)
+    ]
+    (folder / "train.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    return folder / "train.jsonl"
+
+
+@pytest.fixture
+def run(data, checkpoint, tmp_path):
+    """Runs the script with some options; gives its output directory."""
+
+    def start(name, processes=1, dies=False, launcher=(), args=None, **options):
+        output = tmp_path / name
+        options = {"model": checkpoint, "datasets": [str(data)], **options}
+        options["args"] = {
+            "output_dir": str(output),
+            "max_steps": 8,
+            "per_device_train_batch_size": 4 // processes,
+            "learning_rate": 1e-3,
+            "save_steps": 2,
+            "seed": 5,
+            **(args or {}),
+        }
+        file = tmp_path / "options.json"
+        file.write_text(json.dumps(options))
+        if processes > 1 and not launcher:
+            launcher = ("-m", "torch.distributed.run", "--nproc_per_node", str(processes))
+            launcher += ("--master_port", free_port())
+        result = subprocess.run(
+            [sys.executable, *launcher, str(SCRIPT), str(file)], capture_output=True, text=True, timeout=400
+        )
+        if dies:
+            assert result.returncode == -signal.SIGKILL or processes > 1, result.stderr
+        else:
+            assert result.returncode == 0, result.stderr[-3000:]
+        return output
+
+    return start
+
+
+def free_port():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return str(free.getsockname()[1])
+
+
+def steps(output, rank=0):
+    """What was done in each step; a step that was done again counts as it was done last."""
+    lines = (output / f"steps-{rank}.jsonl").read_text().splitlines()
+    return {entry["step"]: entry for entry in map(json.loads, lines)}
+
+
+def losses(output, rank=0):
+    return {step: entry["loss"] for step, entry in steps(output, rank).items()}
+
+
+def ids(output, ranks=1):
+    """The ids of each global batch."""
+    done = [steps(output, rank) for rank in range(ranks)]
+    return {step: sorted(name for rank in done for name in rank[step]["ids"]) for step in done[0]}
+
+
+def weights(output):
+    return load_file(output / "adapter_model.safetensors")
+
+
+def test_killed_and_resumed_is_as_never_killed(run):
+    """Bit for bit, with dropout, frames drawn at random and other numbers of workers."""
+    whole = run("whole", args={"dataloader_num_workers": 1})
+    killed = random.Random().randrange(3, 8)
+    run("again", dies=True, kill_in_step=killed, args={"dataloader_num_workers": 2})
+    again = run("again", resume=True, args={"dataloader_num_workers": 0})
+    assert steps(again) == steps(whole), f"killed in step {killed}"
+    expected = weights(whole)
+    assert all(torch.equal(value, expected[name]) for name, value in weights(again).items())
+    logged = [json.loads((output / "log-0.json").read_text()) for output in (whole, again)]
+    timed = {"data_wait", "tokens_per_second", "epoch", "train_runtime", "train_loss", "total_flos"}
+    timed |= {"train_samples_per_second", "train_steps_per_second"}
+    left = [[{key: entry[key] for key in entry if key not in timed} for entry in log] for log in logged]
+    assert left[0] == left[1]
+
+
+def test_an_epoch_has_every_row_once(run):
+    done = Counter(name for names in ids(run("epoch", args={"max_steps": 6})).values() for name in names)
+    assert len(done) == ROWS and set(done.values()) == {1}
+
+
+def test_an_unfinished_checkpoint_is_passed_over(run):
+    output = run("run", args={"max_steps": 4})
+    (output / "checkpoint-4" / "trainer_state.json").write_text('{"epoch": ')
+    again = run("run", resume=True, args={"max_steps": 4})
+    assert len(steps(again)) == 4 and len((output / "steps-0.jsonl").read_text().splitlines()) == 6
+
+
+def test_two_processes_are_as_one(run):
+    """The same rows in each global batch, the same losses; no row is lost or comes twice in an epoch."""
+    one, two = run("one", dropout=0.0), run("two", processes=2, dropout=0.0)
+    assert ids(one) == ids(two, ranks=2)
+    done = Counter(name for step, names in ids(two, ranks=2).items() if step < 6 for name in names)
+    assert len(done) == ROWS and set(done.values()) == {1}
+    check_as_one(one, two)
+
+
+def check_as_one(one, two):
+    logged = [
+        [entry["loss"] for entry in json.loads((output / "log-0.json").read_text()) if "loss" in entry]
+        for output in (one, two)
+    ]
+    torch.testing.assert_close(*map(torch.tensor, logged), rtol=1e-4, atol=1e-5)
+    expected = weights(one)
+    for name, value in weights(two).items():
+        torch.testing.assert_close(value, expected[name], rtol=1e-3, atol=1e-4, msg=name)
+
+
+def test_two_processes_killed_and_resumed(run):
+    whole = run("whole", processes=2)
+    run("again", processes=2, dies=True, kill_in_step=5)
+    again = run("again", processes=2, resume=True)
+    assert ids(again, ranks=2) == ids(whole, ranks=2)
+    for rank in range(2):
+        for step, loss in losses(again, rank).items():
+            assert loss == pytest.approx(losses(whole, rank)[step], abs=1e-6)
+    expected = weights(whole)
+    for name, value in weights(again).items():
+        torch.testing.assert_close(value, expected[name], rtol=0, atol=1e-6)
+
+
+def test_another_number_of_processes_cannot_go_on(run):
+    run("run", args={"max_steps": 2})
+    with pytest.raises(AssertionError, match="world_size=1, and goes on only with that; got 2"):
+        run("run", processes=2, resume=True)
+
+
+def test_two_processes_of_fsdp_are_as_one(run):
+    config = Path(pllava.__file__).parent / "train" / "accelerate" / "fsdp.yaml"
+    launcher = ["-m", "accelerate.commands.launch", "--config_file", str(config), "--num_processes", "2"]
+    launcher += ["--mixed_precision", "no", "--main_process_port", free_port()]
+    one = run("one", dropout=0.0)
+    two = run("two", processes=2, launcher=launcher, dropout=0.0)
+    assert (two / "distributed").read_text() == "FSDP"
+    assert ids(one) == ids(two, ranks=2)
+    check_as_one(one, two)
