@@ -106,11 +106,6 @@ def _said_without_traceback() -> Iterator[None]:
         message = f"{error}; `pip install 'pllava[train]'` has all that this command needs"
     except (OSError, RuntimeError, ValueError) as error:
         message = str(error)
-    except Exception as error:
-        # `datasets` puts an error of its own around the one that names the row
-        if not isinstance(error.__cause__, ValueError):
-            raise
-        message = str(error.__cause__)
     else:
         return
     typer.echo(f"Error: {message}", err=True)

@@ -17,7 +17,7 @@ from peft import LoraConfig, PeftModel
 from torch import nn
 from transformers import PreTrainedModel, ProcessorMixin, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, HubStrategy
 from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
 from .card import build_card, global_batch_size
@@ -74,18 +74,15 @@ class StreamingMixin:
         }
 
     def _load_place(self, checkpoint: Path) -> None:
-        file = checkpoint / _place_name(self.args.process_index)
-        if not file.exists():
-            raise ValueError(
-                f"{checkpoint} does not say where the data stood ({file.name}): another trainer saved it, or fewer "
-                f"than {self.args.world_size} processes"
-            )
-        place = json.loads(file.read_text(encoding="utf-8"))
+        if not (checkpoint / _place_name(0)).exists():
+            raise ValueError(f"{checkpoint} does not say where the data stood: another trainer saved it")
+        place = json.loads((checkpoint / _place_name(0)).read_text(encoding="utf-8"))
         for name, now in {"world_size": self.args.world_size, "batch_size": self.loader.batch_size}.items():
             if place[name] != now:
                 raise ValueError(
                     f"{checkpoint} was saved with {name}={place[name]}, and goes on only with that; got {now}"
                 )
+        place = json.loads((checkpoint / _place_name(self.args.process_index)).read_text(encoding="utf-8"))
         self.loader.load_state_dict(place["loader"])
         self._total_train_tokens = place["num_tokens"]
 
@@ -221,7 +218,7 @@ def build_trainer(
         sampling: How the collator draws frames, "random" or "uniform".
         shuffle_buffer_size: Rows of a stream that are shuffled together (see [`RowStream`]).
         max_unreadable: The run stops when a larger share of the examples cannot be read. What is left out is listed in
-            `skipped.jsonl` in the output directory.
+            `_skipped.jsonl` in the output directory, which is not pushed.
         feature_cache: Directory for the vision tower's features of each clip (see [`FeatureCache`]); from the second
             epoch they are read in place of the clip.
         sources: Where the rows come from, for the card.
@@ -237,12 +234,13 @@ def build_trainer(
     elif args.max_steps < 0:
         raise ValueError("A stream does not tell its length: set `max_steps`")
     args.remove_unused_columns = False
+    args.hub_strategy = HubStrategy.END  # pushes in between would write and upload a pickle
     args.ignore_data_skip = True  # the stream itself goes on where it stood, and decodes nothing that was seen
     if not preference:
         args.dataset_kwargs = {"skip_prepare_dataset": True}
     if peft_config is not None:
         model.model.vision_tower.requires_grad_(False)
-    skipped = SkippedExamples(Path(args.output_dir) / "skipped.jsonl", max_unreadable)
+    skipped = SkippedExamples(Path(args.output_dir) / "_skipped.jsonl", max_unreadable)
     collator = (PreferenceCollator if preference else VideoChatCollator)(processor, sampling, args.max_length, skipped)
     if feature_cache:
         tower = model.get_base_model().model.vision_tower if isinstance(model, PeftModel) else model.model.vision_tower
