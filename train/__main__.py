@@ -71,9 +71,12 @@ def main(config_class: type[SFTConfig] | type[DPOConfig] = SFTConfig) -> None:
     if model_args.model_name_or_path is None:
         parser.error("name the model to start from: --model_name_or_path")
 
-    sources = read_sources(data_args.datasets, data_args.data_dir)
-    with PartialState().main_process_first():
-        rows, length = load_sources(sources, args.seed, data_args.stopping_strategy)
+    try:
+        sources = read_sources(data_args.datasets, data_args.data_dir)
+        with PartialState().main_process_first():
+            rows, length = load_sources(sources, args.seed, data_args.stopping_strategy)
+    except ValueError as error:
+        parser.error(str(error))
     if args.max_steps < 0:
         if length is None:
             parser.error("the length of these data is not known before they were read: set --max_steps")
