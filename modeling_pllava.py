@@ -3,6 +3,7 @@
 import copy
 import math
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -95,6 +96,13 @@ class PllavaPreTrainedModel(LlavaPreTrainedModel):
         return (model, info) if output_loading_info else model
 
 
+CPU_PATCHES = 1024  # that a CPU's vision tower reads together: what a layer makes of them stays in the caches
+
+
+def _concatenate(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
+    return tensors[0] if len(tensors) == 1 else torch.cat(tensors)  # which would copy
+
+
 class PllavaModel(PllavaPreTrainedModel, LlavaModel):
     """
     A CLIP vision tower, the pooling projector and a language model without its head.
@@ -130,18 +138,15 @@ class PllavaModel(PllavaPreTrainedModel, LlavaModel):
             frames, and `pooler_output` `(videos, T' * h' * w', D)`.
         """
         pixels = [video for video in pixel_values_videos if video.ndim == 4]
-        features = iter(())
-        if pixels:
-            features = iter(self._encode_frames(torch.cat(pixels)).split([len(video) for video in pixels]))
-        features = [next(features) if video.ndim == 4 else video for video in pixel_values_videos]
-        rows = (
-            pixels[0].shape[-2] // self.vision_tower.config.patch_size if pixels else math.isqrt(len(features[0][0]))
-        )
+        encoded = iter(self._encode_frames(pixels))
+        features = [next(encoded) if video.ndim == 4 else video for video in pixel_values_videos]
+        patches = features[0].shape[1]
+        rows = pixels[0].shape[-2] // self.vision_tower.config.patch_size if pixels else math.isqrt(patches)
         pooled = [
             self.multi_modal_projector(self._fill_short_clip(video).unflatten(1, (rows, -1))[None])
             for video in features
         ]
-        return BaseModelOutputWithPooling(last_hidden_state=torch.cat(features), pooler_output=torch.cat(pooled))
+        return BaseModelOutputWithPooling(last_hidden_state=_concatenate(features), pooler_output=_concatenate(pooled))
 
     def get_image_features(self, pixel_values: torch.FloatTensor, **kwargs) -> BaseModelOutputWithPooling:
         """
@@ -152,13 +157,20 @@ class PllavaModel(PllavaPreTrainedModel, LlavaModel):
         """
         return self.get_video_features(pixel_values[:, None])
 
-    def _encode_frames(self, frames: torch.FloatTensor) -> torch.FloatTensor:
-        """(frames, 3, height, width) -> (frames, patches, C). Keeps no gradient for a tower that is not trained."""
-        # Else it would keep one where PEFT makes embeddings require it, for the sake of checkpointing
-        frames = frames.to(self.vision_tower.dtype)
-        trained = frames.requires_grad or any(p.requires_grad for p in self.vision_tower.parameters())
+    def _encode_frames(self, videos: list[torch.FloatTensor]) -> tuple[torch.FloatTensor, ...]:
+        """`(frames, 3, height, width)` each -> `(frames, patches, C)` each. Keeps no gradient for a frozen tower."""
+        if not videos:
+            return ()
+        frames = _concatenate(videos).to(self.vision_tower.dtype)
+        parts = [frames]
+        if frames.device.type == "cpu":
+            patches = frames.shape[-2:].numel() // self.vision_tower.config.patch_size**2
+            parts = frames.split(max(1, CPU_PATCHES // patches))
+        # Else a gradient would be kept where PEFT makes embeddings require it, for the sake of checkpointing
+        trained = any(tensor.requires_grad for tensor in [frames, *self.vision_tower.parameters()])
         with torch.set_grad_enabled(torch.is_grad_enabled() and trained):
-            return self.vision_tower(frames).last_hidden_state[:, 1:]  # without CLS
+            features = [self.vision_tower(part).last_hidden_state[:, 1:] for part in parts]  # without CLS
+            return _concatenate(features).split([len(video) for video in videos])
 
     def _fill_short_clip(self, features: torch.FloatTensor) -> torch.FloatTensor:
         """Repeats each frame in a row, as the original does, until a clip shorter than `num_frames` has that many."""
@@ -213,6 +225,7 @@ class PllavaModel(PllavaPreTrainedModel, LlavaModel):
         past_key_values: Cache | None = None,
         inputs_embeds: torch.FloatTensor | None = None,
         mm_encoder_outputs: dict[str, BaseModelOutputWithPooling] | None = None,
+        positions_to_keep: torch.BoolTensor | None = None,
         **kwargs,
     ) -> tuple | PllavaModelOutputWithPast:
         """
@@ -223,6 +236,8 @@ class PllavaModel(PllavaPreTrainedModel, LlavaModel):
                 All videos of the batch, in the order of the text; a list where they differ in length.
             mm_encoder_outputs (`dict[str, BaseModelOutputWithPooling]`):
                 What `get_image_features` ("image") and `get_video_features` ("video") gave, in place of the pixels.
+            positions_to_keep (`torch.BoolTensor` of shape `(batch, sequence)`):
+                Whose hidden states are returned, as `(1, positions, D)`; by default all are, `(batch, sequence, D)`.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("Pass either `input_ids` or `inputs_embeds`, and not both")
@@ -253,6 +268,8 @@ class PllavaModel(PllavaPreTrainedModel, LlavaModel):
             inputs_embeds=inputs_embeds,
             **kwargs,
         )
+        if positions_to_keep is not None:
+            outputs.last_hidden_state = outputs.last_hidden_state[positions_to_keep][None]
         return PllavaModelOutputWithPast(**outputs, **features)
 
 
@@ -331,8 +348,11 @@ class PllavaForConditionalGeneration(PllavaPreTrainedModel, LlavaForConditionalG
     ) -> tuple | LlavaCausalLMOutputWithPast:
         """
         [`PllavaModel.forward`], then logits `(batch, sequence, vocab_size)` and, given `labels` (`(batch, sequence)`,
-        -100 where nothing is learned), the mean cross-entropy of the next token.
+        -100 where nothing is learned), the mean cross-entropy of the next token. In training with labels, the logits
+        are only those that the loss is taken on, `(1, labelled, vocab_size)`: of a video's tokens none is.
         """
+        if labels is not None and self.training:
+            kwargs.update(select_labelled(labels))
         return super().forward(
             input_ids=input_ids,
             pixel_values=pixel_values,
@@ -346,6 +366,16 @@ class PllavaForConditionalGeneration(PllavaPreTrainedModel, LlavaForConditionalG
             mm_encoder_outputs=mm_encoder_outputs,
             **kwargs,
         )
+
+
+def select_labelled(labels: torch.LongTensor) -> dict[str, torch.Tensor]:
+    """
+    `labels` `(batch, sequence)` -> `positions_to_keep`, bool `(batch, sequence)`, whose next token is labelled, and
+    these labels as `shift_labels` `(1, positions)`.
+    """
+    following = torch.nn.functional.pad(labels[:, 1:], (0, 1), value=-100)
+    positions = following != -100
+    return {"positions_to_keep": positions, "shift_labels": following[positions][None]}
 
 
 __all__ = ["PllavaForConditionalGeneration", "PllavaModel", "PllavaPreTrainedModel"]

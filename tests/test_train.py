@@ -1,6 +1,7 @@
 """The collator and the trainer: the real SFTTrainer on real clips."""
 
 import copy
+import json
 import os
 import subprocess
 import sys
@@ -381,6 +382,39 @@ def test_a_saved_adapter_is_trained_on(processor, checkpoint, four_clips, tmp_pa
     assert losses[1][0] < 0.7 * losses[0][0] and losses[1][-1] < losses[1][0]
 
 
+def resumable(processor, checkpoint, rows, output, **options):
+    model = AutoModelForImageTextToText.from_pretrained(checkpoint)
+    args = sft_config(output, max_steps=4, save_strategy="steps", save_steps=2, **options)
+    return build_trainer(model, processor, rows, args, lora_config(r=4))
+
+
+def test_an_unfinished_checkpoint_is_passed_over(processor, checkpoint, four_clips, tmp_path):
+    resumable(processor, checkpoint, four_clips, tmp_path).train()
+    (tmp_path / "checkpoint-4" / "trainer_state.json").write_text('{"epoch": ')
+    again = resumable(processor, checkpoint, four_clips, tmp_path)
+    steps = []
+    step = again.training_step
+    again.training_step = lambda *args: steps.append(again.state.global_step) or step(*args)
+    again.train(resume_from_checkpoint=True)
+    assert steps == [2, 3]
+
+
+def test_what_cannot_be_gone_on_from_is_an_error(processor, checkpoint, four_clips, tmp_path):
+    trainer = resumable(processor, checkpoint, four_clips, tmp_path)
+    with pytest.raises(ValueError, match="has no checkpoint to go on from"):
+        trainer.train(resume_from_checkpoint=True)
+    trainer.train()
+    with pytest.raises(ValueError, match="batch_size=2, and goes on only with that; got 4"):
+        resumable(processor, checkpoint, four_clips, tmp_path, per_device_train_batch_size=4).train(True)
+    file = tmp_path / "checkpoint-4" / "data_state_0.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "world_size": 2}))
+    with pytest.raises(ValueError, match="world_size=2, and goes on only with that; got 1"):
+        resumable(processor, checkpoint, four_clips, tmp_path).train(resume_from_checkpoint=True)
+    file.unlink()
+    with pytest.raises(ValueError, match="does not say where the data stood"):
+        resumable(processor, checkpoint, four_clips, tmp_path).train(resume_from_checkpoint=True)
+
+
 # --- preferences -----------------------------------------------------------------------------------------------------
 
 
@@ -399,7 +433,7 @@ def test_preferences_are_learned(processor, checkpoint, four_clips, tmp_path):
         processor.tokenizer.decode(ids[mask.bool()])
         for ids, mask in zip(batch["input_ids"], batch["completion_mask"], strict=True)
     ]
-    assert answers == ["red</s>", "blue circle</s>", "a blue one</s>", "a blue one</s>"]
+    assert answers == ["red</s>", "white</s>", "a blue one</s>", "a blue one</s>"]
     assert batch["pixel_values_videos"].shape[0] == 4
     assert torch.equal(*batch["pixel_values_videos"].chunk(2))  # the same frames for both answers
 

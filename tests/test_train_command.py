@@ -9,6 +9,7 @@ import pytest
 from local_hub import local_hub
 
 from pllava.nano.data import render
+from pllava.train.__main__ import main
 
 LAUNCH = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "1", "--cpu"]
 LOAD = """
@@ -56,7 +57,7 @@ def test_a_recipe_is_trained_pushed_and_loaded(folder):
 
 def test_preferences_from_the_command_line(folder):
     rows = [
-        {"video": f"clips/0000{n}.mp4", "prompt": "Describe the video.", "chosen": "A red circle.", "rejected": "Cats."}
+        {"video": f"clips/0000{n}.mp4", "prompt": "Describe it.", "chosen": "A red circle.", "rejected": "Cats."}
         for n in range(4)
     ]
     (folder / "world" / "preferences.jsonl").write_text("\n".join(map(json.dumps, rows)))
@@ -76,6 +77,10 @@ def test_preferences_from_the_command_line(folder):
         (["--datasets", "nowhere/at/all.jsonl", "--model_name_or_path", "nano"], "there is no such file"),
     ],
 )
-def test_what_is_missing_is_said(folder, options, message):
-    result = launch(folder, "--output_dir", "none", "--bf16", "false", *options)
-    assert result.returncode != 0 and message in result.stderr
+def test_what_is_missing_is_said(folder, options, message, monkeypatch, capsys):
+    monkeypatch.chdir(folder)
+    argv = ["pllava.train", "--output_dir", "none", "--bf16", "false", "--use_cpu", "true", *options]
+    monkeypatch.setattr(sys, "argv", argv)
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    assert stopped.value.code == 2 and message in capsys.readouterr().err

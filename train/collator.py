@@ -99,6 +99,8 @@ class VideoChatCollator:
         text = self.encode_text(messages)
         end, lost_turns = self._fitting(text["labels"])
         ids, labels = text["input_ids"][:end], text["labels"][:end]
+        if (labels == IGNORE_INDEX).all():
+            raise ValueError("The assistant says nothing in this conversation: there is nothing to learn")
         images, videos = (
             int((ids == token).sum()) // self.processor.num_visual_tokens
             for token in (self.processor.image_token_id, self.processor.video_token_id)

@@ -40,6 +40,7 @@ class FeatureCache:
             digest.update(weight.detach().cpu().contiguous().view(torch.uint8).numpy())
         self._base = digest.hexdigest()
         self._awaited: deque[tuple[int, str | None]] = deque()
+        self._seen: list[torch.Tensor] = []
 
     def key(self, source: dict[str, Any], sampling: str) -> str:
         """The name of a clip's features. `source` is a dict as the video processor takes it."""
@@ -72,16 +73,18 @@ class FeatureCache:
     ) -> None:
         """Announces what the tower is to see next: images, then the videos that are not features already."""
         self._awaited.clear()
+        self._seen.clear()
         self._awaited.extend((1, None) for _ in images)
         self._awaited.extend((len(video), key) for video, key in zip(videos, keys, strict=True) if video.ndim == 4)
 
     def _save_output(self, tower: nn.Module, args: Any, output: Any) -> None:
-        patches = output.last_hidden_state[:, 1:]  # without CLS, as the model takes them
-        while self._awaited and len(patches) >= self._awaited[0][0]:
+        # The tower may see some frames of a video at a time, or several videos
+        self._seen.extend(output.last_hidden_state[:, 1:].unbind())  # without CLS, as the model takes them
+        while self._awaited and len(self._seen) >= self._awaited[0][0]:
             count, key = self._awaited.popleft()
             if key is not None:
-                self.save(key, patches[:count])
-            patches = patches[count:]
+                self.save(key, torch.stack(self._seen[:count]))
+            del self._seen[:count]
 
     def _file(self, key: str) -> Path:
         return self.directory / key[:2] / f"{key}.safetensors"

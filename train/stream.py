@@ -1,6 +1,7 @@
 """From a stream of rows to batches: in one order whatever the number of workers, which a killed run goes on with."""
 
 import hashlib
+import math
 import time
 from collections import deque
 from collections.abc import Iterator
@@ -83,7 +84,7 @@ class StreamLoader:
     Args:
         batch_size: Examples in a batch.
         num_workers: Processes that decode; 0 decodes in this one.
-        prefetch_factor: Batches that each worker decodes in advance.
+        prefetch_factor: Batches that the workers decode in advance, together; 2 by default.
     """
 
     def __init__(
@@ -110,7 +111,8 @@ class StreamLoader:
 
         workers = {}
         if self.num_workers:
-            workers["prefetch_factor"] = (self.prefetch_factor or 2) * self.batch_size
+            examples_ahead = (self.prefetch_factor or 2) * self.batch_size
+            workers["prefetch_factor"] = max(2, math.ceil(examples_ahead / self.num_workers))
         encoded = DataLoader(
             _Encoder(self.collator),
             sampler=tasks(),

@@ -20,6 +20,7 @@ from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, HubStrategy
 from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
+from ..modeling_pllava import select_labelled
 from .card import build_card, global_batch_size
 from .collator import PreferenceCollator, VideoChatCollator
 from .data import Source
@@ -155,6 +156,7 @@ class StreamingMixin:
             logs |= {f"skipped/{name}": int(total[name]) for name in ("unreadable", "too_long", "lost_turns")}
             logs |= self._grad_norms
             self._tokens, self._since = 0, now
+            self.state.epoch = float(self.loader.place["epoch"])  # transformers takes the whole run for one
         super().log(logs, start_time)
 
 
@@ -166,12 +168,18 @@ class PllavaSFTTrainer(StreamingMixin, SFTTrainer):
         self._losses: dict[str, list[torch.Tensor]] = defaultdict(list)
         self.model.register_forward_hook(self._note_losses)
 
+    def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
+        # TRL leaves out what is not labelled behind the model, and on a CPU not at all; most of it are visual tokens
+        labelled = select_labelled(inputs["labels"])
+        self._counts = labelled["positions_to_keep"].sum(-1).tolist()
+        return super().training_step(model, {**inputs, **labelled}, num_items_in_batch)
+
     def _note_losses(self, module: nn.Module, args: Any, output: Any) -> None:
         # `compute_loss` keeps the tokens' losses to itself: they are read where the model gives them
         if self.model.training and getattr(output, "log_probs", None) is not None:
-            rows = torch.stack([-output.log_probs.detach().sum(-1).float(), output.label_mask.sum(-1).float()], dim=-1)
+            rows = output.log_probs.detach().flatten().float().split(self._counts)
             for source, row in zip(self._batch["source"], rows, strict=True):
-                self._losses[source].append(row)
+                self._losses[source].append(torch.stack([-row.sum(), row.new_tensor(len(row))]))
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if self.model.training and "loss" in logs:
