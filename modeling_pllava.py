@@ -3,12 +3,14 @@
 import copy
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 from transformers import AutoModel, LlavaForConditionalGeneration, LlavaModel
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import BaseModelOutputWithPooling
@@ -96,7 +98,21 @@ class PllavaPreTrainedModel(LlavaPreTrainedModel):
         return (model, info) if output_loading_info else model
 
 
-CPU_PATCHES = 1024  # that a CPU's vision tower reads together: what a layer makes of them stays in the caches
+CPU_PATCHES = 1152  # that a CPU's vision tower reads together: what a layer makes of them stays in the caches
+
+
+class OneDnnLinear(TorchFunctionMode):
+    """
+    Within it, linear layers in float32 run on oneDNN, without gradients.
+
+    PyTorch gives a CPU's to MKL, which leaves half of an AMD core's vector unit unused (`benchmarks/vision_tower.py`);
+    those in bfloat16 run on oneDNN anyway.
+    """
+
+    def __torch_function__(self, func: Callable, types: tuple[type, ...], args=(), kwargs=None) -> torch.Tensor:
+        if func is nn.functional.linear and not types and all(tensor.dtype == torch.float32 for tensor in args[:2]):
+            return func(args[0].to_mkldnn(), *args[1:], **(kwargs or {})).to_dense()
+        return func(*args, **(kwargs or {}))
 
 
 def _concatenate(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
@@ -162,15 +178,16 @@ class PllavaModel(PllavaPreTrainedModel, LlavaModel):
         if not videos:
             return ()
         frames = _concatenate(videos).to(self.vision_tower.dtype)
-        parts = [frames]
-        if frames.device.type == "cpu":
-            patches = frames.shape[-2:].numel() // self.vision_tower.config.patch_size**2
-            parts = frames.split(max(1, CPU_PATCHES // patches))
         # Else a gradient would be kept where PEFT makes embeddings require it, for the sake of checkpointing
         trained = any(tensor.requires_grad for tensor in [frames, *self.vision_tower.parameters()])
-        with torch.set_grad_enabled(torch.is_grad_enabled() and trained):
+        with_gradients = torch.is_grad_enabled() and trained
+        on_cpu = frames.device.type == "cpu" and not torch.compiler.is_compiling()
+        patches = frames.shape[-2:].numel() // self.vision_tower.config.patch_size**2
+        parts = frames.split(max(1, CPU_PATCHES // patches)) if on_cpu else [frames]
+        linear = OneDnnLinear() if on_cpu and not with_gradients else nullcontext()
+        with torch.set_grad_enabled(with_gradients), linear:
             features = [self.vision_tower(part).last_hidden_state[:, 1:] for part in parts]  # without CLS
-            return _concatenate(features).split([len(video) for video in videos])
+        return _concatenate(features).split([len(video) for video in videos])
 
     def _fill_short_clip(self, features: torch.FloatTensor) -> torch.FloatTensor:
         """Repeats each frame in a row, as the original does, until a clip shorter than `num_frames` has that many."""

@@ -7,9 +7,10 @@ CLIP-L/336, frozen, and a Llama of 8 layers x 1024 with LoRA of r = 128 on q and
 The weights are random. A clip of 16 frames stands among 64 tokens of text, the last 20 of them labelled. The third
 contender is our step on a clip whose features were written to a file before, and are read from it in the step.
 
-Each round gives every contender, in turn, a process of its own, so that a busy moment of the machine meets all of
-them; it runs on the GPU where there is one. The peak of the memory is the process's, or the GPU's; beside it stands
-what the steps add to the model.
+Each is measured without and with gradient checkpointing of the language model, which TRL's trainer and our recipes do
+unless told otherwise. Each round gives every contender, in turn, a process of its own, so that a busy moment of the
+machine meets all of them; it runs on the GPU where there is one. The peak of the memory is the process's, or the
+GPU's; beside it stands what the steps add to the model.
 """
 
 import argparse
@@ -18,6 +19,7 @@ import statistics
 import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor
+from itertools import product
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -130,7 +132,7 @@ def memory(kind: str) -> float:
     return int(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1]) / 1e6
 
 
-def measure(name: str, dtype: str, features: Path) -> tuple[float, float, float]:
+def measure(name: str, checkpointing: bool, dtype: str, features: Path) -> tuple[float, float, float]:
     """Seconds of a step behind one that warms up, the peak of the memory in GB, and how far it is above the model."""
     torch.manual_seed(0)
     torch.set_default_dtype(getattr(torch, dtype))
@@ -138,6 +140,9 @@ def measure(name: str, dtype: str, features: Path) -> tuple[float, float, float]
         inputs = make_inputs()
         model, run = (StandIn(), original_step) if name == STAND_IN else (build_ours(), our_step)
     model.train()
+    if checkpointing:
+        language_model = model.language_model if name == STAND_IN else model
+        language_model.gradient_checkpointing_enable({"use_reentrant": False})
     if name == CACHED:
         del inputs["pixel_values_videos"]
         save_file({"features": torch.randn(FRAMES, GRID[0] * GRID[1], VISION["hidden_size"])}, features)
@@ -157,20 +162,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     dtype = parser.parse_args().dtype
-    figures = {STAND_IN: [], OURS: [], CACHED: []}
+    figures = {contender: [] for contender in product((STAND_IN, OURS, CACHED), (False, True))}
     with tempfile.TemporaryDirectory() as directory:
         for _ in range(RUNS):
-            for name, rows in figures.items():
+            for contender, rows in figures.items():
                 with ProcessPoolExecutor(1, get_context("spawn")) as process:
-                    rows.append(process.submit(measure, name, dtype, Path(directory) / "features").result())
+                    rows.append(process.submit(measure, *contender, dtype, Path(directory) / "features").result())
     device = torch.cuda.get_device_name() if DEVICE == "cuda" else f"{torch.get_num_threads()} CPU threads"
-    print(f"{dtype}, {device}; median of {RUNS}, in brackets of the stand-in's")
-    medians = {
-        name: [statistics.median(column) for column in zip(*rows, strict=True)] for name, rows in figures.items()
-    }
-    for name, row in medians.items():
-        cells = [f"{value:6.2f} ({value / peer:.2f})" for value, peer in zip(row, medians[STAND_IN], strict=True)]
-        print(f"{name:22} {cells[0]} s, peak {cells[1]} GB, above the model {cells[2]} GB")
+    print(f"{dtype}, {device}; median of {RUNS}, in brackets of the stand-in's without checkpointing")
+    medians = {key: [statistics.median(column) for column in zip(*rows, strict=True)] for key, rows in figures.items()}
+    for (name, checkpointing), row in medians.items():
+        peers = medians[STAND_IN, False]
+        cells = [f"{value:6.2f} ({value / peer:.2f})" for value, peer in zip(row, peers, strict=True)]
+        label = name + ", checkpointing" * checkpointing
+        print(f"{label:37} {cells[0]} s, peak {cells[1]} GB, above the model {cells[2]} GB")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """The model: pooling, batches, generation, gradients, numeric types, devices, and clear errors."""
 
 import copy
+import math
 from itertools import chain
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from torch import nn
 from transformers import CLIPVisionModel
 from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
 
-from pllava import PllavaConfig, PllavaForConditionalGeneration, PllavaModel, PllavaProcessor
+from pllava import PllavaConfig, PllavaForConditionalGeneration, PllavaModel, PllavaProcessor, modeling_pllava
 
 VIDEO_TOKENS = 36  # 4 x 3 x 3
 
@@ -382,6 +383,44 @@ def test_gradient_checkpointing_gives_equal_gradients(
 
 
 # --- numeric types, devices, attention -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("patches", [1, 2 * 36, modeling_pllava.CPU_PATCHES])
+def test_a_cpu_reads_frames_in_parts_by_onednn(
+    trainable: PllavaForConditionalGeneration, monkeypatch: pytest.MonkeyPatch, patches: int
+) -> None:
+    def run(video: torch.Tensor) -> tuple[torch.Tensor, int]:
+        """The features of the frames, and how many linear layers oneDNN ran meanwhile."""
+        with torch.profiler.profile() as profile:
+            features = trainable.get_video_features(video).last_hidden_state
+        return features, sum(event.count for event in profile.key_averages() if event.key == "aten::mkldnn_linear")
+
+    monkeypatch.setattr(modeling_pllava, "CPU_PATCHES", patches)
+    tower, video = trainable.model.vision_tower, pixels(1)
+    frames, linears = video.shape[1], sum(isinstance(module, nn.Linear) for module in tower.modules())
+    expected, count = run(video)
+    assert expected.requires_grad and count == 0, "oneDNN's layers are used without gradients only"
+
+    tower.requires_grad_(False)
+    features, count = run(video)
+    assert count == linears * math.ceil(frames / max(1, patches // 36))
+    torch.testing.assert_close(features, expected)
+    torch.testing.assert_close(features, tower(video[0]).last_hidden_state[:, 1:])
+
+
+def test_onednn_leaves_quantised_weights_and_other_dtypes_alone() -> None:
+    class Quantised(torch.Tensor):
+        pass
+
+    states, weight = torch.randn(3, 4), torch.randn(2, 4)
+    for args in [
+        (states, weight.as_subclass(Quantised)),
+        (states.bfloat16(), weight.bfloat16(), torch.ones(2).bfloat16()),
+    ]:
+        expected = nn.functional.linear(*args)
+        with modeling_pllava.OneDnnLinear():
+            result = nn.functional.linear(*args)
+        assert type(result) is type(expected) and torch.equal(result, expected)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
