@@ -58,7 +58,7 @@ def run(data, checkpoint, tmp_path):
             launcher += ("--master_port", free_port())
         environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
         command = [sys.executable, *launcher, str(SCRIPT), str(file)]
-        result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=400)
+        result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200)
         if dies:
             assert result.returncode == -signal.SIGKILL or processes > 1, result.stderr
         else:
@@ -112,6 +112,14 @@ def test_killed_and_resumed_is_as_never_killed(run):
     timed |= {"train_samples_per_second", "train_steps_per_second"}
     left = [[{key: entry[key] for key in entry if key not in timed} for entry in log] for log in logged]
     assert left[0] == left[1]
+
+
+def test_no_worker_outlives_a_killed_run(run, tmp_path):
+    """Not even one that waits for a text longer than a pipe takes; the run's output would stay open."""
+    rows = [{"question": f"What is {n}?", "answer": "red " * 20_000} for n in range(ROWS)]
+    (tmp_path / "long.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    args = {"dataloader_num_workers": 2, "max_length": None}
+    run("killed", dies=True, kill_in_step=0, datasets=[str(tmp_path / "long.jsonl")], args=args)
 
 
 def test_two_processes_are_as_one(run):

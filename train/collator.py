@@ -88,7 +88,9 @@ class VideoChatCollator:
         Returns:
             `input_ids` and `labels`, int64 `(sequence)`; the videos (`pixel_values_videos`, `(frames, 3, height,
             width)` each) and images (`pixel_values`, `(3, height, width)` each) as lists; `feature_keys` of the videos
-            (see [`read_video`]); `lost_turns`, how many of the assistant's turns did not fit.
+            (see [`read_video`]); `lost_turns`, how many of the assistant's turns did not fit. The media are tensors,
+            which a worker hands over in shared memory; that takes a file descriptor and a connection for each, so that
+            the rest are NumPy arrays.
 
         Raises:
             VideoDecodeError: if a video cannot be read.
@@ -102,7 +104,7 @@ class VideoChatCollator:
         if (labels == IGNORE_INDEX).all():
             raise ValueError("The assistant says nothing in this conversation: there is nothing to learn")
         images, videos = (
-            int((ids == token).sum()) // self.processor.num_visual_tokens
+            np.count_nonzero(ids == token) // self.processor.num_visual_tokens
             for token in (self.processor.image_token_id, self.processor.video_token_id)
         )
         return {
@@ -126,8 +128,8 @@ class VideoChatCollator:
             return_tensors="pt",
             return_assistant_tokens_mask=True,
         )
-        ids, spoken = inputs["input_ids"][0], inputs["assistant_masks"][0].bool()
-        labels = ids.masked_fill(~spoken, IGNORE_INDEX)
+        ids = inputs["input_ids"][0].numpy()
+        labels = np.where(inputs["assistant_masks"][0], ids, IGNORE_INDEX)
         return {"input_ids": ids, "labels": labels, "pixel_values": list(inputs.get("pixel_values", ()))}
 
     def read_videos(self, messages: list[dict[str, Any]], count: int, seed: int | None) -> dict[str, list]:
@@ -156,12 +158,12 @@ class VideoChatCollator:
             inputs = self.processor.video_processor(source, sampling=self.sampling, return_tensors="pt")
         return inputs["pixel_values_videos"][0], key
 
-    def _fitting(self, labels: torch.Tensor) -> tuple[int, int]:
+    def _fitting(self, labels: np.ndarray) -> tuple[int, int]:
         """Where the last of the assistant's turns that fit ends, and how many do not."""
         if self.max_length is None or len(labels) <= self.max_length:
             return len(labels), 0
         spoken = labels != IGNORE_INDEX
-        ends = (spoken & ~torch.cat([spoken[1:], spoken.new_zeros(1)])).nonzero().flatten() + 1
+        ends = np.flatnonzero(spoken & ~np.append(spoken[1:], False)) + 1
         fitting = ends[ends <= self.max_length]
         if not len(fitting):
             raise TooLongError(f"{len(labels)} tokens, and no answer ends within the {self.max_length} let through")
@@ -170,8 +172,8 @@ class VideoChatCollator:
     def pad(self, encoded: list[dict[str, Any]]) -> dict[str, Any]:
         """What [`encode`] gave, as a batch (see [`__call__`])."""
         pad_id = self.processor.tokenizer.pad_token_id
-        ids = [example["input_ids"] for example in encoded] or [torch.tensor([pad_id])]
-        labels = [example["labels"] for example in encoded] or [torch.tensor([IGNORE_INDEX])]
+        ids = [torch.from_numpy(example["input_ids"]) for example in encoded] or [torch.tensor([pad_id])]
+        labels = [torch.from_numpy(example["labels"]) for example in encoded] or [torch.tensor([IGNORE_INDEX])]
         batch = {
             "input_ids": pad_sequence(ids, batch_first=True, padding_value=pad_id),
             "attention_mask": pad_sequence([torch.ones_like(row) for row in ids], batch_first=True),
@@ -180,7 +182,7 @@ class VideoChatCollator:
         for name in ("pixel_values_videos", "pixel_values"):
             media = [item for example in encoded for item in example[name]]
             if media:
-                batch[name] = torch.stack(media) if len({item.shape for item in media}) == 1 else media
+                batch[name] = _stack(media)
         return batch
 
 
@@ -198,10 +200,10 @@ class PreferenceCollator(VideoChatCollator):
         for text in answers.values():
             if self.max_length is not None and len(text["labels"]) > self.max_length:
                 raise TooLongError(f"{len(text['labels'])} tokens, of which {self.max_length} are let through")
-            earlier = (text["labels"] == IGNORE_INDEX).nonzero().flatten()
-            prompt = int(earlier[earlier < (text["labels"] != IGNORE_INDEX).nonzero().max()].max()) + 1
+            earlier = np.flatnonzero(text["labels"] == IGNORE_INDEX)
+            prompt = earlier[earlier < np.flatnonzero(text["labels"] != IGNORE_INDEX).max()].max() + 1
             text["labels"][:prompt] = IGNORE_INDEX
-        placeholders = int((answers["chosen"]["input_ids"] == self.processor.video_token_id).sum())
+        placeholders = np.count_nonzero(answers["chosen"]["input_ids"] == self.processor.video_token_id)
         videos = self.read_videos(messages, placeholders // self.processor.num_visual_tokens, seed)
         return {**{name: {**text, **videos} for name, text in answers.items()}, "lost_turns": 0}
 
@@ -221,6 +223,15 @@ ANSWERS = ("chosen", "rejected")
 
 class TooLongError(ValueError):
     """Not even the first answer of a conversation fits into `max_length`."""
+
+
+def _stack(media: list[torch.Tensor]) -> torch.Tensor | list[torch.Tensor]:
+    """One tensor, or a list where they differ in shape."""
+    if len({item.shape for item in media}) > 1:
+        return media
+    if media[0].dtype == torch.bfloat16:  # features; NumPy does not know it
+        return torch.stack(media)
+    return torch.from_numpy(np.stack(media))  # in one thread: torch's would wait for the cores that workers are on
 
 
 def _name(media: Any) -> str:
