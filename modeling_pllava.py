@@ -110,7 +110,8 @@ class OneDnnLinear(TorchFunctionMode):
     """
 
     def __torch_function__(self, func: Callable, types: tuple[type, ...], args=(), kwargs=None) -> torch.Tensor:
-        if func is nn.functional.linear and not types and all(tensor.dtype == torch.float32 for tensor in args[:2]):
+        plain = not types and not torch.is_autocast_enabled("cpu")  # `types` are those of quantised weights
+        if func is nn.functional.linear and plain and all(tensor.dtype == torch.float32 for tensor in args[:2]):
             return func(args[0].to_mkldnn(), *args[1:], **(kwargs or {})).to_dense()
         return func(*args, **(kwargs or {}))
 
@@ -184,8 +185,8 @@ class PllavaModel(PllavaPreTrainedModel, LlavaModel):
         on_cpu = frames.device.type == "cpu" and not torch.compiler.is_compiling()
         patches = frames.shape[-2:].numel() // self.vision_tower.config.patch_size**2
         parts = frames.split(max(1, CPU_PATCHES // patches)) if on_cpu else [frames]
-        linear = OneDnnLinear() if on_cpu and not with_gradients else nullcontext()
-        with torch.set_grad_enabled(with_gradients), linear:
+        on_onednn = on_cpu and not with_gradients and torch.backends.mkldnn.is_available()
+        with torch.set_grad_enabled(with_gradients), OneDnnLinear() if on_onednn else nullcontext():
             features = [self.vision_tower(part).last_hidden_state[:, 1:] for part in parts]  # without CLS
         return _concatenate(features).split([len(video) for video in videos])
 

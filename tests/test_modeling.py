@@ -408,19 +408,23 @@ def test_a_cpu_reads_frames_in_parts_by_onednn(
     torch.testing.assert_close(features, tower(video[0]).last_hidden_state[:, 1:])
 
 
-def test_onednn_leaves_quantised_weights_and_other_dtypes_alone() -> None:
-    class Quantised(torch.Tensor):
-        pass
+class Quantised(torch.Tensor):
+    pass
 
-    states, weight = torch.randn(3, 4), torch.randn(2, 4)
-    for args in [
-        (states, weight.as_subclass(Quantised)),
-        (states.bfloat16(), weight.bfloat16(), torch.ones(2).bfloat16()),
-    ]:
-        expected = nn.functional.linear(*args)
+
+@pytest.mark.parametrize("case", ["quantised", "bfloat16", "autocast"])
+def test_onednn_leaves_other_linear_layers_alone(case: str) -> None:
+    states, weight, bias = torch.randn(3, 4), torch.randn(2, 4), torch.randn(2)
+    if case == "quantised":
+        weight = weight.as_subclass(Quantised)
+    if case == "bfloat16":
+        states, weight, bias = states.bfloat16(), weight.bfloat16(), bias.bfloat16()
+    with torch.autocast("cpu", enabled=case == "autocast"):
+        expected = nn.functional.linear(states, weight, bias)
         with modeling_pllava.OneDnnLinear():
-            result = nn.functional.linear(*args)
-        assert type(result) is type(expected) and torch.equal(result, expected)
+            result = nn.functional.linear(states, weight, bias)
+    assert type(result) is type(expected) and torch.equal(result, expected)
+    assert result.dtype == (torch.float32 if case == "quantised" else torch.bfloat16)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

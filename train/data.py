@@ -98,9 +98,8 @@ def load_source(source: Source) -> Dataset | IterableDataset:
             f"{sorted({file.suffix for file in files})}"
         )
     if kinds == {"json"}:
-        described = tuple(
-            (str(file), file.stat().st_mtime_ns) for file in files
-        )  # so that a changed file is read anew
+        # The time is part of the cache's key, so that a changed file is read anew
+        described = tuple((str(file), file.stat().st_mtime_ns) for file in files)
         try:
             return Dataset.from_generator(
                 _json_rows, features=FEATURES, gen_kwargs={"source": source, "files": described}
