@@ -10,7 +10,7 @@ contender is our step on a clip whose features were written to a file before, an
 Each is measured without and with gradient checkpointing of the language model, which TRL's trainer and our recipes do
 unless told otherwise. Each round gives every contender, in turn, a process of its own, so that a busy moment of the
 machine meets all of them; it runs on the GPU where there is one. The peak of the memory is the process's, or the
-GPU's; beside it stands what the steps add to the model.
+GPU's; beside it stands what the steps add to the model. Needs TRL from 1.16 on.
 """
 
 import argparse

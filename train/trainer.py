@@ -161,7 +161,7 @@ class StreamingMixin:
 
 
 class PllavaSFTTrainer(StreamingMixin, SFTTrainer):
-    """TRL's `SFTTrainer` on a stream of videos; logs the loss of each source as `loss/NAME`."""
+    """TRL's `SFTTrainer` on a stream of videos; logs the loss of each source as `loss/NAME`, with TRL from 1.16 on."""
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
