@@ -15,7 +15,7 @@ from accelerate.utils import DistributedType, gather_object
 from datasets import Dataset, IterableDataset
 from peft import LoraConfig, PeftModel
 from torch import nn
-from transformers import PreTrainedModel, ProcessorMixin, TrainingArguments
+from transformers import PreTrainedModel, ProcessorMixin, TrainingArguments, set_seed
 from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, HubStrategy
 from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
@@ -261,6 +261,7 @@ def build_trainer(
     loader = StreamLoader(
         rows, collator, args.train_batch_size, args.dataloader_num_workers, args.dataloader_prefetch_factor
     )
+    set_seed(args.seed)  # TRL makes the adapter before it sets the seed, up to 1.14
     trainer_class = PllavaDPOTrainer if preference else PllavaSFTTrainer
     trainer = trainer_class(
         model=model,
