@@ -207,6 +207,7 @@ def hub(tmp_path_factory):
 
 READ_BACK = """
 import sys
+import numpy as np
 import torch
 from transformers import AutoProcessor
 import pllava
@@ -223,7 +224,7 @@ for mine, pushed in zip(here, there, strict=True):
     assert all(item["bytes"] and "/" not in item["path"] for item in pushed["videos"] + pushed["images"])
     first, second = collator.encode(mine, seed=1), collator.encode(pushed, seed=1)
     for name in ("input_ids", "labels"):
-        assert (first[name] == second[name]).all()
+        assert np.array_equal(first[name], second[name])
     for name in ("pixel_values_videos", "pixel_values"):
         assert len(first[name]) == len(second[name])
         assert all(map(torch.equal, first[name], second[name]))

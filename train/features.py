@@ -78,6 +78,8 @@ class FeatureCache:
         self._awaited.extend((len(video), key) for video, key in zip(videos, keys, strict=True) if video.ndim == 4)
 
     def _save_output(self, tower: nn.Module, args: Any, output: Any) -> None:
+        if not self._awaited:  # nothing is to be kept: neither here
+            return
         # The tower may see some frames of a video at a time, or several videos
         self._seen.extend(output.last_hidden_state[:, 1:].unbind())  # without CLS, as the model takes them
         while self._awaited and len(self._seen) >= self._awaited[0][0]:
