@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-slow lint benchmark clean
+.PHONY: demo test test-slow test-lmms-eval lint benchmark clean
 
 demo: .venv/installed
 	$(BIN)/python -m pllava.nano demo
@@ -13,6 +13,9 @@ test: .venv/installed
 test-slow: .venv/installed
 	$(BIN)/python -m pytest -m slow
 
+test-lmms-eval: .venv/installed .venv-lmms-eval/installed
+	PLLAVA_LMMS_EVAL_PYTHON=$(CURDIR)/.venv-lmms-eval/bin/python $(BIN)/python -m pytest -m slow tests/test_lmms_eval.py
+
 lint: .venv/installed
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
 
@@ -22,6 +25,7 @@ benchmark: .venv/installed
 	$(BIN)/python benchmarks/decode.py
 	$(BIN)/python benchmarks/vision_tower.py
 	$(BIN)/python benchmarks/train_step.py
+	$(BIN)/python benchmarks/evaluate.py
 
 .venv/installed: setup.cfg
 	$(PYTHON) -m venv .venv
@@ -29,5 +33,11 @@ benchmark: .venv/installed
 	$(BIN)/python -m pip install --quiet --editable '.[test,dev]'
 	touch $@
 
+.venv-lmms-eval/installed: setup.cfg
+	$(PYTHON) -m venv .venv-lmms-eval
+	.venv-lmms-eval/bin/python -m pip install --quiet --upgrade pip
+	.venv-lmms-eval/bin/python -m pip install --quiet 'lmms-eval==0.7.3' --editable .
+	touch $@
+
 clean:
-	rm -rf .venv demo.mp4 nano-training
+	rm -rf .venv .venv-lmms-eval demo.mp4 nano-training

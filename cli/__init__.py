@@ -11,14 +11,16 @@ from .caption import caption
 from .chat import chat
 from .convert import convert
 from .data import data
+from .evaluate import evaluate
 
 app = typer.Typer(
-    help="PLLaVA: ask questions about videos, caption them, convert checkpoints, and check training data.",
+    help="PLLaVA: ask about videos, caption them, evaluate models, convert checkpoints, and check training data.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_show_locals=False,
 )
 app.command()(chat)
 app.command()(caption)
+app.command("eval")(evaluate)
 app.command()(convert)
 app.add_typer(data, name="data")

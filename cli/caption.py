@@ -1,13 +1,12 @@
 """`pllava caption`: captions for many videos, batch by batch, into a JSON Lines file that a later run goes on with."""
 
-import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from .options import MaxNewTokens, NumFrames, sampled_frames, takes_model
+from .options import MaxNewTokens, NumFrames, load_pipeline, sampled_frames, takes_model
 
 SUFFIXES = {
     ".mp4",
@@ -27,9 +26,9 @@ SUFFIXES = {
 }
 
 
-@takes_model
+@takes_model(load_pipeline)
 def caption(
-    load_pipeline: Callable[[], Any],
+    load: Callable[[], Any],
     paths: Annotated[list[str], typer.Argument(help="Videos, and folders that are searched for videos.")],
     out: Annotated[Path, typer.Option(help="Written as it goes; videos that it has a caption for are skipped.")],
     prompt: Annotated[str, typer.Option(help="What the model is asked about each video.")] = "Describe the video.",
@@ -41,12 +40,14 @@ def caption(
     from torch.utils.data import DataLoader
     from tqdm import tqdm
 
+    from pllava.files import read_lines, to_lines
+
     videos = list(dict.fromkeys(_find_videos(paths)))
-    known = {row["video"]: row for row in _read_rows(out)}
+    known = {row["video"]: row for row in read_lines(out)}
     todo = [video for video in videos if "caption" not in known.get(video, {})]
     failed = 0
     if todo:
-        pipe = load_pipeline()
+        pipe = load()
         decoded = DataLoader(
             _DecodedVideos(todo, pipe.processor, num_frames), batch_size=batch_size, num_workers=1, collate_fn=list
         )
@@ -54,9 +55,7 @@ def caption(
         with out.open("a", encoding="utf-8") as lines, tqdm(total=len(todo), desc="Captioning", unit="video") as bar:
             for batch in decoded:
                 rows = _caption_batch(pipe, batch, prompt, max_new_tokens)
-                for row in rows:
-                    if known.get(row["video"]) != row:  # an error is noted once
-                        lines.write(json.dumps(row, ensure_ascii=False) + "\n")
+                lines.write(to_lines(row for row in rows if known.get(row["video"]) != row))  # an error is noted once
                 lines.flush()
                 failed += sum("error" in row for row in rows)
                 bar.update(len(batch))
@@ -113,14 +112,3 @@ def _find_videos(paths: list[str]) -> Iterator[str]:
             yield from sorted(str(file) for file in Path(path).rglob("*") if file.suffix.lower() in SUFFIXES)
         else:
             yield path
-
-
-def _read_rows(out: Path) -> list[dict[str, str]]:
-    """What an earlier run wrote. A line it was killed in is cut off, so that the file stays readable."""
-    if not out.exists():
-        return []
-    text = out.read_text(encoding="utf-8")
-    whole = text[: text.rfind("\n") + 1]
-    if whole != text:
-        out.write_text(whole, encoding="utf-8")
-    return [json.loads(line) for line in whole.splitlines()]

@@ -5,12 +5,12 @@ from typing import Annotated, Any
 
 import typer
 
-from .options import MaxNewTokens, NumFrames, sampled_frames, takes_model
+from .options import MaxNewTokens, NumFrames, load_pipeline, sampled_frames, takes_model
 
 
-@takes_model
+@takes_model(load_pipeline)
 def chat(
-    load_pipeline: Callable[[], Any],
+    load: Callable[[], Any],
     video: Annotated[str, typer.Argument(help="Path or URL of a video, a GIF, or a folder of frames.")],
     question: Annotated[str | None, typer.Argument(help="Asked once; without it a conversation begins.")] = None,
     num_frames: NumFrames = None,
@@ -21,7 +21,7 @@ def chat(
 
     from pllava.video_decoding_pllava import VideoDecodeError
 
-    pipe = load_pipeline()
+    pipe = load()
     try:
         frames = sampled_frames(pipe.processor, video, num_frames)
     except VideoDecodeError as error:

@@ -1,12 +1,12 @@
 """`pllava data`: check training data before training on them, and put them on the Hub."""
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from .options import said_without_traceback
 
 SHOWN = 20  # problems that are written on the screen where a file has them all
 
@@ -37,7 +37,7 @@ def inspect_data(
     workers: Workers = CORES,
 ) -> None:
     """Find the clips that training would pass over, and how long clips and conversations are; decodes little."""
-    with _said_without_traceback():
+    with said_without_traceback("train"):
         from transformers import AutoProcessor
 
         import pllava
@@ -83,7 +83,7 @@ def push(
     workers: Workers = CORES,
 ) -> None:
     """Put a local source on the Hub, its clips in its Parquet files. What cannot be read is left out, and named."""
-    with _said_without_traceback():
+    with said_without_traceback("train"):
         from pllava.train.data import Source
         from pllava.train.publishing import publish
 
@@ -95,18 +95,3 @@ def push(
     )
     if counts.left_out_samples:
         typer.echo(f"{counts.left_out_samples} samples were left out, for {counts.left_out_clips} clips or images")
-
-
-@contextmanager
-def _said_without_traceback() -> Iterator[None]:
-    """What is wrong with data, model or Hub is said in a line."""
-    try:
-        yield
-    except ModuleNotFoundError as error:
-        message = f"{error}; `pip install 'pllava[train]'` has all that this command needs"
-    except (OSError, RuntimeError, ValueError) as error:
-        message = str(error)
-    else:
-        return
-    typer.echo(f"Error: {message}", err=True)
-    raise typer.Exit(1)

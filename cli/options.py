@@ -2,13 +2,15 @@
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 if TYPE_CHECKING:
     import numpy as np
+    from transformers import PreTrainedModel
 
     from pllava import PllavaProcessor, VideoTextToTextPipeline
 
@@ -18,7 +20,7 @@ NumFrames = Annotated[
 MaxNewTokens = Annotated[int, typer.Option(min=1, help="Length limit of an answer, in tokens.")]
 
 
-def load_pipeline(
+def load_checkpoint(
     model: Annotated[
         str | None,
         typer.Option(
@@ -44,10 +46,11 @@ def load_pipeline(
     check: Annotated[
         bool, typer.Option(help="Assert that the model sees its video, and that the adapter has an effect.")
     ] = True,
-) -> "VideoTextToTextPipeline":
-    """The model in its pipeline; what is wrong with the options is said without a traceback."""
+) -> "tuple[PreTrainedModel, PllavaProcessor]":
+    """The model where it is to run, and its processor; what is wrong with the options is said without a traceback."""
     import torch
-    from transformers import AutoProcessor, pipeline
+    from accelerate import PartialState
+    from transformers import AutoProcessor
     from transformers.utils import logging
 
     import pllava
@@ -78,23 +81,46 @@ def load_pipeline(
         processor = AutoProcessor.from_pretrained(loaded.name_or_path)
     except (ImportError, OSError, ValueError) as error:
         raise typer.BadParameter(str(error), param_hint="--adapter" if adapter else "--model") from error
-    plain = loaded if adapter is None else loaded.get_base_model()  # pipelines know no PEFT class around a model
-    return pipeline("video-text-to-text", plain, processor=processor, device=device)
+    if device_map is None and not bits:
+        loaded.to(device or PartialState().device)  # of this process, where several run
+    return loaded, processor
 
 
-def takes_model(command: Callable[..., None]) -> Callable[..., None]:
-    """Gives a command the options of `load_pipeline`, which its first argument calls with them."""
-    _, *own = inspect.signature(command).parameters.values()
-    shared = inspect.signature(load_pipeline).parameters
+def load_pipeline(**options: Any) -> "VideoTextToTextPipeline":
+    """The model of these options in its pipeline."""
+    from transformers import pipeline
 
-    @functools.wraps(command)
-    def run(**values: Any) -> None:
-        load = functools.partial(load_pipeline, **{name: values.pop(name) for name in shared})
-        return command(load, **values)
+    model, processor = load_checkpoint(**options)
+    plain = model.get_base_model() if hasattr(model, "get_base_model") else model  # pipelines know no PEFT class
+    device = {} if getattr(plain, "hf_device_map", None) else {"device": plain.device}
+    return pipeline("video-text-to-text", plain, processor=processor, **device)
 
-    run.__signature__ = inspect.Signature([*own, *shared.values()])
-    run.__annotations__ = {parameter.name: parameter.annotation for parameter in run.__signature__.parameters.values()}
-    return run
+
+def takes_model(load: Callable[..., Any]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """
+    Gives a command the options of `load_checkpoint`; its first argument is `load`, to be called with any of them that
+    it wants to change. A command that names one of the options itself gets its value as well.
+    """
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        _, *own = inspect.signature(command).parameters.values()
+        names = {parameter.name for parameter in own}
+        shared = inspect.signature(load_checkpoint).parameters
+
+        @functools.wraps(command)
+        def run(**values: Any) -> None:
+            options = {name: values[name] for name in shared}
+            return command(
+                functools.partial(load, **options),
+                **{name: value for name, value in values.items() if name in names},
+            )
+
+        added = [parameter for name, parameter in shared.items() if name not in names]
+        run.__signature__ = inspect.Signature([*own, *added])
+        run.__annotations__ = {each.name: each.annotation for each in run.__signature__.parameters.values()}
+        return run
+
+    return decorate
 
 
 def sampled_frames(processor: "PllavaProcessor", video: str, num_frames: int | None) -> "np.ndarray":
@@ -102,3 +128,18 @@ def sampled_frames(processor: "PllavaProcessor", video: str, num_frames: int | N
     from pllava.video_decoding_pllava import load_frames
 
     return load_frames(video, functools.partial(processor.video_processor.sample_frames, num_frames=num_frames))[0]
+
+
+@contextmanager
+def said_without_traceback(extra: str) -> Iterator[None]:
+    """What is wrong with data, model or Hub is said in a line. `extra` has what the command needs to be installed."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        message = f"{error}; `pip install 'pllava[{extra}]'` has all that this command needs"
+    except (OSError, RuntimeError, ValueError) as error:
+        message = str(error)
+    else:
+        return
+    typer.echo(f"Error: {message}", err=True)
+    raise typer.Exit(1)

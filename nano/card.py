@@ -10,7 +10,7 @@ from safetensors import safe_open
 from . import world
 
 TEMPLATE = Path(__file__).with_name("card_template.md")
-MAIN, NO_VIDEO, SHUFFLED = "generate, batches of 16", "no video", "frames shuffled"
+MAIN, NO_VIDEO, SHUFFLED = "video", "no video", "frames shuffled"
 
 
 def write_card(checkpoint: Path, results: dict[str, Any]) -> None:
@@ -28,11 +28,6 @@ def write_card(checkpoint: Path, results: dict[str, Any]) -> None:
         training=training,
         results=results,
         table=_table(results),
-        ways="; ".join(
-            f"{name} ({scores['mean']:.1f} % in the mean over types, {results['seconds'][name]:.0f} s)"
-            for name, scores in results["accuracy"].items()
-            if name not in (NO_VIDEO, SHUFFLED)
-        ),
     )
     card.save(checkpoint / "README.md")
 

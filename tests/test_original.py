@@ -23,6 +23,8 @@ from transformers.video_utils import VideoMetadata
 from video_files import moving_frames, write_video
 
 import pllava
+from pllava.eval import Benchmark, load_benchmark, load_prompts
+from pllava.eval.scoring import with_letter
 from pllava.hub_cards import convert
 from pllava.train import VideoChatCollator
 from pllava.train.data import Source, conversation
@@ -51,11 +53,7 @@ def model_at(directory, adapted):
 
     def change(alpha, pooling_shape=(4, 2, 2)):
         pllava.set_alpha(adapted, alpha)
-        base = adapted.get_base_model()
-        base.config.pooling_shape = list(pooling_shape)
-        for module in base.modules():
-            if hasattr(module, "pooling_shape"):
-                module.pooling_shape = tuple(pooling_shape)
+        pllava.set_pooling_shape(adapted.get_base_model(), pooling_shape)
         return adapted
 
     return change
@@ -335,6 +333,37 @@ def test_prompts_of_the_benchmarks(processor, case):
     messages += [{"role": "assistant", "content": primer} for primer in primers]
     options = {"continue_final_message": True} if primers else {"add_generation_prompt": True}
     assert processor.apply_chat_template(messages, template, **options) == prompt
+
+
+@pytest.mark.parametrize("case", PROMPTS["eval"])
+def test_prompts_of_our_benchmarks(processor, case):
+    """As they are declared, with the recorded placeholders for the wording."""
+    declared = {"mvbench": "mvbench", "vcgbench": "vcgbench", "videoqabench": "msvd_qa"}[case.split("/")[0]]
+    prompts = load_prompts()
+    prompts["mvbench"]["system"] = prompts["vcgbench"]["system"] = "{SYSTEM}"
+    prompts["mvbench"]["question"] = "{question} \n{ASK}"
+    prompts["videoqa"]["question"] = "{PRE_QUERY_PROMPT} {question} \n"
+    benchmark, question = load_benchmark(declared, prompts), PROMPTS["mvbench_qa_template"]["question"]
+    if declared != "mvbench":
+        question = "What is the man doing?"
+    chat = benchmark.chat(question, [{"type": "image"}])
+    options = {"continue_final_message": True} if benchmark.primer else {"add_generation_prompt": True}
+    template = case.split("/")[1]
+    assert template in benchmark.chat_template.values()
+    recorded = PROMPTS["eval"][case]
+    assert processor.apply_chat_template(chat, template, **options) == recorded["prompt"]
+    assert benchmark.max_new_tokens == recorded["generate"]["max_new_tokens"]
+    assert list(benchmark.stop) == recorded["generate"].get("stop_criteria_keywords", [])
+
+
+def test_options_are_listed_as_the_original_does(tmp_path):
+    recorded = PROMPTS["mvbench_qa_template"]
+    file = tmp_path / "rows.json"
+    file.write_text(json.dumps([{"video": "a.mp4", **recorded["data"]}]))
+    tasks = {"task": {"file": "rows.json", "media": "clips"}}
+    (sample,) = Benchmark("mine", "mine", "mvbench", "multiple_choice", tasks).samples(str(tmp_path))
+    assert sample.questions == (recorded["question"],)
+    assert with_letter(sample.reference, sample.options) == recorded["answer"]
 
 
 @pytest.mark.parametrize("template", PROMPTS["two_turn"])

@@ -4,7 +4,6 @@ import json
 import os
 import random
 import signal
-import socket
 import subprocess
 import sys
 from collections import Counter, defaultdict
@@ -12,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from ports import free_port
 from safetensors.torch import load_file
 from video_files import moving_frames, write_video
 
@@ -66,12 +66,6 @@ def run(data, checkpoint, tmp_path):
         return output
 
     return start
-
-
-def free_port():
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return str(free.getsockname()[1])
 
 
 def steps(output, rank=0):

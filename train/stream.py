@@ -2,14 +2,11 @@
 
 import hashlib
 import math
-import os
 import time
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
-from multiprocessing import parent_process
-from threading import Thread
 from typing import Any
 
 import numpy as np
@@ -18,6 +15,7 @@ from datasets.distributed import split_dataset_by_node
 from torch import Generator
 from torch.utils.data import DataLoader
 
+from ..workers import end_with_parent
 from .collator import VideoChatCollator
 from .skipped import Skipped, SkippedExamples
 
@@ -121,7 +119,7 @@ class StreamLoader:
             sampler=tasks(),
             batch_size=None,
             collate_fn=_unchanged,
-            worker_init_fn=_end_with_parent,
+            worker_init_fn=end_with_parent,
             num_workers=self.num_workers,
             generator=Generator(),  # or its seed would be drawn from the generator that dropout uses
             **workers,
@@ -163,16 +161,6 @@ class _Encoder:
 
 def _unchanged(item: Any) -> Any:
     return item
-
-
-def _end_with_parent(worker_id: int) -> None:
-    """Or a worker would stay for ever when this process is killed while it waits for a long text to be taken."""
-
-    def end() -> None:
-        parent_process().join()
-        os._exit(1)
-
-    Thread(target=end, daemon=True).start()
 
 
 def _seed(seed: int, epoch: int, row: str | int) -> int:

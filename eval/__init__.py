@@ -1,0 +1,35 @@
+"""Evaluation: benchmarks, judges, controls and sweeps, and what their figures are worth."""
+
+from pathlib import Path
+
+from .answers import LocalModel
+from .benchmark import Benchmark, load_benchmark, load_benchmarks, load_prompts
+from .compare import compare
+from .endpoint import Endpoint
+from .judge import Judge, LocalChat
+from .readers import Sample
+from .runner import evaluate
+from .server import ChatServer
+from .variants import CONTROL_VARIANTS, PLAIN, Variant, parse_sweep
+
+METRICS = str(Path(__file__).with_name("metrics"))  # modules for `evaluate.load`
+
+__all__ = [
+    "CONTROL_VARIANTS",
+    "METRICS",
+    "PLAIN",
+    "Benchmark",
+    "ChatServer",
+    "Endpoint",
+    "Judge",
+    "LocalChat",
+    "LocalModel",
+    "Sample",
+    "Variant",
+    "compare",
+    "evaluate",
+    "load_benchmark",
+    "load_benchmarks",
+    "load_prompts",
+    "parse_sweep",
+]

@@ -1,0 +1,181 @@
+"""
+A benchmark as declared data: a YAML file (`benchmarks/`), a function that reads its samples, and a rule for what an
+answer is worth. `benchmarks/README.md` says how to declare one's own.
+"""
+
+import hashlib
+import importlib.util
+import json
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, fields
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from . import readers, scoring
+from .readers import Sample
+
+DIRECTORY = Path(__file__).with_name("benchmarks")
+PROMPTS = Path(__file__).with_name("prompts.yaml")
+GROUPS = {"videoqa": ["msvd_qa", "msrvtt_qa", "activitynet_qa", "tgif_qa"]}
+READERS = {name: getattr(readers, f"read_{name}") for name in ("mvbench", "vcgbench", "videoqa", "recaption", "rows")}
+# What a sample is worth by itself: a bool, or a number from 0 to 5. "judge" and "caption" are scored together
+RULES: dict[str, Callable[[Sample, str], bool | float]] = {
+    "multiple_choice": lambda sample, answer: scoring.multiple_choice_correct(
+        answer, sample.reference, sample.options
+    ),
+    "exact": lambda sample, answer: scoring.exactly_correct(answer, sample.reference),
+}
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """
+    Args:
+        name: Of its results' folder, and of its YAML file.
+        title: For people.
+        read: Gives the samples: one of `readers.py` by its name, or `file.py:function`, called with the folder of the
+            data and the benchmark.
+        score: "multiple_choice", "exact", "judge" or "caption", or `file.py:function`, called with a sample and the
+            answer to it; a bool says whether the answer is right, a number from 0 to 5 how good it is.
+        tasks: What the reader needs to know of each task; "judge" lists the aspects of its answers that are judged.
+        folder: Where the data are inside `--data`, as the original lays them out; `--data` itself where it is missing.
+        hub: The dataset on the Hub that has the files in this layout.
+        prompts: The name of its wording in `prompts.yaml`.
+        chat_template: Of `chat_templates_pllava.py`, by the family of the model's own; by default the model's own.
+        primer: What the answer is made to begin with; `answer_prefix` is what of it belongs to the answer.
+        max_new_tokens: The length limit of an answer.
+        stop: What ends an answer, and is cut off.
+        paper: Its table in `paper.json`.
+        wording: "system" and "question" as models are told them; filled from `prompts.yaml`.
+    """
+
+    name: str
+    title: str
+    read: str
+    score: str
+    tasks: dict[str, dict[str, Any]]
+    folder: str = ""
+    hub: str | None = None
+    prompts: str | None = None
+    chat_template: dict[str, str] = field(default_factory=dict)
+    primer: str = ""
+    answer_prefix: str = ""
+    max_new_tokens: int = 100
+    stop: tuple[str, ...] = ()
+    paper: str | None = None
+    wording: dict[str, str] = field(default_factory=dict)
+    file: Path = DIRECTORY
+
+    def samples(self, data: str, limit: int | None = None) -> list[Sample]:
+        """
+        All samples, the first `limit` of each task.
+
+        Args:
+            data: A folder, or a dataset on the Hub that has one of this layout.
+
+        Raises:
+            ValueError: if the folder has not what the benchmark needs; the message says what is missing.
+        """
+        read = READERS[self.read] if self.read in READERS else self._function(self.read)
+        samples, counts = [], {}
+        for sample in read(readers.find_folder(data, self.folder), self):
+            counts[sample.task] = counts.get(sample.task, 0) + 1
+            if limit is None or counts[sample.task] <= limit:
+                samples.append(sample)
+        if not samples:
+            raise ValueError(f"{self.title}: there are no samples in {data}")
+        ids = {sample.id for sample in samples}
+        if len(ids) != len(samples):
+            raise ValueError(f"{self.title}: {len(samples)} samples have only {len(ids)} different ids")
+        return samples
+
+    @cached_property
+    def rule(self) -> Callable[[Sample, str], bool | float] | None:
+        """What one answer is worth; None where answers are judged, or scored all together."""
+        if self.score in ("judge", "caption"):
+            return None
+        return RULES[self.score] if self.score in RULES else self._function(self.score)
+
+    def chat(self, question: str, media: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """The messages that ask a question, the answer's primer as the last of them if there is one."""
+        text = self.wording.get("question", "{question}").replace("{question}", question)
+        system = self.wording.get("system")
+        return [
+            *([{"role": "system", "content": system}] if system else []),
+            {"role": "user", "content": [*media, {"type": "text", "text": text}]},
+            *([{"role": "assistant", "content": self.primer}] if self.primer else []),
+        ]
+
+    def prompt_hash(self) -> str:
+        """Of all that a model is told beside the sample's own question."""
+        told = [self.wording, self.chat_template, self.primer, self.max_new_tokens, list(self.stop)]
+        return digest(told)
+
+    def _function(self, name: str) -> Callable[..., Any]:
+        file, _, function = name.rpartition(":")
+        path = self.file.parent / file
+        if not file or not path.is_file():
+            raise ValueError(
+                f"{self.file}: {name!r} is neither a name that is known here nor FILE.py:FUNCTION beside that file; "
+                f"known are {sorted(READERS)} to read and {sorted([*RULES, 'judge', 'caption'])} to score"
+            )
+        spec = importlib.util.spec_from_file_location(f"pllava_benchmark_{path.stem}", path)
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        if not hasattr(module, function):
+            raise ValueError(f"{path} has no function {function!r}")
+        return getattr(module, function)
+
+
+def digest(value: Any) -> str:
+    """A short name for a value that can be written as JSON: equal for equal values."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def load_prompts(file: str | Path | None = None) -> dict[str, dict[str, str]]:
+    """
+    The wording of questions and judges; what `file` has comes in the place of ours.
+
+    Raises:
+        ValueError: if the file has a name that there is no prompt of.
+    """
+    prompts = yaml.safe_load(PROMPTS.read_text(encoding="utf-8"))
+    others = yaml.safe_load(Path(file).read_text(encoding="utf-8")) if file else {}
+    for section, texts in others.items():
+        unknown = {section} - prompts.keys() or texts.keys() - prompts[section].keys()
+        if unknown:
+            raise ValueError(f"{file}: there is no prompt {sorted(unknown)}; see {PROMPTS.name} for those there are")
+        prompts[section] = {**prompts[section], **texts}
+    return prompts
+
+
+def load_benchmark(name: str, prompts: dict[str, dict[str, str]]) -> Benchmark:
+    """
+    Args:
+        name: Of one of ours, or the path of a YAML file.
+
+    Raises:
+        ValueError: if there is no such benchmark, or its file has a key that no benchmark has.
+    """
+    file = Path(name) if name.endswith((".yaml", ".yml")) else DIRECTORY / f"{name}.yaml"
+    if not file.is_file():
+        known = sorted([path.stem for path in DIRECTORY.glob("*.yaml")] + list(GROUPS))
+        raise ValueError(f"{name}: no such benchmark; there are {', '.join(known)}, and YAML files of one's own")
+    values = yaml.safe_load(file.read_text(encoding="utf-8"))
+    allowed = {each.name for each in fields(Benchmark)} - {"name", "file"}
+    required = {"title", "read", "score", "tasks"}
+    if unknown := (values.keys() - allowed) | (required - values.keys()):
+        raise ValueError(f"{file}: {sorted(unknown)} missing or unknown; needed are {sorted(required)}")
+    values["stop"] = tuple(values.get("stop", ()))
+    wording = prompts.get(values.get("prompts"), {})
+    return Benchmark(name=file.stem, file=file, **{"wording": wording, **values})
+
+
+def load_benchmarks(names: str | Iterable[str], prompts: dict[str, dict[str, str]]) -> list[Benchmark]:
+    """Several, as a list or separated by commas; "videoqa" stands for its four sets."""
+    names = names.split(",") if isinstance(names, str) else names
+    single = [each for name in names for each in GROUPS.get(name.strip(), [name.strip()])]
+    return [load_benchmark(name if "." in name else name.replace("-", "_"), prompts) for name in single]

@@ -1,0 +1,37 @@
+"""Caption metrics, through the libraries that have them: CIDEr (pycocoevalcap) and ROUGE-L (rouge-score)."""
+
+import re
+from collections.abc import Sequence
+
+import numpy as np
+from pycocoevalcap.cider.cider_scorer import CiderScorer
+from rouge_score.rouge_scorer import RougeScorer
+
+
+def caption_scores(predictions: Sequence[str], references: Sequence[str | Sequence[str]]) -> dict[str, list[float]]:
+    """
+    Scores of each caption against one reference or several.
+
+    Words are what letters and digits make, in lower case; the COCO tools split words by a Java program, so that their
+    figures differ a little. CIDEr weighs words by how rare they are in these references: its scores are those of this
+    set, and of a set of one are 0.
+
+    Returns:
+        "cider", 0 to 10, and "rouge_l", the F measure from 0 to 1, the best one over the references.
+    """
+    every = [[reference] if isinstance(reference, str) else list(reference) for reference in references]
+    scorer = CiderScorer()
+    for prediction, known in zip(predictions, every, strict=True):
+        scorer += (_words(prediction), [_words(reference) for reference in known])
+    rouge = RougeScorer(["rougeL"], use_stemmer=True)
+    return {
+        "cider": [float(score) for score in np.atleast_1d(scorer.compute_score()[1])] if every else [],
+        "rouge_l": [
+            max(rouge.score(reference, prediction)["rougeL"].fmeasure for reference in known)
+            for prediction, known in zip(predictions, every, strict=True)
+        ],
+    }
+
+
+def _words(text: str) -> str:
+    return " ".join(re.findall(r"\w+", text.lower()))

@@ -1,0 +1,69 @@
+"""A benchmark's clips, decoded ahead in worker processes; one that cannot be read comes as what is wrong with it."""
+
+import time
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader
+from transformers import ProcessorMixin
+
+from ..video_decoding_pllava import VideoTruncatedWarning
+from ..workers import end_with_parent
+
+
+@dataclass
+class Clip:
+    """
+    Args:
+        pixels: `(frames, 3, height, width)` as the vision tower takes them; None if the clip cannot be read.
+        error: Why it cannot be read.
+        damaged: What is wrong with a clip that can be read in part.
+        seconds: What decoding and preparing took.
+    """
+
+    pixels: torch.Tensor | None
+    error: str | None
+    damaged: str | None
+    seconds: float
+
+
+class ClipLoader:
+    """Decodes `sources`, dicts as the video processor takes them, in their order."""
+
+    def __init__(
+        self, processor: ProcessorMixin, sources: Sequence[dict[str, Any]], dtype: torch.dtype, num_workers: int
+    ):
+        self.processor, self.sources, self.dtype, self.num_workers = processor, sources, dtype, num_workers
+
+    def __iter__(self) -> Iterator[Clip]:
+        workers = {"prefetch_factor": 8} if self.num_workers else {}
+        return iter(
+            DataLoader(
+                self,
+                sampler=range(len(self.sources)),
+                batch_size=None,
+                collate_fn=_unchanged,
+                num_workers=self.num_workers,
+                worker_init_fn=end_with_parent,
+                **workers,
+            )
+        )
+
+    def __getitem__(self, index: int) -> Clip:
+        began, pixels, error = time.perf_counter(), None, None
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always", VideoTruncatedWarning)
+            try:
+                processed = self.processor.video_processor(self.sources[index], return_tensors="pt")
+                pixels = processed["pixel_values_videos"][0].to(self.dtype)
+            except (OSError, SyntaxError, ValueError) as problem:  # SyntaxError: PIL's for broken images
+                error = str(problem)
+        damaged = [str(each.message) for each in caught if issubclass(each.category, VideoTruncatedWarning)]
+        return Clip(pixels, error, damaged[0] if damaged else None, time.perf_counter() - began)
+
+
+def _unchanged(item: Any) -> Any:
+    return item

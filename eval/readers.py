@@ -1,0 +1,202 @@
+"""From a benchmark's files to its samples: a function for each layout. What differs inside a layout is in the YAML."""
+
+from __future__ import annotations
+
+import json
+import os
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from huggingface_hub import snapshot_download
+
+from .scoring import LETTERS
+
+if TYPE_CHECKING:
+    from .benchmark import Benchmark
+
+VIDEO_SUFFIXES = (".mp4", ".avi", ".mkv", ".webm", ".mov", ".gif", ".m4v")  # in the order in which they are preferred
+
+
+@dataclass(frozen=True)
+class Sample:
+    """
+    One question about a video.
+
+    Args:
+        id: One of its own in the benchmark.
+        task: What it is averaged with.
+        video: The path of a clip or a folder of frames; it need not exist, which is reported as any broken clip.
+        questions: What is asked: one question, or two that the answers are to agree on.
+        reference: The right answer, or what stands for it; "" where there is none.
+        options: To choose from.
+        start, end: The part of the clip that is asked about, in seconds.
+    """
+
+    id: str
+    task: str
+    video: str
+    questions: tuple[str, ...]
+    reference: str = ""
+    options: tuple[str, ...] = ()
+    start: float | None = None
+    end: float | None = None
+
+    @property
+    def source(self) -> dict[str, Any]:
+        """The clip as our video processor takes it; two samples about the same frames have the same."""
+        bounds = {"start": self.start, "end": self.end}
+        return {"path": self.video, **{name: value for name, value in bounds.items() if value is not None}}
+
+
+def find_folder(data: str, folder: str) -> Path:
+    """
+    Where a benchmark's files are: `data`/`folder`, or `data` itself if there is no such folder in it.
+
+    Args:
+        data: A folder, or the id of a dataset on the Hub. That is fetched, and zip archives in it are unpacked.
+
+    Raises:
+        ValueError: if there is neither.
+    """
+    path = Path(data)
+    if not path.is_dir():
+        try:
+            path = Path(snapshot_download(data, repo_type="dataset"))
+        except (OSError, ValueError) as error:
+            raise ValueError(f"{data}: no folder, and no dataset that the Hub gives ({error})") from error
+        _unpack(path)
+    return path / folder if (path / folder).is_dir() else path
+
+
+def _unpack(folder: Path) -> None:
+    """Unpacks each zip archive beside itself, once: a file that is written last says that it is done."""
+    for archive in sorted(folder.rglob("*.zip")):
+        done = archive.with_suffix(".zip.unpacked")
+        if not done.exists():
+            with zipfile.ZipFile(archive) as content:
+                content.extractall(archive.parent)  # which keeps to that folder, whatever names are inside
+            done.touch()
+
+
+def read_json(file: Path) -> list[dict[str, Any]]:
+    """
+    Raises:
+        ValueError: if the file is not there, or no list of objects.
+    """
+    try:
+        rows = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, json.JSONDecodeError) as error:
+        raise ValueError(f"{file} cannot be read: {error}") from error
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise ValueError(f"{file} must be a list of objects")
+    return rows
+
+
+@lru_cache(maxsize=16)
+def _files_by_stem(folder: Path) -> dict[str, list[str]]:
+    """The clips of a folder by their names without suffix."""
+    found: dict[str, list[str]] = {}
+    for name in os.listdir(folder) if folder.is_dir() else ():
+        stem, suffix = os.path.splitext(name)
+        if suffix.lower() in VIDEO_SUFFIXES:
+            found.setdefault(stem, []).append(name)
+    return found
+
+
+def find_video(folder: Path, *names: str) -> str:
+    """
+    The clip in `folder` that has one of the names, which may lack their suffix. If none is there, the path of the
+    first as it would be: so that the sample is kept, and reported as one that cannot be read.
+    """
+    for name in names:
+        if (folder / name).exists():
+            return str(folder / name)
+        if found := _files_by_stem(folder).get(name):
+            order = sorted(found, key=lambda file: VIDEO_SUFFIXES.index(os.path.splitext(file)[1].lower()))
+            return str(folder / order[0])
+    return str(folder / names[0])
+
+
+def _media(root: Path, task: dict[str, Any]) -> Path:
+    """The folder of a task's clips; `root` itself where the original's sub-folder is not there."""
+    folder = root / task.get("media", "")
+    return folder if folder.is_dir() else root
+
+
+def read_mvbench(root: Path, benchmark: Benchmark) -> Iterator[Sample]:
+    """Rows `{"video", "question", "candidates", "answer"}`, with "start" and "end" where it is about a part."""
+    for name, task in benchmark.tasks.items():
+        for number, row in enumerate(read_json(root / task["file"])):
+            if row["answer"] not in row["candidates"]:
+                raise ValueError(f"{root / task['file']}: the answer of row {number} is not among its candidates")
+            listed = "".join(f"({letter}) {text}\n" for letter, text in zip(LETTERS, row["candidates"], strict=False))
+            bounds = {key: float(row[key]) for key in ("start", "end")} if task.get("sub_clips") else {}
+            yield Sample(
+                id=f"{name}/{number}",
+                task=name,
+                video=str(root / task["media"] / row["video"]),
+                questions=(f"Question: {row['question']}\nOptions:\n{listed}".rstrip(),),
+                reference=row["answer"],
+                options=tuple(row["candidates"]),
+                **bounds,
+            )
+
+
+def read_vcgbench(root: Path, benchmark: Benchmark) -> Iterator[Sample]:
+    """Rows `{"video_name", "Q", "A"}`, or "Q1" and "Q2" in the place of "Q"."""
+    for name, task in benchmark.tasks.items():
+        folder = _media(root, task)
+        for number, row in enumerate(read_json(root / task["file"])):
+            questions = (row["Q"],) if "Q" in row else (row["Q1"], row["Q2"])
+            video = find_video(folder, row["video_name"])
+            yield Sample(f"{name}/{number}", name, video, questions, row["A"])
+
+
+def read_videoqa(root: Path, benchmark: Benchmark) -> Iterator[Sample]:
+    """Questions `{"question_id", "video_name", "question"}`, and in another file `{"question_id", "answer"}`."""
+    for name, task in benchmark.tasks.items():
+        folder = _media(root, task)
+        answers = {str(row["question_id"]): row["answer"] for row in read_json(root / task["answers"])}
+        for row in read_json(root / task["questions"]):
+            identity, video = str(row["question_id"]), str(row["video_name"])
+            if identity not in answers:
+                raise ValueError(f"{root / task['answers']} has no answer to question {identity}")
+            path = find_video(folder, video, f"v_{video}")  # so ActivityNet's files are called
+            yield Sample(identity, name, path, (row["question"],), str(answers[identity]))
+
+
+def read_recaption(root: Path, benchmark: Benchmark) -> Iterator[Sample]:
+    """Rows `{"video_name"}`, some with a "caption"; what is asked is in the benchmark's wording."""
+    for name, task in benchmark.tasks.items():
+        folder = _media(root, task)
+        for row in read_json(root / task["file"]):
+            video = str(row["video_name"])
+            yield Sample(video, name, find_video(folder, video), ("",), row.get("caption", ""))
+
+
+def read_rows(root: Path, benchmark: Benchmark) -> Iterator[Sample]:
+    """
+    JSON Lines of `{"video", "question", "answer"}` with an optional "id", "type" (its task), "options", "start" and
+    "end": the plain layout, for benchmarks of one's own.
+    """
+    for name, task in benchmark.tasks.items():
+        file = root / task["file"]
+        try:
+            lines = file.read_text(encoding="utf-8").splitlines()
+        except OSError as error:
+            raise ValueError(f"{file} cannot be read: {error}") from error
+        for number, row in enumerate(map(json.loads, lines)):
+            yield Sample(
+                id=str(row.get("id", f"{name}/{number}")),
+                task=row.get("type", name),
+                video=str(root / task.get("media", "") / row["video"]),
+                questions=(row["question"],),
+                reference=row["answer"],
+                options=tuple(row.get("options", ())),
+                start=row.get("start"),
+                end=row.get("end"),
+            )

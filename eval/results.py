@@ -1,0 +1,131 @@
+"""The folder of a run's results: predictions line by line as they come, and what becomes of them."""
+
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..files import read_lines, replace_file, to_lines
+from .answers import Answer
+from .benchmark import Benchmark
+from .readers import Sample
+from .scoring import legacy_correct, with_letter
+
+Row = dict[str, Any]
+
+
+class Results:
+    """
+    `predictions.jsonl` and `run.json` in a folder of their own.
+
+    Each process appends to a file of its own, so that none waits for another; `merge` makes one of them.
+
+    Args:
+        folder: Is made if need be.
+        run: What the answers depend on; a folder takes the answers of one run only.
+        rank: Of this process.
+
+    Raises:
+        ValueError: if the folder has the answers of another run; the message says in what they differ.
+    """
+
+    def __init__(self, folder: Path, run: dict[str, Any], rank: int = 0):
+        self.folder, self.run = folder, run
+        self.predictions = folder / "predictions.jsonl"
+        self._own = self.predictions if rank == 0 else folder / f"predictions-{rank}.jsonl"
+        folder.mkdir(parents=True, exist_ok=True)
+        run_file = folder / "run.json"
+        if run_file.exists():
+            before = json.loads(run_file.read_text(encoding="utf-8"))
+            if changed := [name for name in {**before, **run} if before.get(name) != run.get(name)]:
+                was, now = ({name: values.get(name) for name in changed} for values in (before, run))
+                raise ValueError(
+                    f"{folder} has answers of another run, with {was}; this one has {now}. Name another --out"
+                )
+        elif rank == 0:
+            replace_file(run_file, json.dumps(run, indent=2) + "\n")
+        self.rows = self._read()
+
+    def _read(self) -> dict[str, Row]:
+        files = sorted(self.folder.glob("predictions*.jsonl"))
+        return {row["id"]: row for file in files for row in read_lines(file)}
+
+    def has_answer(self, sample: Sample) -> bool:
+        """What could not be read before is tried again."""
+        return "error" not in self.rows.get(sample.id, {"error": ""})
+
+    def append(self, rows: Sequence[Row]) -> None:
+        """In one write; an error is noted once."""
+        new = [row for row in rows if self.rows.get(row["id"]) != row]
+        with self._own.open("a", encoding="utf-8") as lines:
+            lines.write(to_lines(new))
+        self.rows.update({row["id"]: row for row in new})
+
+    def merge(self, samples: Sequence[Sample]) -> list[Row]:
+        """All processes' rows as one file, in the order of the benchmark. For one process, when all are done."""
+        rows = self._read()
+        self.rows = {sample.id: rows[sample.id] for sample in samples if sample.id in rows}
+        self.save()
+        for part in self.folder.glob("predictions-*.jsonl"):
+            part.unlink()
+        return list(self.rows.values())
+
+    def save(self) -> None:
+        replace_file(self.predictions, to_lines(self.rows.values()))
+
+
+def to_row(benchmark: Benchmark, sample: Sample, answer: Answer) -> Row:
+    """The line of a sample; what is scored by a rule is scored here, so that the line stands by itself."""
+    bounds = {"start": sample.start, "end": sample.end}
+    row = {
+        "id": sample.id,
+        "task": sample.task,
+        "video": sample.video,
+        **{name: value for name, value in bounds.items() if value is not None},
+        "question": _one_or_list(sample.questions),
+        **({"options": list(sample.options)} if sample.options else {}),
+        "reference": sample.reference,
+        "prediction": _one_or_list(answer.texts) if answer.texts else "",
+    }
+    if answer.error is not None:
+        row["error"] = answer.error
+    if answer.damaged is not None:
+        row["damaged"] = answer.damaged
+    if answer.truncated:
+        row["truncated"] = True
+    return {**row, **_worth(benchmark, sample, answer)}
+
+
+def _worth(benchmark: Benchmark, sample: Sample, answer: Answer) -> dict[str, bool | float]:
+    if benchmark.rule is None:
+        return {}
+    if answer.error is not None:
+        return {"correct": False, **({"legacy_correct": False} if benchmark.score == "multiple_choice" else {})}
+    value = benchmark.rule(sample, answer.texts[0])
+    worth = {"correct": value} if isinstance(value, bool) else {"score": float(value)}
+    if benchmark.score == "multiple_choice":
+        worth["legacy_correct"] = legacy_correct(answer.texts[0], with_letter(sample.reference, sample.options))
+    return worth
+
+
+def score_captions(rows: Sequence[Row]) -> None:
+    """Notes the number of words, and where there is a reference "cider" and "rouge_l": all rows together give them."""
+    for row in rows:
+        row["words"] = len(row["prediction"].split())
+    if known := [row for row in rows if row["reference"]]:
+        from .captions import caption_scores
+
+        scores = caption_scores([row["prediction"] for row in known], [row["reference"] for row in known])
+        for name, values in scores.items():
+            for row, value in zip(known, values, strict=True):
+                row[name] = value
+
+
+def _one_or_list(texts: Iterable[str]) -> str | list[str]:
+    texts = list(texts)
+    return texts[0] if len(texts) == 1 else texts
+
+
+def texts_of(value: str | list[str]) -> list[str]:
+    """A row's "question" or "prediction" as a list."""
+    return value if isinstance(value, list) else [value]

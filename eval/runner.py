@@ -1,0 +1,146 @@
+"""An evaluation from beginning to end: answers, judge, metrics, report."""
+
+import json
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from accelerate import PartialState
+from tqdm import tqdm
+
+from ..files import replace_file
+from .answers import Answer, Seconds
+from .benchmark import Benchmark, digest
+from .judge import Judge
+from .readers import Sample
+from .report import write_report, write_sweeps
+from .results import Results, score_captions, to_row
+from .summary import environment, summarise
+from .variants import PLAIN, Variant
+
+
+class Answerer(Protocol):
+    """What answers: a `LocalModel`, or an `Endpoint`."""
+
+    seconds: Seconds
+
+    def describe(self, variant: Variant) -> dict[str, Any]: ...
+
+    def answers(
+        self, benchmark: Benchmark, samples: Sequence[Sample], variants: Sequence[Variant], is_done: Any
+    ) -> Iterator[tuple[Variant, list[tuple[Sample, Answer]]]]: ...
+
+
+def evaluate(
+    benchmark: Benchmark,
+    answerer: Answerer,
+    data: str,
+    out: str | Path,
+    variants: Sequence[Variant] = (PLAIN,),
+    judge: Judge | None = None,
+    limit: int | None = None,
+    seed: int = 0,
+) -> dict[str, dict[str, Any]]:
+    """
+    Evaluates a model on a benchmark. What `out` has already is not done again.
+
+    Args:
+        benchmark: As `load_benchmark` gives it.
+        answerer: The model.
+        data: A folder, or a dataset on the Hub.
+        out: Gets a folder with the benchmark's name, with the plain run's files and a folder for each other variant.
+        variants: Ways to ask; they share decoded clips and the vision tower's work.
+        judge: For a benchmark that wants one; without it answers are collected only.
+        limit: Samples of each task.
+        seed: Of the intervals' resampling.
+
+    Returns:
+        The metrics by variant, as metrics.json has them; in processes other than the main one, nothing.
+
+    Raises:
+        ValueError: if the data are not there, or `out` has the results of another run.
+    """
+    samples = benchmark.samples(data, limit)
+    state = PartialState()
+    folder = Path(out) / benchmark.name
+    results = {}
+    for variant in variants:
+        run = {
+            "benchmark": benchmark.name,
+            "prompts": benchmark.prompt_hash(),
+            "samples": digest([[sample.id, sample.questions, sample.reference] for sample in samples]),
+            "limit": limit,
+            **answerer.describe(variant),
+        }
+        results[variant] = Results(folder / variant.name, run, state.process_index)
+    state.wait_for_everyone()  # all have read what is there before one of them adds to it
+    timing = _answer(benchmark, answerer, samples, results, state)
+    state.wait_for_everyone()
+    if not state.is_main_process:
+        return {}
+    metrics = {}
+    for variant, result in results.items():
+        rows = result.merge(samples)
+        judging = {}
+        try:
+            if benchmark.score == "caption":
+                score_captions(rows)
+            elif benchmark.score == "judge" and judge is not None:
+                judging = judge.judge(benchmark, rows)
+        finally:
+            result.save()
+        metrics[variant.name] = {
+            "benchmark": benchmark.name,
+            "variant": variant.name,
+            **summarise(benchmark, samples, rows, seed),
+            **({"judge": {**rows[0]["judge"], **judging}} if "judge" in rows[0] else {}),
+            "run": result.run,
+            "time": timing if timing["answered"] else _time_before(result.folder) or timing,
+            **environment(seed),
+        }
+        replace_file(result.folder / "metrics.json", json.dumps(metrics[variant.name], indent=2) + "\n")
+    write_report(benchmark, folder)
+    write_sweeps(benchmark, folder)
+    return metrics
+
+
+def _answer(
+    benchmark: Benchmark,
+    answerer: Answerer,
+    samples: Sequence[Sample],
+    results: dict[Variant, Results],
+    state: PartialState,
+) -> dict[str, float]:
+    """Collects the answers that are missing; a bar shows how far, and how many of them are right. Gives the times."""
+    done = sum(result.has_answer(sample) for result in results.values() for sample in samples)
+    began, answered, right, failed = time.perf_counter(), 0, [], 0
+    answerer.seconds = Seconds()
+    total = len(samples) * len(results)
+    with tqdm(
+        total=total, initial=done, desc=benchmark.title, unit="answer", disable=not state.is_main_process
+    ) as bar:
+        for variant, answers in answerer.answers(
+            benchmark, samples, list(results), lambda variant, sample: results[variant].has_answer(sample)
+        ):
+            rows = [to_row(benchmark, sample, answer) for sample, answer in answers]
+            results[variant].append(rows)
+            answered += len(rows)
+            failed += sum("error" in row for row in rows)
+            right += [row["correct"] for row in rows if "correct" in row]
+            accuracy = {"accuracy": f"{sum(right) / len(right):.1%}"} if right else {}
+            bar.update(len(rows) * state.num_processes)  # the others go on at the same pace
+            bar.set_postfix(failed=failed, **accuracy)
+    return {
+        "answered": answered,
+        "seconds": time.perf_counter() - began,
+        "model_seconds": answerer.seconds.model,
+        "decode_seconds": answerer.seconds.decode,
+        "waited_for_clips_seconds": answerer.seconds.waited,
+    }
+
+
+def _time_before(folder: Path) -> dict[str, float] | None:
+    """Of the run that gave the answers, where this one had nothing to do."""
+    file = folder / "metrics.json"
+    return json.loads(file.read_text(encoding="utf-8"))["time"] if file.exists() else None

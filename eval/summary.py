@@ -1,0 +1,164 @@
+"""From a run's lines to its metrics, each with its interval and its coverage."""
+
+import platform
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from statistics import fmean
+from typing import Any
+
+import torch
+
+from .benchmark import Benchmark
+from .readers import Sample
+from .results import Row, texts_of
+from .statistics import confidence_interval
+
+# What lines hold, and what the mean of it is called; of several, the first is a run's main figure
+MEASURES = {
+    "correct": "accuracy",
+    "legacy_correct": "accuracy_legacy",
+    "score": "score",
+    "cider": "cider",
+    "rouge_l": "rouge_l",
+    "words": "words",
+}
+PROBLEMS = ("unreadable", "damaged", "truncated", "empty", "judge_failed")
+LIBRARIES = ("pllava", "transformers", "torch", "peft", "accelerate", "av")
+
+
+@dataclass(frozen=True)
+class Value:
+    """What one sample adds to a measure. `aspect` is a judge's, or "" where there is none."""
+
+    measure: str
+    value: float
+    task: str
+    clip: tuple[Any, ...]
+    aspect: str = ""
+
+
+def summarise(benchmark: Benchmark, samples: Sequence[Sample], rows: Sequence[Row], seed: int = 0) -> dict[str, Any]:
+    """
+    The metrics of a run, fractions from 0 to 1 but for scores, which are 0 to 5.
+
+    What the model or the data failed at counts: an answer that is empty, or that a broken clip does not allow, is
+    wrong and scores 0. What the judge failed at does not. Both are counted, and `coverage` is the share of all samples
+    that were evaluated.
+
+    Args:
+        samples: All that should be there.
+        rows: Those that are.
+    """
+    values = list(measure(rows))
+    per_task = {
+        task: {
+            **_counts([sample for sample in samples if sample.task == task], _of(task, rows), benchmark),
+            **_means([value for value in values if value.task == task], seed),
+        }
+        for task in dict.fromkeys(sample.task for sample in samples)
+    }
+    aspects = dict.fromkeys(value.aspect for value in values if value.aspect)
+    return {
+        **_means(values, seed),
+        **_counts(samples, rows, benchmark),
+        "per_task": per_task,
+        **({"aspects": {name: _aspect(values, rows, name, seed) for name in aspects}} if aspects else {}),
+    }
+
+
+def measure(rows: Iterable[Row]) -> Iterator[Value]:
+    """All that can be averaged."""
+    for row in rows:
+        common = {"task": row["task"], "clip": (row["video"], row.get("start"), row.get("end"))}
+        for aspect, score in row.get("scores", {}).items():
+            yield Value("score", float(score), aspect=aspect, **common)
+        for key, name in MEASURES.items():
+            if key in row and not (key == "score" and "scores" in row):
+                yield Value(name, float(row[key]), **common)
+
+
+def _of(task: str, rows: Sequence[Row]) -> list[Row]:
+    return [row for row in rows if row["task"] == task]
+
+
+def _means(values: Sequence[Value], seed: int) -> dict[str, Any]:
+    """The mean of each measure, and its interval. A score of several aspects is the mean of their means."""
+    means: dict[str, Any] = {}
+    for name in dict.fromkeys(value.measure for value in values):
+        of_name = [value for value in values if value.measure == name]
+        by_aspect: dict[str, list[float]] = {}
+        for value in of_name:
+            by_aspect.setdefault(value.aspect, []).append(value.value)
+        numbers, clips, aspects = zip(*((v.value, v.clip, v.aspect) for v in of_name), strict=True)
+        means[name] = fmean(fmean(of_aspect) for of_aspect in by_aspect.values())
+        means[f"{name}_ci"] = confidence_interval(numbers, clips, aspects, seed=seed)
+        if len(by_aspect) > 1:  # as the original averages: aspects that are asked of more samples weigh more
+            means[f"{name}_over_grades"] = fmean(numbers)
+    return means
+
+
+def _aspect(values: Sequence[Value], rows: Sequence[Row], aspect: str, seed: int) -> dict[str, Any]:
+    of_aspect = [value for value in values if value.aspect == aspect]
+    failed = sum(aspect in row.get("judge_errors", {}) for row in rows)
+    return {**_means(of_aspect, seed), "graded": len(of_aspect), "judge_failed": failed}
+
+
+def _counts(samples: Sequence[Sample], rows: Sequence[Row], benchmark: Benchmark) -> dict[str, Any]:
+    evaluated = [row for row in rows if "error" not in row and "judge_errors" not in row]
+    empty = benchmark.answer_prefix.strip()
+    counts = {
+        "coverage": len(evaluated) / len(samples),
+        "evaluated": len(evaluated),
+        "expected": len(samples),
+        "unreadable": sum("error" in row for row in rows),
+        "damaged": sum("damaged" in row for row in rows),
+        "truncated": sum("truncated" in row for row in rows),
+        "empty": sum(
+            any(text.strip() in ("", empty) for text in texts_of(row["prediction"]))
+            for row in rows
+            if "error" not in row
+        ),
+    }
+    if benchmark.score == "judge":
+        counts["judged"] = all("judge" in row for row in rows)
+        counts["judge_failed"] = sum(len(row.get("judge_errors", {})) for row in rows)
+    return counts
+
+
+def environment(seed: int) -> dict[str, Any]:
+    """What figures are to be seen with: versions, hardware, seed."""
+    versions = {"python": platform.python_version()}
+    for library in LIBRARIES:
+        try:
+            versions[library] = metadata.version(library)
+        except metadata.PackageNotFoundError:
+            versions[library] = "not installed"
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    return {"versions": versions, "hardware": gpu or platform.processor() or platform.machine(), "seed": seed}
+
+
+def format_summary(metrics: dict[str, Any]) -> str:
+    """One line: the main figure with its interval, and what is missing."""
+    parts = [f"{metrics['benchmark']}{' ' + metrics['variant'] if metrics['variant'] else ''}:"]
+    parts += [
+        f"{name} {format_value(name, metrics[name], metrics[f'{name}_ci'])}"
+        for name in MEASURES.values()
+        if name in metrics
+    ]
+    if metrics.get("judged") is False:
+        parts.append("not judged (name a --judge)")
+    parts.append(f"coverage {metrics['coverage']:.1%} ({metrics['evaluated']} of {metrics['expected']})")
+    parts += [f"{metrics[name]} {name.replace('_', ' ')}" for name in PROBLEMS if metrics.get(name)]
+    return ", ".join(parts).replace(":,", ":")
+
+
+def format_value(name: str, value: float, interval: Sequence[float] | None = None) -> str:
+    """With its interval; accuracies in per cent. "accuracy", 0.5, (0.4, 0.6) -> "50.0 [40.0, 60.0]"."""
+    factor, digits = (100, 1) if name.startswith("accuracy") else (1, 2)
+    ends = f" [{', '.join(f'{factor * end:.{digits}f}' for end in interval)}]" if interval else ""
+    return f"{factor * value:.{digits}f}{ends}"
+
+
+def main_measure(metrics: dict[str, Any]) -> str | None:
+    return next((name for name in MEASURES.values() if name in metrics), None)

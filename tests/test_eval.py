@@ -1,0 +1,545 @@
+"""Evaluations from beginning to end: benchmarks in their original layouts, real clips, the model that ships."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import zipfile
+from pathlib import Path
+
+import benchmark_folders
+import pytest
+import yaml
+from benchmark_folders import VIDEOQA_FILES, Clips, benchmark, write_json, write_mvbench
+from chat_server import Reply, chat_server
+from local_hub import local_hub
+from PIL import Image
+from ports import free_port
+from transformers import AutoProcessor, pipeline
+
+import pllava
+from pllava.eval import (
+    CONTROL_VARIANTS,
+    PLAIN,
+    ChatServer,
+    Judge,
+    LocalModel,
+    Variant,
+    compare,
+    evaluate,
+    load_benchmark,
+    load_benchmarks,
+    load_prompts,
+    parse_sweep,
+)
+from pllava.eval.answers import plan
+from pllava.eval.readers import Sample, find_video
+from pllava.eval.variants import choose_frames
+from pllava.nano.data import read_questions, render
+
+ALL = ["mvbench", "vcgbench", *VIDEOQA_FILES, "inter4k"]
+EXPECTED = {"mvbench": 40, "vcgbench": 9, "inter4k": 3, **dict.fromkeys(VIDEOQA_FILES, 4)}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return benchmark_folders.write_all(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """Clips of nano's world, and what can be asked about them."""
+    folder = tmp_path_factory.mktemp("world")
+    render(folder, clips=10, seed=3)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def nano():
+    return pllava.load_model(pllava.NANO), AutoProcessor.from_pretrained(pllava.NANO)
+
+
+def local(nano, **options):
+    return LocalModel(*nano, **{"num_workers": 0, **options})
+
+
+def run(*arguments, launch=(), **environment):
+    command = [sys.executable, *launch, "-m", "pllava.eval", *map(str, arguments)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
+
+
+def metrics(folder):
+    return json.loads((folder / "metrics.json").read_text())
+
+
+def lines(folder):
+    return [json.loads(line) for line in (folder / "predictions.jsonl").read_text().splitlines()]
+
+
+# --- whole benchmarks ------------------------------------------------------------------------------------------------
+
+
+def test_all_benchmarks_in_their_original_layouts(data, tmp_path):
+    finished = run("nano", "--benchmark", "mvbench,vcgbench,videoqa,inter4k", "--data", data, "--out", tmp_path)
+    assert finished.returncode == 0, finished.stderr
+    for name in ALL:
+        folder = tmp_path / name
+        found, rows = metrics(folder), lines(folder)
+        assert (found["coverage"], found["evaluated"], len(rows)) == (1.0, EXPECTED[name], EXPECTED[name]), name
+        assert found["unreadable"] == found["damaged"] == 0
+        assert len({row["id"] for row in rows}) == len(rows)
+        assert {"id", "task", "video", "question", "reference", "prediction"} <= rows[0].keys()
+        assert {"versions", "hardware", "seed", "run", "time", "per_task"} <= found.keys()
+        assert found["run"]["prompts"] == benchmark(name).prompt_hash()
+        assert "coverage 100.0%" in (folder / "report.md").read_text()
+        assert f"coverage 100.0% ({EXPECTED[name]} of {EXPECTED[name]})" in finished.stdout
+    found = metrics(tmp_path / "mvbench")
+    assert len(found["per_task"]) == 20
+    assert all(task["expected"] == 2 for task in found["per_task"].values())
+    report = (tmp_path / "mvbench" / "report.md").read_text()
+    assert "| PLLaVA 7B | 58.0 |" in report and "per_task.png" in report
+    assert Image.open(tmp_path / "mvbench" / "per_task.png").size[0] > 500
+    index = yaml.safe_load((tmp_path / "mvbench" / "model-index.yaml").read_text())["model-index"]
+    (values,) = {each["value"] for each in index[0]["results"][0]["metrics"] if each["name"] == "accuracy"}
+    assert values == found["accuracy"]
+    assert metrics(tmp_path / "vcgbench")["judged"] is False and "score" not in metrics(tmp_path / "vcgbench")
+    assert metrics(tmp_path / "inter4k")["words"] > 0
+    consistency = [row for row in lines(tmp_path / "vcgbench") if row["task"] == "consistency_qa"]
+    assert all(len(row["question"]) == len(row["prediction"]) == 2 for row in consistency)
+
+
+def test_broken_clips_stay_in_the_denominator(nano, tmp_path):
+    root = write_mvbench(tmp_path / "data")
+    samples = benchmark("mvbench").samples(str(tmp_path / "data"))
+    broken = [samples[0], samples[7]]
+    os.unlink(broken[0].video)
+    Path(broken[0].video).write_bytes(b"this is no video")
+    os.unlink(broken[1].video)
+    assert root.name == "MVBench"
+    (found,) = evaluate(benchmark("mvbench"), local(nano), str(tmp_path / "data"), tmp_path / "out").values()
+    assert (found["coverage"], found["unreadable"], found["expected"]) == (0.95, 2, 40)
+    rows = lines(tmp_path / "out" / "mvbench")
+    errors = {row["id"]: row["error"] for row in rows if "error" in row}
+    assert errors.keys() == {sample.id for sample in broken}
+    assert "no such file" in errors[broken[1].id]
+    assert found["accuracy"] == sum(row["correct"] for row in rows) / 40
+    assert found["per_task"][broken[0].task]["coverage"] == 0.5
+    assert "2 unreadable" in (tmp_path / "out" / "mvbench" / "report.md").read_text()
+    # Mended, they alone are done again
+    for sample in broken:
+        Path(sample.video).unlink(missing_ok=True)
+        Clips(tmp_path / "data" / "made").write(Path(sample.video), 0)
+    (found,) = evaluate(benchmark("mvbench"), local(nano), str(tmp_path / "data"), tmp_path / "out").values()
+    assert (found["coverage"], found["time"]["answered"]) == (1.0, 2)
+
+
+def test_nano_is_right_about_its_world(nano, world, tmp_path):
+    """And its answers are those of the pipeline, one by one."""
+    (found,) = evaluate(benchmark("nano"), local(nano), str(world), tmp_path).values()
+    assert found["accuracy"] > 0.85
+    low, high = found["accuracy_ci"]
+    assert low < found["accuracy"] < high
+    assert found["per_task"]["colour"]["accuracy"] > 0.9
+    model, processor = nano
+    pipe = pipeline("video-text-to-text", model, processor=processor)
+    rows = lines(tmp_path / "nano")
+    questions = read_questions(world)
+    assert len(rows) == len(questions)
+    for row, question in list(zip(rows, questions, strict=True))[::5]:
+        alone = pipe(question["video"], text=question["question"], max_new_tokens=64)[0]["generated_text"]
+        assert (row["question"], row["prediction"]) == (question["question"], alone.strip())
+        assert row["correct"] == (alone.strip().lower().rstrip(".") == question["answer"].lower().rstrip("."))
+
+
+def test_batches_of_any_size_give_the_same_answers(nano, world, tmp_path):
+    answers = []
+    for size in (1, 5, 16):
+        evaluate(benchmark("nano"), local(nano, batch_size=size, num_workers=1), str(world), tmp_path / str(size))
+        answers.append([row["prediction"] for row in lines(tmp_path / str(size) / "nano")])
+    assert answers[0] == answers[1] == answers[2]
+
+
+# --- killed, resumed, shared -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def unbroken(world, tmp_path_factory):
+    out = tmp_path_factory.mktemp("unbroken")
+    finished = run("nano", "--data", world, "--out", out, "--batch-size", 4, "--controls")
+    assert finished.returncode == 0, finished.stderr
+    return out / "nano"
+
+
+def same(found):
+    """What two runs of the same thing must agree on."""
+    return {name: value for name, value in found.items() if name != "time"}
+
+
+@pytest.mark.parametrize("wanted", [1, 200])
+def test_a_killed_run_goes_on(world, unbroken, tmp_path, wanted):
+    command = [sys.executable, "-m", "pllava.eval", "nano", "--data", world, "--out", tmp_path, "--batch-size", "4"]
+    killed = subprocess.Popen(
+        [*map(str, command), "--controls"], stderr=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
+    folders = ["", *(variant.name for variant in CONTROL_VARIANTS)]
+    files = [tmp_path / "nano" / folder / "predictions.jsonl" for folder in folders]
+
+    def written():
+        return sum(file.read_bytes().count(b"\n") for file in files if file.exists())
+
+    while killed.poll() is None and written() < wanted:
+        time.sleep(0.002)
+    killed.send_signal(signal.SIGKILL)
+    killed.wait()
+    with files[0].open("ab") as file:
+        file.write(b'{"id": "all/0", "pred')  # killed while it wrote a line
+    before = written()
+    total = sum(len(lines(unbroken / folder)) for folder in folders)
+    assert wanted <= before < total
+    finished = run("nano", "--data", world, "--out", tmp_path, "--batch-size", 4, "--controls")
+    assert finished.returncode == 0, finished.stderr
+    for folder in folders:
+        assert lines(tmp_path / "nano" / folder) == lines(unbroken / folder), folder
+        assert same(metrics(tmp_path / "nano" / folder)) == same(metrics(unbroken / folder)), folder
+    assert metrics(tmp_path / "nano")["time"]["answered"] == total - before  # none twice
+
+
+def test_a_finished_run_does_nothing_more(world, unbroken):
+    before = {file: file.read_bytes() for file in unbroken.rglob("*.json*")}
+    finished = run("nano", "--data", world, "--out", unbroken.parent, "--batch-size", 4, "--controls")
+    assert finished.returncode == 0, finished.stderr
+    assert {file: file.read_bytes() for file in unbroken.rglob("*.json*")} == before
+
+
+def test_two_processes_give_what_one_does(world, unbroken, tmp_path):
+    config = Path(pllava.__file__).parent / "train" / "accelerate" / "ddp.yaml"
+    launch = ["-m", "accelerate.commands.launch", "--config_file", str(config), "--num_processes", "2"]
+    launch += ["--mixed_precision", "no", "--main_process_port", free_port()]
+    arguments = ["nano", "--data", world, "--out", tmp_path, "--batch-size", 4, "--controls"]
+    finished = run(*arguments, launch=launch, ACCELERATE_USE_CPU="true")
+    assert finished.returncode == 0, finished.stderr
+    for folder in ["", *(variant.name for variant in CONTROL_VARIANTS)]:
+        assert lines(tmp_path / "nano" / folder) == lines(unbroken / folder)
+        assert same(metrics(tmp_path / "nano" / folder)) == same(metrics(unbroken / folder))
+    assert not list(tmp_path.rglob("predictions-*.jsonl"))
+    total = sum(len(lines(folder)) for folder in unbroken.glob("*/") if folder.is_dir()) + len(lines(unbroken))
+    assert 0 < metrics(tmp_path / "nano")["time"]["answered"] < total  # this process's share
+
+
+def test_a_folder_takes_one_run_only(nano, world, tmp_path):
+    evaluate(benchmark("nano"), local(nano), str(world), tmp_path, limit=1)
+    with pytest.raises(ValueError, match="answers of another run, with .*'limit': 1"):
+        evaluate(benchmark("nano"), local(nano), str(world), tmp_path, limit=2)
+    with pytest.raises(ValueError, match="chat_template"):
+        evaluate(benchmark("nano"), local(nano, chat_template="eval_mvbench"), str(world), tmp_path, limit=1)
+
+
+# --- ways to ask -----------------------------------------------------------------------------------------------------
+
+
+def test_controls_show_what_the_video_adds(unbroken):
+    plain = metrics(unbroken)
+    by_control = {variant.name: metrics(unbroken / variant.name) for variant in CONTROL_VARIANTS}
+    for name, found in by_control.items():
+        assert found["variant"] == found["run"]["control"] == name
+        assert found["accuracy"] < plain["accuracy"]
+    assert by_control["no_video"]["accuracy"] < by_control["one_frame"]["accuracy"]
+    direction = by_control["reversed"]["per_task"]["direction"]["accuracy"]
+    assert direction < 0.2 < 0.9 < plain["per_task"]["direction"]["accuracy"]  # backwards is the other way
+    assert by_control["reversed"]["per_task"]["colour"]["accuracy"] == plain["per_task"]["colour"]["accuracy"]
+    header = "| task | samples | coverage | video | no video | one frame | frames shuffled | frames reversed |"
+    assert header in (unbroken / "report.md").read_text()
+
+
+def test_frames_of_the_controls():
+    assert choose_frames(None, 4, "a") == [0, 1, 2, 3]
+    assert choose_frames("reversed", 4, "a") == [3, 2, 1, 0]
+    assert choose_frames("one_frame", 5, "a") == [2]
+    shuffled = choose_frames("shuffled", 16, "a")
+    assert sorted(shuffled) == list(range(16)) != shuffled
+    assert shuffled == choose_frames("shuffled", 16, "a") != choose_frames("shuffled", 16, "b")
+
+
+def test_a_sweep_of_pooling_shapes(nano, world, tmp_path):
+    variants = parse_sweep("pooling_shape=16x3x3,16x1x1,4x3x3")
+    found = evaluate(benchmark("nano"), local(nano), str(world), tmp_path, [PLAIN, *variants])
+    own = found["pooling_shape=16x3x3"]
+    assert own["accuracy"] == found[""]["accuracy"] > found["pooling_shape=16x1x1"]["accuracy"]
+    assert own["run"]["pooling_shape"] == [16, 3, 3] and found["pooling_shape=4x3x3"]["run"]["pooling_shape"][0] == 4
+    model, processor = nano
+    assert tuple(model.config.pooling_shape) == (16, 3, 3)  # as it was
+    text = (tmp_path / "nano" / "sweep_pooling_shape.md").read_text()
+    assert [line.split(" | ")[0] for line in text.splitlines() if "x" in line[:8]] == [
+        "| 4x3x3",
+        "| 16x1x1",
+        "| 16x3x3",
+    ]
+    assert Image.open(tmp_path / "nano" / "sweep_pooling_shape.png").size[0] > 500
+
+
+def test_a_sweep_of_alpha(world, tmp_path):
+    """At alpha 0 an adapter is its base; its own alpha is what it gives when nothing is swept."""
+    import torch
+    from peft import get_peft_model
+
+    torch.manual_seed(0)
+    config = pllava.lora_config(r=4, lora_alpha=8)
+    config.modules_to_save = None
+    adapted = get_peft_model(pllava.load_model(pllava.NANO), config)
+    for name, weight in adapted.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(weight, std=0.2)
+    adapted.save_pretrained(tmp_path / "adapter")
+    out, sweep = tmp_path / "out", ["--sweep", "alpha=0,8,32"]
+    finished = run("--adapter", tmp_path / "adapter", "--data", world, "--out", out, "--limit", 3, *sweep)
+    assert finished.returncode == 0, finished.stderr
+    assert "| 0 | 100.0% |" in finished.stdout and (out / "nano" / "sweep_alpha.png").exists()
+    for name, arguments in {"base": ["nano"], "own": ["--adapter", tmp_path / "adapter"]}.items():
+        finished = run(*arguments, "--data", world, "--out", tmp_path / name, "--limit", 3)
+        assert finished.returncode == 0, finished.stderr
+
+    def answers(folder):
+        return [row["prediction"] for row in lines(folder)]
+
+    assert answers(out / "nano" / "alpha=0") == answers(tmp_path / "base" / "nano")
+    assert answers(out / "nano" / "alpha=8") == answers(tmp_path / "own" / "nano")
+    assert answers(out / "nano" / "alpha=32") != answers(tmp_path / "base" / "nano")
+    assert metrics(tmp_path / "own" / "nano")["run"]["alpha"] == 8
+    assert metrics(out / "nano" / "alpha=32")["run"]["alpha"] == 32
+
+
+@pytest.mark.parametrize("text", ["beta=1", "alpha=", "alpha=a", "pooling_shape=16x12", "pooling_shape=16x0x3"])
+def test_what_is_no_sweep(text):
+    with pytest.raises(ValueError, match="a sweep is alpha="):
+        parse_sweep(text)
+
+
+def test_batches_hold_what_belongs_together():
+    def sample(number, clip, reference="red"):
+        return Sample(str(number), "t", f"{clip}.mp4", ("What?",), reference)
+
+    long = "a sentence that has at least eight words in it"
+    samples = [sample(n, n % 3, long if n % 4 == 3 else "red") for n in range(12)]
+    windows = plan(samples, [10] * 11 + [100], batch_size=4)
+    assert [len(window) for window in windows] == [3]
+    batches = windows[0]
+    assert sorted(sample.id for batch in batches for sample in batch) == sorted(sample.id for sample in samples)
+    assert [each.reference == long for each in batches[-1]] == [False, True, True, True]  # long answers together
+    assert batches[-1][-1].id == "11"  # and the long prompt last
+    assert [each.video for each in batches[0]] == ["0.mp4"] * 3 + ["1.mp4"]  # a clip's questions together
+    two = [Sample(str(n), "t", "a.mp4", ("Q1", "Q2")) for n in range(3)]
+    assert [len(batch) for batch in plan(two, [1] * 3, batch_size=4)[0]] == [2, 1]
+
+
+# --- prompts ---------------------------------------------------------------------------------------------------------
+
+
+def test_prompts_are_the_processors_tokens(nano):
+    model, processor = nano
+    answerer, declared = local(nano), benchmark("mvbench")
+    prefix, suffix = answerer.encode(declared, "Question: Which?\nOptions:\n(A) x", True)
+    video = processor.video_token_id
+    chat = declared.chat(
+        "Question: Which?\nOptions:\n(A) x", [{"type": "video", "video": benchmark_folders.scene(0)[0]}]
+    )
+    expected = processor.apply_chat_template(
+        chat, "eval_mvbench", continue_final_message=True, tokenize=True, return_dict=True
+    )["input_ids"][0]
+    assert [*prefix[:-1], *[video] * processor.num_visual_tokens, *suffix] == list(expected)
+    assert processor.tokenizer.decode(suffix).endswith("Best option:(")
+    prefix, suffix = answerer.encode(declared, "Which?", False)
+    assert prefix == [] and video not in suffix
+
+
+def test_answers_that_reach_the_limit_and_stop_words(nano, world, tmp_path):
+    file = tmp_path / "mine.yaml"
+    values = {"title": "Mine", "read": "rows", "score": "exact", "tasks": {"all": {"file": "questions.jsonl"}}}
+    file.write_text(yaml.safe_dump({**values, "max_new_tokens": 2}))
+    (found,) = evaluate(load_benchmark(str(file), {}), local(nano), str(world), tmp_path / "short").values()
+    captions = [row for row in lines(tmp_path / "short" / "mine") if row["task"] == "caption"]
+    assert all(row["truncated"] for row in captions)
+    assert found["truncated"] >= len(captions) == 10
+    file.write_text(yaml.safe_dump({**values, "max_new_tokens": 64, "stop": [" a ", "e"]}))
+    evaluate(load_benchmark(str(file), {}), local(nano), str(world), tmp_path / "stop")
+    for row in lines(tmp_path / "stop" / "mine"):
+        assert "e" not in row["prediction"] and "truncated" not in row
+
+
+# --- data ------------------------------------------------------------------------------------------------------------
+
+
+def test_data_from_the_hub(nano, data, tmp_path, monkeypatch):
+    """A dataset whose files are in the original's layout, the clips in a zip archive."""
+    repository = tmp_path / "hub" / "datasets" / "someone" / "videoqa"
+    source = data / "VideoQA" / "MSVD_Zero_Shot_QA"
+    repository.mkdir(parents=True)
+    for name in ("test_q.json", "test_a.json"):
+        (repository / name).write_text((source / name).read_text())
+    with zipfile.ZipFile(repository / "videos.zip", "w") as archive:
+        for clip in (source / "videos").iterdir():
+            archive.write(clip, f"videos/{clip.name}")
+    program = (
+        "import sys; sys.path.insert(0, sys.argv[1]); from benchmark_folders import benchmark\n"
+        "for _ in range(2): print(*(s.video for s in benchmark('msvd_qa').samples('someone/videoqa')))"
+    )
+    with local_hub(tmp_path / "hub") as address:
+        environment = {"HF_ENDPOINT": address, "HF_HUB_OFFLINE": "0", "HF_HOME": str(tmp_path / "home")}
+        finished = subprocess.run(
+            [sys.executable, "-c", program, str(Path(__file__).parent)],
+            env={**os.environ, **environment},
+            capture_output=True,
+            text=True,
+        )
+    assert finished.returncode == 0, finished.stderr
+    videos = finished.stdout.split()
+    assert len(videos) == 8 and all(Path(video).is_file() for video in videos)
+
+
+def test_clips_are_found_whatever_their_suffix(tmp_path):
+    for name in ("a.gif", "a.mp4", "v_b.webm", "c.txt"):
+        (tmp_path / name).touch()
+    assert find_video(tmp_path, "a") == str(tmp_path / "a.mp4")
+    assert find_video(tmp_path, "a.gif") == str(tmp_path / "a.gif")
+    assert find_video(tmp_path, "b", "v_b") == str(tmp_path / "v_b.webm")
+    assert find_video(tmp_path, "c", "v_c") == str(tmp_path / "c")  # is not there, and will be reported
+
+
+def test_a_benchmark_of_ones_own(nano, tmp_path):
+    Clips(tmp_path / "made").write(tmp_path / "clips" / "1.mp4", 0)
+    (tmp_path / "list.txt").write_text("1.mp4\tHow many shapes are there in all?\n")
+    (tmp_path / "mine.yaml").write_text(
+        "title: My clips\nread: mine.py:read\nscore: mine.py:score\ntasks: {counting: {file: list.txt}}\n"
+    )
+    (tmp_path / "mine.py").write_text(
+        "from pllava.eval import Sample\n\n\n"
+        "def read(root, benchmark):\n"
+        "    for line in (root / benchmark.tasks['counting']['file']).read_text().splitlines():\n"
+        "        video, question = line.split('\\t')\n"
+        "        yield Sample(video, 'counting', str(root / 'clips' / video), (question,))\n\n\n"
+        "def score(sample, answer):\n"
+        "    return 5.0 if answer in ('one', 'two', 'three') else 0.0\n"
+    )
+    (declared,) = load_benchmarks(str(tmp_path / "mine.yaml"), load_prompts())
+    (found,) = evaluate(declared, local(nano), str(tmp_path), tmp_path / "out").values()
+    assert (found["score"], found["coverage"]) == (5.0, 1.0)
+    assert lines(tmp_path / "out" / "mine")[0]["score"] == 5.0
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("title: x\nread: rows\nscore: exact\n", "'tasks'"),
+        ("title: x\nread: rows\nscore: exact\ntasks: {}\ncolour: red\n", "'colour'"),
+        ("title: x\nread: nothing\nscore: exact\ntasks: {}\n", "'nothing' is neither"),
+        ("title: x\nread: gone.py:read\nscore: exact\ntasks: {}\n", "gone.py"),
+    ],
+)
+def test_declarations_that_cannot_be(tmp_path, text, problem):
+    (tmp_path / "mine.yaml").write_text(text)
+    with pytest.raises(ValueError, match=problem):
+        load_benchmark(str(tmp_path / "mine.yaml"), {}).samples(str(tmp_path))
+
+
+def test_data_that_are_not_there(tmp_path):
+    with pytest.raises(ValueError, match="no such benchmark; there are activitynet_qa, inter4k, .*mvbench"):
+        load_benchmark("mvbanch", {})
+    with pytest.raises(ValueError, match=r"action_sequence.json cannot be read"):
+        benchmark("mvbench").samples(str(tmp_path))
+    write_json(tmp_path / "test_q.json", [{"question_id": 1, "video_name": "a", "question": "?"}])
+    write_json(tmp_path / "test_a.json", [{"question_id": 2, "answer": "x"}])
+    with pytest.raises(ValueError, match="has no answer to question 1"):
+        benchmark("msvd_qa").samples(str(tmp_path))
+    finished = run("nano", "--benchmark", "msvd_qa", "--data", tmp_path, "--out", tmp_path / "out")
+    assert finished.returncode == 1
+    assert finished.stderr.strip().splitlines()[-1].startswith("Error: ") and "Traceback" not in finished.stderr
+
+
+# --- judged, and compared --------------------------------------------------------------------------------------------
+
+
+def judged(nano, data, out, tmp_path, score, model="stub", name="vcgbench"):
+    with chat_server(lambda request: Reply(json.dumps(score(request)))) as (url, _):
+        judge = Judge(ChatServer(model, url), load_prompts()["judge"], tmp_path / f"{model}.jsonl")
+        return evaluate(benchmark(name), local(nano), str(data), out, judge=judge)[""]
+
+
+def test_vcgbench_with_a_judge(nano, data, tmp_path):
+    def score(request):
+        return {"score": 4 if "complete" in request["messages"][0]["content"] else 2}
+
+    found = judged(nano, data, tmp_path / "out", tmp_path, score)
+    assert (found["judged"], found["coverage"], found["judge_failed"]) == (True, 1.0, 0)
+    means = {name: aspect["score"] for name, aspect in found["aspects"].items()}
+    assert means == {"correctness": 2, "detail": 4, "context": 2, "temporal": 2, "consistency": 2}
+    assert found["score"] == pytest.approx(12 / 5)
+    assert found["score_over_grades"] == pytest.approx((3 * (2 + 4 + 2) + 3 * 2 + 3 * 2) / 15)
+    assert found["judge"]["model"] == "stub" and found["judge"]["asked"] == 15
+    report = (tmp_path / "out" / "vcgbench" / "report.md").read_text()
+    assert "| **this run** | 2.00 | 4.00 | 2.00 | 2.00 | 2.00 | 2.40 |" in report
+    assert "cannot be compared" in report
+
+
+def test_grades_that_fail_are_left_out_and_counted(nano, data, tmp_path):
+    def score(request):
+        return {"score": 4} if "complete" in request["messages"][0]["content"] else {"score": 9}
+
+    found = judged(nano, data, tmp_path / "out", tmp_path, score)
+    assert (found["score"], found["judge_failed"], found["coverage"]) == (4.0, 12, 0.0)
+    assert found["aspects"]["detail"]["graded"] == 3
+    assert "12 judge failed" in (tmp_path / "out" / "vcgbench" / "report.md").read_text()
+
+
+def test_videoqa_with_a_judge_and_a_broken_clip(nano, tmp_path):
+    benchmark_folders.write_videoqa(tmp_path / "data", "tgif_qa")
+    samples = benchmark("tgif_qa").samples(str(tmp_path / "data"))
+    os.unlink(samples[0].video)
+    found = judged(
+        nano, tmp_path / "data", tmp_path / "out", tmp_path, lambda _: {"pred": "yes", "score": 4}, name="tgif_qa"
+    )
+    assert (found["accuracy"], found["score"], found["coverage"]) == (0.75, 3.0, 0.75)
+    report = (tmp_path / "out" / "tgif_qa" / "report.md").read_text()
+    assert "| **this run** | 75.0 | 3.00 |" in report and "| PLLaVA 7B | 77.5 | 4.1 |" in report
+
+
+def test_two_runs_compared(nano, unbroken, tmp_path):
+    name, differences = compare(unbroken, unbroken)["nano"]
+    assert name == "accuracy" and differences[-1].task == "all"
+    assert all(each.first == each.second and each.p_value == 1 for each in differences)
+    name, differences = compare(unbroken, unbroken / "no_video")["nano"]
+    overall, plain = differences[-1], metrics(unbroken)
+    assert overall.first == pytest.approx(plain["accuracy"])
+    assert overall.second == pytest.approx(metrics(unbroken / "no_video")["accuracy"])
+    assert overall.interval[0] < overall.second - overall.first < overall.interval[1] < 0
+    assert overall.p_value < 0.01
+    assert {each.task for each in differences} == {*plain["per_task"], "all"}
+    finished = run("--compare", unbroken.parent, unbroken / "no_video")
+    assert finished.returncode == 0, finished.stderr
+    assert "| task | samples | first | second | difference in accuracy [95 % interval] | p |" in finished.stdout
+
+
+def test_scores_of_different_judges_are_not_compared(nano, data, tmp_path):
+    for model in ("one", "other"):
+        judged(nano, data, tmp_path / model, tmp_path, lambda _: {"score": 3}, model)
+    with pytest.raises(ValueError, match="such scores cannot be compared"):
+        compare(tmp_path / "one", tmp_path / "other")
+    assert compare(tmp_path / "one", tmp_path / "one")["vcgbench"][0] == "score"
+    evaluate(benchmark("inter4k"), local(nano), str(data), tmp_path / "third")
+    with pytest.raises(ValueError, match="no benchmark in common"):
+        compare(tmp_path / "one", tmp_path / "third")
+
+
+def test_captions_with_references(nano, data, tmp_path):
+    benchmark_folders.write_inter4k(tmp_path / "data")
+    file = tmp_path / "data" / "Recaption" / "Inter4K" / "annotations.json"
+    rows = json.loads(file.read_text())
+    write_json(file, [{**row, "caption": benchmark_folders.scene(n)[1][-1]["answer"]} for n, row in enumerate(rows)])
+    (found,) = evaluate(benchmark("inter4k"), local(nano), str(tmp_path / "data"), tmp_path / "out").values()
+    assert 0 <= found["rouge_l"] <= 1 and found["cider"] >= 0 and found["words"] > 0
+    assert lines(tmp_path / "out" / "inter4k")[0].keys() >= {"rouge_l", "cider", "words"}
+
+
+def test_settings_of_a_variant():
+    assert Variant("alpha=4", alpha=4.0) in parse_sweep("alpha=0,4")
