@@ -26,6 +26,7 @@ from functools import partial
 from itertools import chain, takewhile
 from typing import BinaryIO
 from urllib.parse import unquote, urlparse
+from urllib.request import urlopen
 
 import av
 import numpy as np
@@ -73,7 +74,7 @@ def load_frames(video: VideoSource, sample_indices_fn: Sampler | None = None) ->
     """Decode the frames of `video` that `sample_indices_fn` asks for.
 
     Args:
-        video: a path (`file://` too), an http(s) URL, the bytes of a file, a binary file object (read from its
+        video: a path (`file://` too), an http(s) or data URL, the bytes of a file, a binary file object (read from its
             beginning, left open and at its position), or a folder of images in natural order, taken as 3 a second.
         sample_indices_fn: called as `sample_indices_fn(metadata=metadata)`, returns frame indices in any order,
             repeats allowed; `None` takes all frames. It sees the size before turning, and is called again in the rare
@@ -131,6 +132,8 @@ def _resolve(video: VideoSource) -> _Source:
         url = urlparse(name)
         if url.scheme in ("http", "https"):
             content = _download(name)
+        elif url.scheme == "data":  # as OpenAI-compatible servers get their videos
+            content, name = _read_data_url(name), f"{name[:40]}..."
         elif url.scheme == "file":
             content = unquote(url.path)
         elif "://" in name:
@@ -152,6 +155,14 @@ def _read_all(file: BinaryIO) -> bytes:
     content = file.read()
     file.seek(position)
     return content
+
+
+def _read_data_url(url: str) -> bytes:
+    try:
+        with urlopen(url) as content:
+            return content.read()
+    except ValueError as error:
+        raise VideoDecodeError(f"Cannot read {url[:40]}...: {error}. Give data:video/mp4;base64,...") from error
 
 
 def _download(url: str) -> bytes:

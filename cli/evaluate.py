@@ -47,7 +47,10 @@ def evaluate(
     ] = None,
     prompts: Annotated[Path | None, typer.Option(help="YAML with other wording, as eval/prompts.yaml.")] = None,
     endpoint: Annotated[
-        str | None, typer.Option(help="An OpenAI-compatible server that has MODEL: http://localhost:8000/v1.")
+        str | None,
+        typer.Option(
+            help="An OpenAI-compatible server that has MODEL, http://localhost:8000/v1; several with commas."
+        ),
     ] = None,
     concurrency: Annotated[int, typer.Option(min=1, help="Requests under way at a time, to each server.")] = 8,
     judge: Annotated[

@@ -35,6 +35,7 @@ class Endpoint:
     def __init__(self, server: ChatServer, num_frames: int = 32, rank: int = 0, world_size: int = 1):
         self.server, self.num_frames, self.rank, self.world_size = server, num_frames, rank, world_size
         self.seconds = Seconds()
+        self._sampler = PllavaVideoProcessor()
 
     def describe(self, variant: Variant) -> dict[str, Any]:
         """
@@ -100,7 +101,7 @@ class Endpoint:
     def _frames(self, sample: Sample, variant: Variant) -> np.ndarray:
         def sampler(metadata: Any) -> np.ndarray:
             count = min(self.num_frames, metadata.total_num_frames)
-            indices = PllavaVideoProcessor().sample_frames(metadata, count, start=sample.start, end=sample.end)
+            indices = self._sampler.sample_frames(metadata, count, start=sample.start, end=sample.end)
             return indices[choose_frames(variant.control, len(indices), str((sample.video, sample.start, sample.end)))]
 
         return load_frames(sample.video, sampler)[0]

@@ -12,6 +12,7 @@ from .readers import Sample
 from .scoring import legacy_correct, with_letter
 
 Row = dict[str, Any]
+ELSEWHERE = {"endpoint"}  # of a run's description: where it ran, which makes it no other run
 
 
 class Results:
@@ -37,7 +38,7 @@ class Results:
         run_file = folder / "run.json"
         if run_file.exists():
             before = json.loads(run_file.read_text(encoding="utf-8"))
-            if changed := [name for name in {**before, **run} if before.get(name) != run.get(name)]:
+            if changed := [name for name in {*before, *run} - ELSEWHERE if before.get(name) != run.get(name)]:
                 was, now = ({name: values.get(name) for name in changed} for values in (before, run))
                 raise ValueError(
                     f"{folder} has answers of another run, with {was}; this one has {now}. Name another --out"
@@ -47,8 +48,12 @@ class Results:
         self.rows = self._read()
 
     def _read(self) -> dict[str, Row]:
-        files = sorted(self.folder.glob("predictions*.jsonl"))
-        return {row["id"]: row for file in files for row in read_lines(file)}
+        rows: dict[str, Row] = {}
+        for file in sorted(self.folder.glob("predictions*.jsonl")):
+            for row in read_lines(file):
+                if "error" not in row or row["id"] not in rows:  # a file may hold what another process has mended
+                    rows[row["id"]] = row
+        return rows
 
     def has_answer(self, sample: Sample) -> bool:
         """What could not be read before is tried again."""

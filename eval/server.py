@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
+from itertools import cycle
 from threading import Lock
 from typing import Any, TypeVar
 
@@ -39,9 +40,10 @@ class ChatServer:
     """
     Args:
         model: As the server names it.
-        base_url: Such as "http://localhost:8000/v1"; by default OpenAI's own. The key is in OPENAI_API_KEY.
-        concurrency: Requests under way at a time.
-        requests_per_minute: No more than these are sent.
+        base_url: Such as "http://localhost:8000/v1", or several with commas, which take turns; by default OpenAI's
+            own. The key is in OPENAI_API_KEY.
+        concurrency: Requests under way at a time, to each of them.
+        requests_per_minute: No more than these are sent, to all of them together.
         timeout: Seconds for one request.
     """
 
@@ -53,10 +55,13 @@ class ChatServer:
         requests_per_minute: float | None = None,
         timeout: float = 120.0,
     ):
-        self.model, self.base_url, self.concurrency = model, base_url, concurrency
+        self.model, self.base_url = model, base_url
+        urls = base_url.split(",") if base_url else [None]
+        self.concurrency = concurrency * len(urls)
         key = os.environ.get("OPENAI_API_KEY") or ("none" if base_url else None)
+        options = {"api_key": key, "max_retries": MAX_RETRIES, "timeout": timeout}
         try:
-            self.client = openai.OpenAI(api_key=key, base_url=base_url, max_retries=MAX_RETRIES, timeout=timeout)
+            self._clients = cycle([openai.OpenAI(base_url=url, **options) for url in urls])
         except openai.OpenAIError as error:
             raise ServerError(f"Set OPENAI_API_KEY, or name the address of another server ({error})") from error
         self._pause = 60 / requests_per_minute if requests_per_minute else 0.0
@@ -70,11 +75,11 @@ class ChatServer:
         Raises:
             ServerError: if no request can succeed: the key, the model or the address is wrong.
         """
-        self._wait()
+        client = self._wait()
         if response_format and self._knows_formats:
             options["response_format"] = response_format
         try:
-            completion = self.client.chat.completions.create(model=self.model, messages=messages, **options)
+            completion = client.chat.completions.create(model=self.model, messages=messages, **options)
         except FATAL as error:
             raise ServerError(f"{self.base_url or 'OpenAI'} refuses {self.model!r}: {error}") from error
         except openai.BadRequestError as error:
@@ -110,10 +115,11 @@ class ChatServer:
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
 
-    def _wait(self) -> None:
-        """Until a request may be sent: they stand at equal distances."""
+    def _wait(self) -> openai.OpenAI:
+        """Until a request may be sent, since they stand at equal distances; gives the client whose turn it is."""
         with self._lock:
-            now = time.monotonic()
+            client, now = next(self._clients), time.monotonic()
             turn = max(now, self._next)
             self._next = turn + self._pause
         time.sleep(turn - now)
+        return client

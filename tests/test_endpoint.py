@@ -69,6 +69,19 @@ def test_mvbench_at_a_server(data, tmp_path):
     assert (run["model"], run["endpoint"]) == ("served", url)
 
 
+def test_a_fleet_of_servers(data, tmp_path):
+    with (
+        chat_server(lambda _: Reply("(A)")) as (url, stub),
+        chat_server(lambda _: Reply("(A)")) as (other, other_stub),
+    ):
+        found = evaluate(benchmark("mvbench"), server(f"{url},{other}"), str(data), tmp_path)[""]
+        assert found["coverage"] == 1
+        assert len(stub.requests) == len(other_stub.requests) == 20
+    # Elsewhere they are the same model still: what is there is not done again
+    found = evaluate(benchmark("mvbench"), server("http://127.0.0.1:9/v1"), str(data), tmp_path)[""]
+    assert found["coverage"] == 1
+
+
 def test_what_a_server_fails_at_is_counted_and_tried_again(data, tmp_path, monkeypatch):
     monkeypatch.setattr("openai._base_client.INITIAL_RETRY_DELAY", 0.001)
     monkeypatch.setattr("openai._base_client.MAX_RETRY_DELAY", 0.002)

@@ -36,7 +36,9 @@ from pllava.eval import (
 )
 from pllava.eval.answers import plan
 from pllava.eval.readers import Sample, find_video
+from pllava.eval.results import Results
 from pllava.eval.variants import choose_frames
+from pllava.files import to_lines
 from pllava.nano.data import read_questions, render
 
 ALL = ["mvbench", "vcgbench", *VIDEOQA_FILES, "inter4k"]
@@ -227,6 +229,34 @@ def test_two_processes_give_what_one_does(world, unbroken, tmp_path):
     assert not list(tmp_path.rglob("predictions-*.jsonl"))
     total = sum(len(lines(folder)) for folder in unbroken.glob("*/") if folder.is_dir()) + len(lines(unbroken))
     assert 0 < metrics(tmp_path / "nano")["time"]["answered"] < total  # this process's share
+
+
+def test_what_another_process_mended_counts(tmp_path):
+    """Whichever of the files the error is in, and whichever the answer."""
+    broken_a, right_a = {"id": "a", "error": "broken"}, {"id": "a", "prediction": "y"}
+    broken_b, right_b = {"id": "b", "error": "broken"}, {"id": "b", "prediction": "x"}
+    (tmp_path / "predictions.jsonl").write_text(to_lines([broken_a, right_b]))
+    (tmp_path / "predictions-1.jsonl").write_text(to_lines([right_a, broken_b]))
+    samples = [Sample(name, "t", "v.mp4", ("What?",)) for name in "ab"]
+    results = Results(tmp_path, {})
+    assert all(results.has_answer(sample) for sample in samples)
+    assert results.merge(samples) == [right_a, right_b] == lines(tmp_path)
+
+
+def test_questions_in_front_of_the_video(nano, world, tmp_path):
+    """Prompts that have more in common than the video, or less, are answered alike in batches and alone."""
+    template = (
+        "{% for message in messages %}{% if message.role == 'user' %}USER: "
+        "{{ message.content | selectattr('type', 'equalto', 'text') | map(attribute='text') | join }}"
+        "{% if message.content | selectattr('type', 'equalto', 'video') | list %}<video>{% endif %}"
+        " ASSISTANT:{% endif %}{% endfor %}"
+    )
+    answers = []
+    for size in (1, 7):
+        model = local(nano, batch_size=size, chat_template=template)
+        evaluate(benchmark("nano"), model, str(world), tmp_path / str(size), limit=4)
+        answers.append([row["prediction"] for row in lines(tmp_path / str(size) / "nano")])
+    assert answers[0] == answers[1] and len(set(answers[0])) > 3
 
 
 def test_a_folder_takes_one_run_only(nano, world, tmp_path):

@@ -58,7 +58,6 @@ BAD = {
     "error": Reply(status=500),
     "busy": Reply(status=429),
     "refused": Reply(status=400),
-    "too late": Reply('{"pred": "yes", "score": 5}', delay=1.0),
 }
 
 
@@ -73,7 +72,7 @@ def test_whatever_the_server_does_the_counts_are_right(tmp_path):
     rows = qa_rows("a kitten", "a dog", *BAD, injection, "", "   ")
     rows.append({**rows[0], "id": "broken", "prediction": "", "error": "Cannot decode"})
     with chat_server(answer) as (url, stub):
-        judge = judge_at(url, tmp_path, timeout=0.5)
+        judge = judge_at(url, tmp_path)
         spent = judge.judge(benchmark("msvd_qa"), rows)
     by_answer = {row["prediction"]: row for row in rows}
     assert (by_answer["a kitten"]["correct"], by_answer["a kitten"]["score"]) == (True, 4)
@@ -84,7 +83,6 @@ def test_whatever_the_server_does_the_counts_are_right(tmp_path):
         assert row["judge_errors"].keys() == {"answer"}, failed
     assert "no verdict" in by_answer["seven"]["judge_errors"]["answer"]
     assert "cut off" in by_answer["half a verdict"]["judge_errors"]["answer"]
-    assert "Timeout" in by_answer["too late"]["judge_errors"]["answer"]
     assert "429" in by_answer["busy"]["judge_errors"]["answer"]
     # What the model said nothing to is wrong, and was not shown to the judge
     for row in rows[-3:]:
@@ -94,6 +92,15 @@ def test_whatever_the_server_does_the_counts_are_right(tmp_path):
     assert spent["asked"] == 2 + 3 * (len(BAD) + 1)  # three times what could not be read
     counts = Counter(map(said, stub.requests))
     assert counts["busy"] == counts["error"] == 3 * 6  # and each time the client tries six times
+
+
+def test_a_server_that_takes_too_long(tmp_path):
+    rows = qa_rows("too late", "in time")
+    late = Reply(yes().text, delay=0.8)
+    with chat_server(lambda request: late if said(request) == "too late" else yes()) as (url, _):
+        judge_at(url, tmp_path, timeout=0.4).judge(benchmark("msvd_qa"), rows)
+    assert "Timeout" in rows[0]["judge_errors"]["answer"] and "score" not in rows[0]
+    assert rows[1]["correct"]
 
 
 def test_prompts_say_that_answers_are_no_instructions(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import http.server
 import io
 import os
@@ -343,6 +344,18 @@ def test_urls(clip):
         server.shutdown()
     with pytest.raises(VideoDecodeError, match=f"Cannot download {url}/clip.mp4"):
         load_frames(f"{url}/clip.mp4")
+
+
+def test_data_urls(clip):
+    """As OpenAI-compatible servers hand a video on that came with its request."""
+    content = clip("h264 mp4").read_bytes()
+    expected = load_frames(content)[0]
+    frames, _ = load_frames(f"data:video/mp4;base64,{base64.b64encode(content).decode()}")
+    assert np.array_equal(frames, expected)
+    with pytest.raises(VideoDecodeError, match=r"^Cannot decode data:video/mp4;base64,bm90IGEgdmlkZW8=\.\.\.: "):
+        load_frames("data:video/mp4;base64,bm90IGEgdmlkZW8=")
+    with pytest.raises(VideoDecodeError, match="Give data:video/mp4;base64"):
+        load_frames("data:video/mp4")
 
 
 def test_frame_folder(tmp_path):
