@@ -2,7 +2,7 @@
 A local model's answers to many questions.
 
 What they have in common is computed once. A clip is decoded once for all questions about it and all ways to ask them,
-and its frames go through the vision tower once a batch. All prompts begin with the video, which is most of their
+and its frames go through the vision tower once. All prompts begin with the video, which is most of their
 tokens: the language model reads that beginning once for all questions of a batch about a clip, and each question goes
 on from its keys and values.
 """
@@ -28,6 +28,8 @@ from .variants import Variant, choose_frames
 BATCHES_IN_WINDOW = 4  # whose clips are held together; a process takes whole windows
 BUCKET = 32  # tokens by which the prompts of a batch differ at most
 SENTENCE = 8  # words from which a reference lets expect an answer that is longer than a phrase
+
+ClipKey = tuple[str, float | None, float | None]  # path, start, end
 
 
 @dataclass
@@ -139,12 +141,15 @@ class LocalModel:
         )
         for (window, variants_of), sources in zip(todo, keys, strict=True):
             clips = {key: self._next(decoded) for key in sources}
-            for batch, batch_variants in zip(window, variants_of, strict=True):
+            features: dict[ClipKey, torch.Tensor] = {}
+            for place, (batch, batch_variants) in enumerate(zip(window, variants_of, strict=True)):
                 began = time.perf_counter()
-                results = list(self._answer_batch(benchmark, batch, batch_variants, clips))
+                results = list(self._answer_batch(benchmark, batch, batch_variants, clips, features))
                 self.seconds.model += time.perf_counter() - began
                 for variant, answered in results:
                     yield variant, [pair for pair in answered if not is_done(variant, pair[0])]
+                still_asked = {clip_key(sample) for later in window[place + 1 :] for sample in later}
+                features = {key: value for key, value in features.items() if key in still_asked}
 
     def _next(self, decoded: Iterator[Clip]) -> Clip:
         began = time.perf_counter()
@@ -185,18 +190,21 @@ class LocalModel:
 
     @torch.inference_mode()
     def _answer_batch(
-        self, benchmark: Benchmark, batch: list[Sample], variants: list[Variant], clips: dict[Any, Clip]
+        self,
+        benchmark: Benchmark,
+        batch: list[Sample],
+        variants: list[Variant],
+        clips: dict[ClipKey, Clip],
+        features: dict[ClipKey, torch.Tensor],
     ) -> Iterator[tuple[Variant, list[tuple[Sample, Answer]]]]:
+        """`features` is what the vision tower made of clips before; what this batch needs is added."""
         keys = {key: clips[key] for key in _clips([batch], [variants])}
-        readable = {key: clip for key, clip in keys.items() if clip.pixels is not None}
-        order = {key: place for place, key in enumerate(readable)}
-        asked = [sample for sample in batch if clip_key(sample) in readable]
-        features = self._encode_frames([clip.pixels for clip in readable.values()]) if readable and variants else []
+        order = {key: place for place, key in enumerate(key for key in keys if keys[key].pixels is not None)}
+        asked = [sample for sample in batch if clip_key(sample) in order]
+        for key in order.keys() - features.keys():
+            features[key] = self._encode_frames(clips[key].pixels)
         for variant in variants:
-            seen = [
-                frames[choose_frames(variant.control, len(frames), str(key))]
-                for key, frames in zip(readable, features, strict=True)
-            ]
+            seen = [features[key][choose_frames(variant.control, len(features[key]), str(key))] for key in order]
             with self._set(variant):
                 prompts = [
                     _Prompt(order[clip_key(sample)], *self.encode(benchmark, q, variant.control != "no_video"))
@@ -233,10 +241,12 @@ class LocalModel:
             if variant.pooling_shape is not None:
                 set_pooling_shape(self.model, self.pooling_shape)
 
-    def _encode_frames(self, videos: list[torch.Tensor]) -> list[torch.Tensor]:
-        """`(frames, 3, height, width)` each -> what the vision tower makes of them, `(frames, patches, C)` each."""
-        output = self.model.get_video_features([video.to(self.model.device) for video in videos])
-        return list(output.last_hidden_state.split([len(video) for video in videos]))
+    def _encode_frames(self, pixels: torch.Tensor) -> torch.Tensor:
+        """
+        `(frames, 3, height, width)` -> what the vision tower makes of them, `(frames, patches, C)`. A clip by itself:
+        with others, rounding would depend on which are new.
+        """
+        return self.model.get_video_features(pixels[None].to(self.model.device)).last_hidden_state
 
     def _generate(
         self, benchmark: Benchmark, prompts: list[_Prompt], features: list[torch.Tensor]
@@ -294,11 +304,11 @@ class LocalModel:
         return ids[places], mask[places], cache
 
 
-def clip_key(sample: Sample) -> tuple[Any, ...]:
+def clip_key(sample: Sample) -> ClipKey:
     return sample.video, sample.start, sample.end
 
 
-def _clips(batches: list[list[Sample]], variants: list[list[Variant]]) -> dict[tuple[Any, ...], dict[str, Any]]:
+def _clips(batches: list[list[Sample]], variants: list[list[Variant]]) -> dict[ClipKey, dict[str, Any]]:
     """What has to be decoded, each clip once: the sources by their keys."""
     wanted = [sample for batch, missing in zip(batches, variants, strict=True) if missing for sample in batch]
     return {clip_key(sample): sample.source for sample in wanted}
@@ -313,7 +323,7 @@ def plan(samples: Sequence[Sample], lengths: Sequence[int], batch_size: int) -> 
         lengths: Of the samples' prompts, in tokens.
         batch_size: The largest number of questions in a batch; one sample may have two.
     """
-    by_clip: dict[tuple[Any, ...], list[int]] = {}
+    by_clip: dict[ClipKey, list[int]] = {}
     for index, sample in enumerate(samples):
         by_clip.setdefault(clip_key(sample), []).append(index)
     grouped = [index for indices in by_clip.values() for index in indices]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -97,13 +96,12 @@ def read_json(file: Path) -> list[dict[str, Any]]:
 
 
 @lru_cache(maxsize=16)
-def _files_by_stem(folder: Path) -> dict[str, list[str]]:
-    """The clips of a folder by their names without suffix."""
-    found: dict[str, list[str]] = {}
-    for name in os.listdir(folder) if folder.is_dir() else ():
-        stem, suffix = os.path.splitext(name)
-        if suffix.lower() in VIDEO_SUFFIXES:
-            found.setdefault(stem, []).append(name)
+def _clips_by_name(folder: Path) -> dict[str, list[Path]]:
+    """The clips in a folder and the folders in it, by their names without suffix."""
+    found: dict[str, list[Path]] = {}
+    for path in sorted(folder.rglob("*")):
+        if path.suffix.lower() in VIDEO_SUFFIXES:
+            found.setdefault(path.stem, []).append(path)
     return found
 
 
@@ -115,14 +113,13 @@ def find_video(folder: Path, *names: str) -> str:
     for name in names:
         if (folder / name).exists():
             return str(folder / name)
-        if found := _files_by_stem(folder).get(name):
-            order = sorted(found, key=lambda file: VIDEO_SUFFIXES.index(os.path.splitext(file)[1].lower()))
-            return str(folder / order[0])
+        if found := _clips_by_name(folder).get(name):
+            return str(min(found, key=lambda path: VIDEO_SUFFIXES.index(path.suffix.lower())))
     return str(folder / names[0])
 
 
 def _media(root: Path, task: dict[str, Any]) -> Path:
-    """The folder of a task's clips; `root` itself where the original's sub-folder is not there."""
+    """The folder of a task's clips; `root` itself, in which they may be anywhere, where it is not there."""
     folder = root / task.get("media", "")
     return folder if folder.is_dir() else root
 

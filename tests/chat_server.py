@@ -4,7 +4,7 @@ import json
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -54,10 +54,10 @@ class ChatServerStub:
         for name, value in {"Content-Type": "application/json", **reply.headers}.items():
             handler.send_header(name, value)
         handler.send_header("Content-Length", str(len(content)))
-        handler.end_headers()
-        handler.wfile.write(content[: len(content) // 2] if reply.half else content)
-        if reply.half:
-            handler.close_connection = True
+        with suppress(BrokenPipeError):  # of who waited no longer
+            handler.end_headers()
+            handler.wfile.write(content[: len(content) // 2] if reply.half else content)
+        handler.close_connection = reply.half
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -435,6 +436,35 @@ def test_clips_are_found_whatever_their_suffix(tmp_path):
     assert find_video(tmp_path, "a.gif") == str(tmp_path / "a.gif")
     assert find_video(tmp_path, "b", "v_b") == str(tmp_path / "v_b.webm")
     assert find_video(tmp_path, "c", "v_c") == str(tmp_path / "c")  # is not there, and will be reported
+
+
+def test_clips_are_found_wherever_they_are(tmp_path):
+    """TGIF-QA's in a folder of another name than the original has."""
+    root = benchmark_folders.write_videoqa(tmp_path, "tgif_qa")
+    (root / "videos_mp4").rename(root / "gifs")
+    assert all(Path(sample.video).is_file() for sample in benchmark("tgif_qa").samples(str(tmp_path)))
+    assert all(Path(sample.video).is_file() for sample in benchmark("tgif_qa").samples(str(root)))
+
+
+def test_the_page_on_ones_own_benchmark(nano, tmp_path):
+    """What it shows is declared, read and scored."""
+    page = (Path(pllava.__file__).parent / "eval" / "benchmarks" / "README.md").read_text()
+    declaration, functions = (re.search(rf"```{kind}\n(.*?)```", page, re.DOTALL)[1] for kind in ("yaml", "python"))
+    Clips(tmp_path / "made").write(tmp_path / "clips" / "a.mp4", 0)
+    (tmp_path / "sports.yaml").write_text(declaration)
+    row = {"video": "a.mp4", "question": "What?", "answer": "one", "options": ["two", "one"], "start": 0.5, "end": 2}
+    (tmp_path / "questions.jsonl").write_text(to_lines([{**row, "type": "easy"}, row]))
+    declared = load_benchmark(str(tmp_path / "sports.yaml"), load_prompts())
+    (found,) = evaluate(declared, local(nano), str(tmp_path), tmp_path / "out").values()
+    assert found["coverage"] == 1 and found["per_task"].keys() == {"easy", "all"}
+    (tmp_path / "sports.py").write_text(functions)
+    (tmp_path / "other.yaml").write_text(
+        declaration.replace("rows ", "sports.py:read ").replace("multiple_choice ", "sports.py:score ")
+    )
+    (tmp_path / "list.txt").write_text("clips/a.mp4\tHow many shapes are there in all?\tt\n")
+    declared = load_benchmark(str(tmp_path / "other.yaml"), load_prompts())
+    (found,) = evaluate(declared, local(nano), str(tmp_path), tmp_path / "out").values()
+    assert found["accuracy"] in (0, 1) and found["per_task"].keys() == {"sports"}
 
 
 def test_a_benchmark_of_ones_own(nano, tmp_path):
