@@ -124,11 +124,20 @@ def evaluate(
             answerer = evaluation.LocalModel(
                 loaded, processor, load.keywords["adapter"], chat_template, batch_size, workers, **place
             )
-        for each in benchmarks:
-            metrics = evaluation.evaluate(each, answerer, data or ".", out, variants, judging, limit, seed)
-            for found in metrics.values():
+
+        def conclude(collected: evaluation.Collected) -> None:
+            for found in evaluation.conclude(collected, judging, seed).values():
                 typer.echo(format_summary(found))
-            for table in write_sweeps(each, out / each.name) if sweep and metrics else []:
+            for table in write_sweeps(collected.benchmark, collected.folder) if sweep else []:
                 typer.echo(f"\n{table}")
-            if metrics:
-                typer.echo(f"See {out / each.name}")
+            typer.echo(f"See {collected.folder}")
+
+        later = []
+        for each in benchmarks:
+            collected = evaluation.collect(each, answerer, data or ".", out, variants, limit)
+            if state.num_processes > 1 and judge:
+                later.append(collected)  # other processes must not wait for a judge, which may take hours
+            elif state.is_main_process:
+                conclude(collected)
+        for collected in later if state.is_main_process else []:
+            conclude(collected)

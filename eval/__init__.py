@@ -8,7 +8,7 @@ from .compare import compare
 from .endpoint import Endpoint
 from .judge import Judge, LocalChat
 from .readers import Sample
-from .runner import evaluate
+from .runner import Collected, collect, conclude, evaluate
 from .server import ChatServer
 from .variants import CONTROL_VARIANTS, PLAIN, Variant, parse_sweep
 
@@ -20,13 +20,16 @@ __all__ = [
     "PLAIN",
     "Benchmark",
     "ChatServer",
+    "Collected",
     "Endpoint",
     "Judge",
     "LocalChat",
     "LocalModel",
     "Sample",
     "Variant",
+    "collect",
     "compare",
+    "conclude",
     "evaluate",
     "load_benchmark",
     "load_benchmarks",

@@ -64,8 +64,8 @@ def _what(plain: Metrics) -> str:
     found = [f"{plain[name]} {name.replace('_', ' ')}" for name in PROBLEMS if plain.get(name)]
     if found:
         lines.append(
-            f"Of them or beside them: {', '.join(found)}. What is unreadable or empty is in the denominators, as "
-            "wrong or as 0; what the judge failed at is in none."
+            f"Counted: {', '.join(found)}. What is unreadable or empty is in the denominators, as wrong or as 0; what "
+            "the judge failed at is in none."
         )
     return "\n".join(lines)
 
@@ -157,8 +157,9 @@ def _how(plain: Metrics) -> str:
         lines.append("- judge: " + ", ".join(f"{name} {value}" for name, value in judge.items() if value is not None))
     lines.append("- versions: " + ", ".join(f"{name} {version}" for name, version in plain["versions"].items()))
     lines.append(f"- hardware: {plain['hardware']}; seed of the intervals: {plain['seed']}")
+    share = f", the share of one of {seconds['processes']} processes" if seconds["processes"] > 1 else ""
     lines.append(
-        f"- time: {seconds['answered']} answers in {seconds['seconds']:.1f} s: the model took "
+        f"- time: {seconds['answered']} answers in {seconds['seconds']:.1f} s{share}: the model took "
         f"{seconds['model_seconds']:.1f} s and waited {seconds['waited_for_clips_seconds']:.1f} s for clips, whose "
         f"decoding took the workers {seconds['decode_seconds']:.1f} s together"
     )

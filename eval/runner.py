@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -32,6 +33,17 @@ class Answerer(Protocol):
     ) -> Iterator[tuple[Variant, list[tuple[Sample, Answer]]]]: ...
 
 
+@dataclass
+class Collected:
+    """The answers to a benchmark, in the folders that they are in, and what they took."""
+
+    benchmark: Benchmark
+    folder: Path
+    samples: list[Sample]
+    results: dict[Variant, Results]
+    time: dict[str, float]
+
+
 def evaluate(
     benchmark: Benchmark,
     answerer: Answerer,
@@ -43,7 +55,25 @@ def evaluate(
     seed: int = 0,
 ) -> dict[str, dict[str, Any]]:
     """
-    Evaluates a model on a benchmark. What `out` has already is not done again.
+    Evaluates a model on a benchmark: [`collect`], then in the main process [`conclude`], whose arguments these are.
+
+    Returns:
+        The metrics by variant, as metrics.json has them; in other processes nothing.
+    """
+    collected = collect(benchmark, answerer, data, out, variants, limit)
+    return conclude(collected, judge, seed) if PartialState().is_main_process else {}
+
+
+def collect(
+    benchmark: Benchmark,
+    answerer: Answerer,
+    data: str,
+    out: str | Path,
+    variants: Sequence[Variant] = (PLAIN,),
+    limit: int | None = None,
+) -> Collected:
+    """
+    Has a model answer a benchmark, but for what `out` has already. All processes take part.
 
     Args:
         benchmark: As `load_benchmark` gives it.
@@ -51,12 +81,7 @@ def evaluate(
         data: A folder, or a dataset on the Hub.
         out: Gets a folder with the benchmark's name, with the plain run's files and a folder for each other variant.
         variants: Ways to ask; they share decoded clips and the vision tower's work.
-        judge: For a benchmark that wants one; without it answers are collected only.
         limit: Samples of each task.
-        seed: Of the intervals' resampling.
-
-    Returns:
-        The metrics by variant, as metrics.json has them; in processes other than the main one, nothing.
 
     Raises:
         ValueError: if the data are not there, or `out` has the results of another run.
@@ -75,12 +100,24 @@ def evaluate(
         }
         results[variant] = Results(folder / variant.name, run, state.process_index)
     state.wait_for_everyone()  # all have read what is there before one of them adds to it
-    timing = _answer(benchmark, answerer, samples, results, state)
+    seconds = _answer(benchmark, answerer, samples, results, state)
     state.wait_for_everyone()
-    if not state.is_main_process:
-        return {}
-    metrics = {}
-    for variant, result in results.items():
+    return Collected(benchmark, folder, samples, results, seconds)
+
+
+def conclude(collected: Collected, judge: Judge | None = None, seed: int = 0) -> dict[str, dict[str, Any]]:
+    """
+    Makes metrics and reports of the answers. For one process, when all have collected theirs.
+
+    Args:
+        judge: For a benchmark that wants one; without it there are answers only.
+        seed: Of the intervals' resampling.
+
+    Returns:
+        The metrics by variant, as metrics.json has them.
+    """
+    benchmark, samples, metrics = collected.benchmark, collected.samples, {}
+    for variant, result in collected.results.items():
         rows = result.merge(samples)
         judging = {}
         try:
@@ -96,12 +133,12 @@ def evaluate(
             **summarise(benchmark, samples, rows, seed),
             **({"judge": {**rows[0]["judge"], **judging}} if "judge" in rows[0] else {}),
             "run": result.run,
-            "time": timing if timing["answered"] else _time_before(result.folder) or timing,
+            "time": collected.time if collected.time["answered"] else _time_before(result.folder) or collected.time,
             **environment(seed),
         }
         replace_file(result.folder / "metrics.json", json.dumps(metrics[variant.name], indent=2) + "\n")
-    write_report(benchmark, folder)
-    write_sweeps(benchmark, folder)
+    write_report(benchmark, collected.folder)
+    write_sweeps(benchmark, collected.folder)
     return metrics
 
 
@@ -137,6 +174,7 @@ def _answer(
         "model_seconds": answerer.seconds.model,
         "decode_seconds": answerer.seconds.decode,
         "waited_for_clips_seconds": answerer.seconds.waited,
+        "processes": state.num_processes,
     }
 
 

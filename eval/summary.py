@@ -1,5 +1,6 @@
 """From a run's lines to its metrics, each with its interval and its coverage."""
 
+import os
 import platform
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -135,7 +136,7 @@ def environment(seed: int) -> dict[str, Any]:
         except metadata.PackageNotFoundError:
             versions[library] = "not installed"
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
-    return {"versions": versions, "hardware": gpu or platform.processor() or platform.machine(), "seed": seed}
+    return {"versions": versions, "hardware": gpu or f"{platform.machine()}, {os.cpu_count()} cores", "seed": seed}
 
 
 def format_summary(metrics: dict[str, Any]) -> str:

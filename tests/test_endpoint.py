@@ -3,7 +3,11 @@
 import base64
 import io
 import json
+import os
+import subprocess
+import sys
 from collections import Counter
+from pathlib import Path
 
 import av
 import benchmark_folders
@@ -11,6 +15,7 @@ import numpy as np
 import pytest
 from benchmark_folders import Clips, benchmark, write_json
 from chat_server import Reply, chat_server
+from ports import free_port
 from typer.testing import CliRunner
 
 import pllava
@@ -168,6 +173,39 @@ def test_the_command_evaluates_and_judges_at_servers(data, tmp_path):
     assert found["judge"]["asked"] == 0
     finished = runner.invoke(app, ["eval", "--endpoint", url, "--data", str(data), "--benchmark", "msvd_qa"])
     assert finished.exit_code == 1 and "Name the model" in finished.output
+
+
+def test_processes_share_what_a_server_is_asked_and_one_of_them_judges(data, tmp_path):
+    def judge(request):
+        wanted = request["response_format"]["json_schema"]["schema"]["required"]
+        return Reply(json.dumps({name: {"pred": "yes", "score": 4}[name] for name in wanted}))
+
+    config = Path(pllava.__file__).parent / "train" / "accelerate" / "ddp.yaml"
+    command = [
+        sys.executable,
+        "-m",
+        "accelerate.commands.launch",
+        "--config_file",
+        str(config),
+        "--num_processes",
+        "2",
+    ]
+    command += ["--mixed_precision", "no", "--main_process_port", free_port(), "-m", "pllava.eval", "served"]
+    command += ["--benchmark", "vcgbench,mvbench,msvd_qa", "--data", str(data), "--out", str(tmp_path)]
+    with chat_server(lambda _: Reply("blue")) as (url, stub), chat_server(judge) as (judge_url, judge_stub):
+        command += ["--endpoint", url, "--judge", "grader", "--judge-endpoint", judge_url]
+        finished = subprocess.run(
+            command, env={**os.environ, "ACCELERATE_USE_CPU": "true"}, capture_output=True, text=True, timeout=200
+        )
+    assert finished.returncode == 0, finished.stderr
+    found = {name: json.loads((tmp_path / name / "metrics.json").read_text()) for name in ("vcgbench", "msvd_qa")}
+    assert (found["vcgbench"]["score"], found["msvd_qa"]["accuracy"]) == (4, 1)
+    assert all(each["coverage"] == 1 and each["time"]["processes"] == 2 for each in found.values())
+    assert found["vcgbench"]["time"]["answered"] < 9
+    assert len(stub.requests) == 6 + 2 * 3 + 40 + 4  # each question once, whichever process asks
+    assert len(judge_stub.requests) == 15 + 4
+    for name in ("vcgbench", "mvbench", "msvd_qa"):
+        assert finished.stdout.count(f"{name}: ") == 1
 
 
 def test_no_answer_of_the_server_is_lost_when_a_clip_is_broken(tmp_path):
