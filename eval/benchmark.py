@@ -87,6 +87,11 @@ class Benchmark:
                 samples.append(sample)
         if not samples:
             raise ValueError(f"{self.title}: there are no samples in {data}")
+        for sample in samples if self.score == "multiple_choice" else ():
+            if sample.reference not in sample.options:
+                raise ValueError(
+                    f"{self.title}, {sample.id}: the answer {sample.reference!r} is not among {list(sample.options)}"
+                )
         ids = {sample.id for sample in samples}
         if len(ids) != len(samples):
             raise ValueError(f"{self.title}: {len(samples)} samples have only {len(ids)} different ids")

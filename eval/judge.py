@@ -20,7 +20,7 @@ from .results import Row, texts_of
 from .server import Messages, Reply
 from .verdicts import parse_verdict, response_format
 
-ATTEMPTS = 3  # for a reply that can be read
+ATTEMPTS = 3  # for a reply that can be read; requests that fail are tried again by the server's client
 LIMIT = 200  # tokens of a reply; a grade takes about ten
 
 
@@ -102,15 +102,16 @@ class Judge:
 
     def _ask(self, grades: list[tuple[Row, str]]) -> None:
         with tqdm(total=len(grades), desc=f"Judging ({self.chat.model})", unit="grade", disable=not grades) as bar:
-            for attempt in range(ATTEMPTS):
-                failed: list[tuple[Row, str]] = []
+            for _ in range(ATTEMPTS):
+                unread: list[tuple[Row, str]] = []
                 for aspect in dict.fromkeys(aspect for _, aspect in grades):
-                    same = [row for row, each in grades if each == aspect]
-                    failed += [(row, aspect) for row in self._ask_aspect(same, aspect, bar, attempt == ATTEMPTS - 1)]
-                grades = failed
+                    of_aspect = [row for row, each in grades if each == aspect]
+                    unread += [(row, aspect) for row in self._ask_aspect(of_aspect, aspect, bar)]
+                grades = unread
+            bar.update(len(grades))
 
-    def _ask_aspect(self, rows: list[Row], aspect: str, bar: tqdm, is_last: bool) -> list[Row]:
-        """Notes the grades of one aspect; gives the rows whose reply could not be read."""
+    def _ask_aspect(self, rows: list[Row], aspect: str, bar: tqdm) -> list[Row]:
+        """Notes the grades of one aspect, and why there are none; gives the rows whose reply could not be read."""
         chats = [self.messages(row, aspect) for row in rows]
         keys = [self._key(messages) for messages in chats]
         missing = [place for place, key in enumerate(keys) if key not in self.cache]
@@ -118,7 +119,7 @@ class Judge:
             _note(rows[place], aspect, parse_verdict(self.cache[keys[place]], aspect))
             self.counts["from_cache"] += 1
             bar.update()
-        failed = []
+        unread = []
         replies = self.chat.replies(
             [chats[place] for place in missing],
             temperature=self.temperature,
@@ -135,14 +136,15 @@ class Judge:
                     _note(row, aspect, _read_reply(reply, aspect))
                 except ValueError as error:
                     row["judge_errors"][aspect] = str(error)
-                    failed.append(row)
-                    bar.update(is_last)
-                    continue
-                lines.write(to_lines([{"key": key, "reply": reply.text}]))
-                lines.flush()
-                self.cache[key] = reply.text
+                    if reply.text is not None:
+                        unread.append(row)
+                        continue
+                else:
+                    lines.write(to_lines([{"key": key, "reply": reply.text}]))
+                    lines.flush()
+                    self.cache[key] = reply.text
                 bar.update()
-        return failed
+        return unread
 
     def messages(self, row: Row, aspect: str) -> Messages:
         """What the judge is told about one answer."""

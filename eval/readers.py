@@ -128,8 +128,6 @@ def read_mvbench(root: Path, benchmark: Benchmark) -> Iterator[Sample]:
     """Rows `{"video", "question", "candidates", "answer"}`, with "start" and "end" where it is about a part."""
     for name, task in benchmark.tasks.items():
         for number, row in enumerate(read_json(root / task["file"])):
-            if row["answer"] not in row["candidates"]:
-                raise ValueError(f"{root / task['file']}: the answer of row {number} is not among its candidates")
             listed = "".join(f"({letter}) {text}\n" for letter, text in zip(LETTERS, row["candidates"], strict=False))
             bounds = {key: float(row[key]) for key in ("start", "end")} if task.get("sub_clips") else {}
             yield Sample(

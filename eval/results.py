@@ -102,14 +102,17 @@ def to_row(benchmark: Benchmark, sample: Sample, answer: Answer) -> Row:
 
 
 def _worth(benchmark: Benchmark, sample: Sample, answer: Answer) -> dict[str, bool | float]:
+    """What the rule gives; to a sample that could not be asked about, the least: False, or 0."""
     if benchmark.rule is None:
         return {}
-    if answer.error is not None:
-        return {"correct": False, **({"legacy_correct": False} if benchmark.score == "multiple_choice" else {})}
-    value = benchmark.rule(sample, answer.texts[0])
+    text = answer.texts[0] if answer.texts else ""
+    value = benchmark.rule(sample, text)
+    if not isinstance(value, (bool, int, float)):
+        raise ValueError(f"{benchmark.score} gives a {type(value).__name__}, not a bool or a number: {value!r}")
+    value = value if answer.error is None else type(value)()
     worth = {"correct": value} if isinstance(value, bool) else {"score": float(value)}
     if benchmark.score == "multiple_choice":
-        worth["legacy_correct"] = legacy_correct(answer.texts[0], with_letter(sample.reference, sample.options))
+        worth["legacy_correct"] = legacy_correct(text, with_letter(sample.reference, sample.options))
     return worth
 
 

@@ -111,16 +111,16 @@ def legacy_mvbench(rows: Iterable[Mapping[str, Any]]) -> tuple[dict[str, float],
 
 
 def legacy_judged(
-    judged: Iterable[tuple[str, bool, float]], carried: int = 0
+    judged: Iterable[tuple[str, bool, float]],
 ) -> tuple[dict[str, Any], dict[str, dict[str, float]]]:
     """
-    The original's table of a judge's verdicts: accuracy and mean score by name, and both over all verdicts together.
+    The original's table of a judge's verdicts: accuracy and mean score by name, and both over all verdicts together;
+    and the counts behind it. In VCGBench, its "Avg_Acc" counts the verdict that came last twice: not here, where none
+    comes last.
 
     Args:
         judged: Name (a data set, or an aspect of VCGBench), whether right, and score of each verdict. In VCGBench
-            right is what scores above 3. What the judge failed at is wrong and scores 0 here.
-        carried: Added to the right ones. The original's VCGBench begins its count with the verdict it saw last, so
-            that its "Avg_Acc" depends on the order in which the judge's replies come: 1 if that one was right.
+            right is what scores above 3. What the judge failed at is wrong and scores 0.
     """
     counts: dict[str, dict[str, float]] = {}
     for name, right, score in judged:
@@ -133,4 +133,4 @@ def legacy_judged(
         for name, count in counts.items()
     }
     right, total, score = (sum(count[key] for count in counts.values()) for key in ("correct", "total", "score"))
-    return {**table, "Avg_Acc": 100 * (right + carried) / total, "Avg_Score": score / total}, counts
+    return {**table, "Avg_Acc": 100 * right / total, "Avg_Score": score / total}, counts

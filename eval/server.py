@@ -16,9 +16,9 @@ Messages = list[dict[str, Any]]
 
 # What no repetition mends, and what would be so for each request alike: no key, no right, no such model or address
 FATAL = (openai.AuthenticationError, openai.PermissionDeniedError, openai.NotFoundError)
-MAX_RETRIES = (
-    5  # by the client, with growing pauses: after time-outs, lost connections, and statuses 408, 409, 429, 5xx
-)
+# Of a request, by the client, with growing pauses: after time-outs, lost connections, and statuses 408, 409, 429, 5xx
+MAX_RETRIES = 5
+FAILURES_IN_A_ROW = 24  # of requests, for all their repetitions, after which a server is taken to be down
 
 
 class ServerError(RuntimeError):
@@ -67,13 +67,14 @@ class ChatServer:
         self._pause = 60 / requests_per_minute if requests_per_minute else 0.0
         self._next, self._lock = 0.0, Lock()
         self._knows_formats = True
+        self._failures = 0  # in a row
 
     def complete(self, messages: Messages, response_format: dict[str, Any] | None = None, **options: Any) -> Reply:
         """
         One reply. A server that knows no `response_format` is asked without it.
 
         Raises:
-            ServerError: if no request can succeed: the key, the model or the address is wrong.
+            ServerError: if no request can succeed: the key, the model or the address is wrong, or the server is down.
         """
         client = self._wait()
         if response_format and self._knows_formats:
@@ -89,7 +90,12 @@ class ChatServer:
                 return self.complete(messages, **options)
             return Reply(None, f"refused: {error}")
         except (openai.OpenAIError, ValueError) as error:  # ValueError: a body that is no JSON
+            self._failures += 1
+            if self._failures >= FAILURES_IN_A_ROW:
+                message = f"{self.base_url or 'OpenAI'} failed {self._failures} times in a row, at last with {error}"
+                raise ServerError(f"{message}. What was done stays: run it again when the server is up") from error
             return Reply(None, f"{type(error).__name__}: {error}")
+        self._failures = 0
         choice = completion.choices[0] if getattr(completion, "choices", None) else None
         if choice is None or choice.message is None or choice.message.content is None:
             return Reply(None, "the server sent no text")

@@ -13,6 +13,7 @@ import torch
 from .benchmark import Benchmark
 from .readers import Sample
 from .results import Row, texts_of
+from .scoring import legacy_judged, legacy_mvbench, with_letter
 from .statistics import confidence_interval
 
 # What lines hold, and what the mean of it is called; of several, the first is a run's main figure
@@ -60,12 +61,39 @@ def summarise(benchmark: Benchmark, samples: Sequence[Sample], rows: Sequence[Ro
         for task in dict.fromkeys(sample.task for sample in samples)
     }
     aspects = dict.fromkeys(value.aspect for value in values if value.aspect)
+    legacy = legacy_table(benchmark, rows)
     return {
         **_means(values, seed),
         **_counts(samples, rows, benchmark),
         "per_task": per_task,
         **({"aspects": {name: _aspect(values, rows, name, seed) for name in aspects}} if aspects else {}),
+        **({"legacy": legacy} if legacy else {}),
     }
+
+
+def legacy_table(benchmark: Benchmark, rows: Sequence[Row]) -> dict[str, Any] | None:
+    """
+    The table that the original would make of these answers and verdicts, by its rules: its figures can be compared
+    with published ones, and should not be trusted further. None where it has no such table.
+    """
+    if benchmark.score == "multiple_choice":
+        return legacy_mvbench(
+            {
+                "task_type": "error_reading_video" if "error" in row else row["task"],
+                "pred": row["prediction"],
+                "gt": with_letter(row["reference"], row["options"]),
+            }
+            for row in rows
+        )[0]
+    if benchmark.score != "judge" or not all("judge" in row for row in rows):
+        return None
+    verdicts = []
+    for row in rows:
+        for aspect in benchmark.tasks[row["task"]]["judge"]:
+            score = row["scores"].get(aspect, 0)
+            right = row.get("correct", False) if aspect == "answer" else score > 3
+            verdicts.append((row["task"] if aspect == "answer" else aspect, right, score))
+    return legacy_judged(verdicts)[0]
 
 
 def measure(rows: Iterable[Row]) -> Iterator[Value]:
@@ -141,8 +169,7 @@ def environment(seed: int) -> dict[str, Any]:
 
 def format_summary(metrics: dict[str, Any]) -> str:
     """One line: the main figure with its interval, and what is missing."""
-    parts = [f"{metrics['benchmark']}{' ' + metrics['variant'] if metrics['variant'] else ''}:"]
-    parts += [
+    parts = [
         f"{name} {format_value(name, metrics[name], metrics[f'{name}_ci'])}"
         for name in MEASURES.values()
         if name in metrics
@@ -151,7 +178,7 @@ def format_summary(metrics: dict[str, Any]) -> str:
         parts.append("not judged (name a --judge)")
     parts.append(f"coverage {metrics['coverage']:.1%} ({metrics['evaluated']} of {metrics['expected']})")
     parts += [f"{metrics[name]} {name.replace('_', ' ')}" for name in PROBLEMS if metrics.get(name)]
-    return ", ".join(parts).replace(":,", ":")
+    return f"{metrics['benchmark']} {metrics['variant']}".strip() + f": {', '.join(parts)}"
 
 
 def format_value(name: str, value: float, interval: Sequence[float] | None = None) -> str:

@@ -130,6 +130,7 @@ def test_broken_clips_stay_in_the_denominator(nano, tmp_path):
     assert "no such file" in errors[broken[1].id]
     assert found["accuracy"] == sum(row["correct"] for row in rows) / 40
     assert found["per_task"][broken[0].task]["coverage"] == 0.5
+    assert found["legacy"]["error_reading_video"] == 0 and found["legacy"]["Avg"] == 100 * found["accuracy_legacy"]
     assert "2 unreadable" in (tmp_path / "out" / "mvbench" / "report.md").read_text()
     # Mended, they alone are done again
     for sample in broken:
@@ -488,6 +489,30 @@ def test_a_benchmark_of_ones_own(nano, tmp_path):
     assert lines(tmp_path / "out" / "mine")[0]["score"] == 5.0
 
 
+def test_scores_of_ones_own_and_broken_clips(nano, tmp_path):
+    """They are in the denominator of a score, as 0, as they are in that of an accuracy."""
+    Clips(tmp_path / "made").write(tmp_path / "a.mp4", 0)
+    row = {"question": "What?", "answer": "one"}
+    (tmp_path / "questions.jsonl").write_text(to_lines([{**row, "video": "a.mp4"}, {**row, "video": "gone.mp4"}]))
+    (tmp_path / "mine.yaml").write_text(
+        "title: Mine\nread: rows\nscore: mine.py:score\ntasks: {all: {file: questions.jsonl}}\n"
+    )
+    (tmp_path / "mine.py").write_text("def score(sample, answer):\n    return 4.0\n")
+    (found,) = evaluate(load_benchmark(str(tmp_path / "mine.yaml"), {}), local(nano), str(tmp_path), tmp_path).values()
+    assert (found["score"], found["coverage"]) == (2.0, 0.5) and "accuracy" not in found
+    (tmp_path / "mine.py").write_text("def score(sample, answer):\n    return 'good'\n")
+    with pytest.raises(ValueError, match="gives a str, not a bool or a number"):
+        evaluate(load_benchmark(str(tmp_path / "mine.yaml"), {}), local(nano), str(tmp_path), tmp_path / "other")
+
+
+def test_answers_that_are_no_options(tmp_path):
+    write_mvbench(tmp_path, per_task=1)
+    file = tmp_path / "MVBench" / "json" / "action_count.json"
+    write_json(file, [{**row, "answer": "something else"} for row in json.loads(file.read_text())])
+    with pytest.raises(ValueError, match="MVBench, Action Count/0: the answer 'something else' is not among"):
+        benchmark("mvbench").samples(str(tmp_path))
+
+
 @pytest.mark.parametrize(
     ("text", "problem"),
     [
@@ -548,6 +573,9 @@ def test_grades_that_fail_are_left_out_and_counted(nano, data, tmp_path):
 
     found = judged(nano, data, tmp_path / "out", tmp_path, score)
     assert (found["score"], found["judge_failed"], found["coverage"]) == (4.0, 12, 0.0)
+    # where the original would have scored them 0
+    assert found["legacy"]["correctness"] == {"acc": 0, "score": 0} and found["legacy"]["detail"]["score"] == 4
+    assert found["legacy"]["Avg_Score"] == pytest.approx(3 * 4 / 15)
     assert found["aspects"]["detail"]["graded"] == 3
     assert "12 judge failed" in (tmp_path / "out" / "vcgbench" / "report.md").read_text()
 
@@ -560,6 +588,7 @@ def test_videoqa_with_a_judge_and_a_broken_clip(nano, tmp_path):
         nano, tmp_path / "data", tmp_path / "out", tmp_path, lambda _: {"pred": "yes", "score": 4}, name="tgif_qa"
     )
     assert (found["accuracy"], found["score"], found["coverage"]) == (0.75, 3.0, 0.75)
+    assert found["legacy"] == {"TGIF-QA": {"acc": 75, "score": 3}, "Avg_Acc": 75, "Avg_Score": 3}
     report = (tmp_path / "out" / "tgif_qa" / "report.md").read_text()
     assert "| **this run** | 75.0 | 3.00 |" in report and "| PLLaVA 7B | 77.5 | 4.1 |" in report
 

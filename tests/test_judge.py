@@ -89,9 +89,12 @@ def test_whatever_the_server_does_the_counts_are_right(tmp_path):
         assert (row["correct"], row["score"]) == (False, 0)
     assert not {"", "   "} & {said(request) for request in stub.requests}
     assert spent["from_cache"] == 0
-    assert spent["asked"] == 2 + 3 * (len(BAD) + 1)  # three times what could not be read
+    unread = ["garbage", "seven", "half a verdict", injection]
+    assert spent["asked"] == 2 + 3 * len(unread) + 5  # three times what could not be read
     counts = Counter(map(said, stub.requests))
-    assert counts["busy"] == counts["error"] == 3 * 6  # and each time the client tries six times
+    assert [counts[each] for each in unread] == [3] * 4
+    assert counts["busy"] == counts["error"] == counts["half a body"] == 6  # the client tries six times
+    assert counts["nothing"] == 1 and counts["refused"] == 2  # once more without a schema
 
 
 def test_a_server_that_takes_too_long(tmp_path):
@@ -146,6 +149,19 @@ def test_what_was_judged_stays_when_the_run_is_killed(tmp_path):
         with (tmp_path / "cache.jsonl").open("a") as cache:
             cache.write('{"key": "half a li')  # killed while it wrote
         assert judge_at(url, tmp_path).judge(benchmark("msvd_qa"), qa_rows("a", "b"))["from_cache"] == 2
+
+
+def test_a_server_that_is_down_is_given_up(tmp_path):
+    rows, up = qa_rows(*map(str, range(60))), [True] * 5
+
+    def answer(request):
+        return yes() if up and up.pop() else Reply(status=503)
+
+    with chat_server(answer) as (url, stub):
+        with pytest.raises(ServerError, match=r"failed \d+ times in a row.*run it again"):
+            judge_at(url, tmp_path, concurrency=2).judge(benchmark("msvd_qa"), rows)
+        assert len(stub.requests) < 6 * 30
+    assert sum("score" in row for row in rows) == 5  # and they stay
 
 
 def test_failures_are_asked_again_when_told_to(tmp_path):
