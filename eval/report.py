@@ -114,6 +114,8 @@ def _paper_table(benchmark: Benchmark, plain: Metrics) -> str | None:
     columns = rows.pop("columns")
     ours = _paper_columns(benchmark, plain)
     kept = [place for place, column in enumerate(columns) if column in ours]
+    if not kept:
+        return None
     lines = [
         f"| | {' | '.join(columns[place] for place in kept)} |",
         "|---|" + "---:|" * len(kept),

@@ -113,3 +113,15 @@ def test_the_score_is_ours(evaluated):
     score = results["own_words"]["mvbench_accuracy,letters"]
     assert score == pytest.approx(100 * sum(right) / len(right))
     assert score > 80  # a guess is right in less than 50 per cent
+
+
+def test_the_task_as_it_is_agrees_wherever_an_option_is_named(evaluated):
+    """Where none is, it takes the first letter of a sentence for one: there the two rules differ."""
+    options, _, samples = evaluated
+    named = [
+        (index == offered.index(row["target"]), row["mvbench_accuracy"]["score"] == 1)
+        for row, offered in zip(samples[TASK], options, strict=True)
+        if (index := option_named(row["filtered_resps"][0], offered)) is not None
+    ]
+    assert len(named) > len(options) / 2
+    assert all(ours == theirs for ours, theirs in named)
