@@ -97,6 +97,8 @@ def evaluate(
         for each in benchmarks:
             each.samples(data or ".", limit)  # what is wrong with the data is said before a model is loaded
         judging = None
+        if not judge and (judge_endpoint or retry_failed):
+            raise ValueError("Name the model that judges: --judge")
         if judge and state.is_main_process:
             chat = (
                 evaluation.ChatServer(
@@ -112,6 +114,8 @@ def evaluate(
         if endpoint:
             if model is None:
                 raise ValueError(f"Name the model that {endpoint} is to be asked for")
+            if chat_template or load.keywords["adapter"]:
+                raise ValueError("--adapter and --chat-template are for a local model; a server has its own")
             answerer = evaluation.Endpoint(
                 evaluation.ChatServer(model, endpoint, concurrency),
                 **({"num_frames": num_frames} if num_frames else {}),

@@ -173,6 +173,15 @@ def test_the_command_evaluates_and_judges_at_servers(data, tmp_path):
     assert found["judge"]["asked"] == 0
     finished = runner.invoke(app, ["eval", "--endpoint", url, "--data", str(data), "--benchmark", "msvd_qa"])
     assert finished.exit_code == 1 and "Name the model" in finished.output
+    for wrong, told in {
+        "--chat-template plain": "for a local model",
+        "--adapter mine": "for a local model",
+        "--retry-failed": "--judge",
+        f"--judge-endpoint {judge_url}": "--judge",
+    }.items():
+        values = ["eval", "served", "--endpoint", url, "--data", str(data), "--benchmark", "msvd_qa", *wrong.split()]
+        finished = runner.invoke(app, values)
+        assert finished.exit_code == 1 and told in finished.output, wrong
 
 
 def test_processes_share_what_a_server_is_asked_and_one_of_them_judges(data, tmp_path):
