@@ -232,9 +232,11 @@ def _adapter_directory(adapter: str | os.PathLike) -> Path:
     return directory
 
 
-def fetch(name: str, allow_patterns: list[str], revision: str | None = None) -> Path:
+def fetch(
+    name: str, allow_patterns: list[str] | None = None, revision: str | None = None, repo_type: str = "model"
+) -> Path:
     """
-    The directory `name`, or a repository on the Hub as a directory, with the files that the patterns allow.
+    The directory `name`, or a repository on the Hub as one, with the files that the patterns allow, by default all.
 
     Raises:
         ValueError: if there is neither.
@@ -245,6 +247,6 @@ def fetch(name: str, allow_patterns: list[str], revision: str | None = None) -> 
     if path.exists():
         raise ValueError(f"{name}: a file; give the directory that it is in")
     try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=allow_patterns))
+        return Path(snapshot_download(name, repo_type=repo_type, revision=revision, allow_patterns=allow_patterns))
     except (OSError, ValueError) as error:  # no such repository, no access, no network, not an id
         raise ValueError(f"{name}: no directory, and no repository that the Hub gives ({error})") from error

@@ -79,7 +79,7 @@ def evaluate(
 
         from pllava import eval as evaluation
         from pllava.eval.compare import format_differences
-        from pllava.eval.report import write_sweeps
+        from pllava.eval.report import format_sweep, read_sweeps
         from pllava.eval.summary import format_summary
 
         if compare:
@@ -94,8 +94,8 @@ def evaluate(
         # accelerate joins processes on CPUs only where it is told that it is on one
         state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available())
         place = {"rank": state.process_index, "world_size": state.num_processes}
-        for each in benchmarks:
-            each.samples(data or ".", limit)  # what is wrong with the data is said before a model is loaded
+        # Before a model is loaded, so that what is wrong with the data is said at once
+        samples = [each.samples(data or ".", limit) for each in benchmarks]
         judging = None
         if not judge and (judge_endpoint or retry_failed):
             raise ValueError("Name the model that judges: --judge")
@@ -132,13 +132,13 @@ def evaluate(
         def conclude(collected: evaluation.Collected) -> None:
             for found in evaluation.conclude(collected, judging, seed).values():
                 typer.echo(format_summary(found))
-            for table in write_sweeps(collected.benchmark, collected.folder) if sweep else []:
-                typer.echo(f"\n{table}")
+            for swept in read_sweeps(collected.folder).items() if sweep else ():
+                typer.echo(f"\n{format_sweep(*swept)}")
             typer.echo(f"See {collected.folder}")
 
         later = []
-        for each in benchmarks:
-            collected = evaluation.collect(each, answerer, data or ".", out, variants, limit)
+        for each, asked in zip(benchmarks, samples, strict=True):
+            collected = evaluation.collect(each, answerer, asked, out, variants, limit)
             if state.num_processes > 1 and judge:
                 later.append(collected)  # other processes must not wait for a judge, which may take hours
             elif state.is_main_process:

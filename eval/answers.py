@@ -2,15 +2,16 @@
 A local model's answers to many questions.
 
 What they have in common is computed once. A clip is decoded once for all questions about it and all ways to ask them,
-and its frames go through the vision tower once. All prompts begin with the video, which is most of their
-tokens: the language model reads that beginning once for all questions of a batch about a clip, and each question goes
-on from its keys and values.
+and its frames go through the vision tower once. All prompts begin with the video, which is most of their tokens: the
+language model reads that beginning once for all questions of a batch about a clip, and each question goes on from its
+keys and values.
 """
 
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
@@ -20,16 +21,14 @@ from transformers import PreTrainedModel, ProcessorMixin
 from ..chat_templates_pllava import CHAT_TEMPLATES
 from ..loading import set_alpha, set_pooling_shape
 from .benchmark import Benchmark
-from .clips import Clip, ClipLoader
+from .clips import ClipLoader, DecodedClip
 from .fingerprint import fingerprint
-from .readers import Sample
+from .readers import Clip, Sample
 from .variants import Variant, choose_frames
 
 BATCHES_IN_WINDOW = 4  # whose clips are held together; a process takes whole windows
 BUCKET = 32  # tokens by which the prompts of a batch differ at most
 SENTENCE = 8  # words from which a reference lets expect an answer that is longer than a phrase
-
-ClipKey = tuple[str, float | None, float | None]  # path, start, end
 
 
 @dataclass
@@ -96,16 +95,18 @@ class LocalModel:
         self.rank, self.world_size = rank, world_size
         self.seconds = Seconds()
         self.alpha = next((lora.lora_alpha for lora in getattr(model, "peft_config", {}).values()), None)
-        self.pooling_shape = tuple(self.model.config.pooling_shape)
+        config = self.model.config
+        self.pooling_shape = tuple(config.pooling_shape)
+        self.revision = getattr(config, "_commit_hash", None) or fingerprint(config.name_or_path)
+        self.adapter_revision = fingerprint(adapter) if adapter else None
 
     def describe(self, variant: Variant) -> dict[str, Any]:
         """What the answers depend on beside the benchmark."""
-        config = self.model.config
         return {
-            "model": config.name_or_path,
-            "revision": getattr(config, "_commit_hash", None) or fingerprint(config.name_or_path),
+            "model": self.model.config.name_or_path,
+            "revision": self.revision,
             "adapter": self.adapter,
-            "adapter_revision": fingerprint(self.adapter) if self.adapter else None,
+            "adapter_revision": self.adapter_revision,
             "alpha": self.alpha if variant.alpha is None else variant.alpha,
             "num_frames": self.processor.num_frames,
             "pooling_shape": list(variant.pooling_shape or self.pooling_shape),
@@ -127,9 +128,9 @@ class LocalModel:
         The batches are made of all samples, done or not, and a batch of which one answer is missing runs whole: so
         that a run that was killed goes on to the very numbers of one that was not, whatever the number of processes.
         """
-        windows = plan(samples, self._prompt_lengths(benchmark, samples), self.batch_size)[
-            self.rank :: self.world_size
-        ]
+        encode = lru_cache(maxsize=None)(partial(self.encode, benchmark))  # each prompt once, for plan and variants
+        lengths = [max(sum(map(len, encode(q, True))) for q in sample.questions) for sample in samples]
+        windows = plan(samples, lengths, self.batch_size)[self.rank :: self.world_size]
         missing = [
             [[v for v in variants if not all(is_done(v, sample) for sample in batch)] for batch in window]
             for window in windows
@@ -141,17 +142,17 @@ class LocalModel:
         )
         for (window, variants_of), sources in zip(todo, keys, strict=True):
             clips = {key: self._next(decoded) for key in sources}
-            features: dict[ClipKey, torch.Tensor] = {}
+            features: dict[Clip, torch.Tensor] = {}
             for place, (batch, batch_variants) in enumerate(zip(window, variants_of, strict=True)):
                 began = time.perf_counter()
-                results = list(self._answer_batch(benchmark, batch, batch_variants, clips, features))
+                results = list(self._answer_batch(benchmark, encode, batch, batch_variants, clips, features))
                 self.seconds.model += time.perf_counter() - began
                 for variant, answered in results:
                     yield variant, [pair for pair in answered if not is_done(variant, pair[0])]
-                still_asked = {clip_key(sample) for later in window[place + 1 :] for sample in later}
+                still_asked = {sample.clip for later in window[place + 1 :] for sample in later}
                 features = {key: value for key, value in features.items() if key in still_asked}
 
-    def _next(self, decoded: Iterator[Clip]) -> Clip:
+    def _next(self, decoded: Iterator[DecodedClip]) -> DecodedClip:
         began = time.perf_counter()
         clip = next(decoded)
         if clip.pixels is not None:
@@ -183,38 +184,36 @@ class LocalModel:
         cut = ids.index(video) + 1 if with_video else 0
         return ids[:cut], ids[cut:]
 
-    def _prompt_lengths(self, benchmark: Benchmark, samples: Sequence[Sample]) -> list[int]:
-        return [max(sum(map(len, self.encode(benchmark, q, True))) for q in sample.questions) for sample in samples]
-
     # --- a batch -----------------------------------------------------------------------------------------------------
 
     @torch.inference_mode()
     def _answer_batch(
         self,
         benchmark: Benchmark,
+        encode: Callable[[str, bool], tuple[list[int], list[int]]],
         batch: list[Sample],
         variants: list[Variant],
-        clips: dict[ClipKey, Clip],
-        features: dict[ClipKey, torch.Tensor],
+        clips: dict[Clip, DecodedClip],
+        features: dict[Clip, torch.Tensor],
     ) -> Iterator[tuple[Variant, list[tuple[Sample, Answer]]]]:
         """`features` is what the vision tower made of clips before; what this batch needs is added."""
         keys = {key: clips[key] for key in _clips([batch], [variants])}
         order = {key: place for place, key in enumerate(key for key in keys if keys[key].pixels is not None)}
-        asked = [sample for sample in batch if clip_key(sample) in order]
+        asked = [sample for sample in batch if sample.clip in order]
         for key in order.keys() - features.keys():
             features[key] = self._encode_frames(clips[key].pixels)
         for variant in variants:
             seen = [features[key][choose_frames(variant.control, len(features[key]), str(key))] for key in order]
             with self._set(variant):
                 prompts = [
-                    _Prompt(order[clip_key(sample)], *self.encode(benchmark, q, variant.control != "no_video"))
+                    _Prompt(order[sample.clip], *encode(q, variant.control != "no_video"))
                     for sample in asked
                     for q in sample.questions
                 ]
                 texts = iter(self._generate(benchmark, prompts, seen) if prompts else ())
             answered = []
             for sample in batch:
-                clip = keys[clip_key(sample)]
+                clip = keys[sample.clip]
                 if clip.pixels is None:
                     answered.append((sample, Answer(error=clip.error)))
                     continue
@@ -304,14 +303,10 @@ class LocalModel:
         return ids[places], mask[places], cache
 
 
-def clip_key(sample: Sample) -> ClipKey:
-    return sample.video, sample.start, sample.end
-
-
-def _clips(batches: list[list[Sample]], variants: list[list[Variant]]) -> dict[ClipKey, dict[str, Any]]:
+def _clips(batches: list[list[Sample]], variants: list[list[Variant]]) -> dict[Clip, dict[str, Any]]:
     """What has to be decoded, each clip once: the sources by their keys."""
     wanted = [sample for batch, missing in zip(batches, variants, strict=True) if missing for sample in batch]
-    return {clip_key(sample): sample.source for sample in wanted}
+    return {sample.clip: sample.source for sample in wanted}
 
 
 def plan(samples: Sequence[Sample], lengths: Sequence[int], batch_size: int) -> list[list[list[Sample]]]:
@@ -323,9 +318,9 @@ def plan(samples: Sequence[Sample], lengths: Sequence[int], batch_size: int) -> 
         lengths: Of the samples' prompts, in tokens.
         batch_size: The largest number of questions in a batch; one sample may have two.
     """
-    by_clip: dict[ClipKey, list[int]] = {}
+    by_clip: dict[Clip, list[int]] = {}
     for index, sample in enumerate(samples):
-        by_clip.setdefault(clip_key(sample), []).append(index)
+        by_clip.setdefault(sample.clip, []).append(index)
     grouped = [index for indices in by_clip.values() for index in indices]
     size = BATCHES_IN_WINDOW * batch_size
     windows = []

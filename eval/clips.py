@@ -11,11 +11,11 @@ from torch.utils.data import DataLoader
 from transformers import ProcessorMixin
 
 from ..video_decoding_pllava import VideoTruncatedWarning
-from ..workers import end_with_parent
+from ..workers import end_with_parent, unchanged
 
 
 @dataclass
-class Clip:
+class DecodedClip:
     """
     Args:
         pixels: `(frames, 3, height, width)` as the vision tower takes them; None if the clip cannot be read.
@@ -38,21 +38,21 @@ class ClipLoader:
     ):
         self.processor, self.sources, self.dtype, self.num_workers = processor, sources, dtype, num_workers
 
-    def __iter__(self) -> Iterator[Clip]:
+    def __iter__(self) -> Iterator[DecodedClip]:
         workers = {"prefetch_factor": 8} if self.num_workers else {}
         return iter(
             DataLoader(
                 self,
                 sampler=range(len(self.sources)),
                 batch_size=None,
-                collate_fn=_unchanged,
+                collate_fn=unchanged,
                 num_workers=self.num_workers,
                 worker_init_fn=end_with_parent,
                 **workers,
             )
         )
 
-    def __getitem__(self, index: int) -> Clip:
+    def __getitem__(self, index: int) -> DecodedClip:
         began, pixels, error = time.perf_counter(), None, None
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", VideoTruncatedWarning)
@@ -62,8 +62,4 @@ class ClipLoader:
             except (OSError, SyntaxError, ValueError) as problem:  # SyntaxError: PIL's for broken images
                 error = str(problem)
         damaged = [str(each.message) for each in caught if issubclass(each.category, VideoTruncatedWarning)]
-        return Clip(pixels, error, damaged[0] if damaged else None, time.perf_counter() - began)
-
-
-def _unchanged(item: Any) -> Any:
-    return item
+        return DecodedClip(pixels, error, damaged[0] if damaged else None, time.perf_counter() - began)

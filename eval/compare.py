@@ -1,12 +1,12 @@
 """Two runs of the same benchmark: by how much they differ in each task, and whether chance explains it."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 from ..files import read_lines
+from .results import read_metrics
 from .statistics import confidence_interval, paired_p_value
 from .summary import Value, format_value, main_measure, measure
 
@@ -52,16 +52,12 @@ def compare(first: str | Path, second: str | Path) -> dict[str, tuple[str, list[
 
 def _runs(folder: Path) -> dict[str, Path]:
     """The folders of results in `folder`, or `folder` itself, by the benchmark's name."""
-    files = [folder / "metrics.json"] if (folder / "metrics.json").exists() else folder.glob("*/metrics.json")
-    return {_metrics(file.parent)["benchmark"]: file.parent for file in sorted(files)}
-
-
-def _metrics(folder: Path) -> dict[str, Any]:
-    return json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+    folders = [folder] if read_metrics(folder) else sorted(file.parent for file in folder.glob("*/metrics.json"))
+    return {read_metrics(each)["benchmark"]: each for each in folders}
 
 
 def _compare(first: Path, second: Path) -> tuple[str, list[Difference]]:
-    one, other = _metrics(first), _metrics(second)
+    one, other = read_metrics(first), read_metrics(second)
     for name in ALIKE:
         if one["run"][name] != other["run"][name]:
             raise ValueError(f"{first} and {second} cannot be compared: their {name} differ")

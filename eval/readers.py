@@ -10,13 +10,13 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from huggingface_hub import snapshot_download
-
+from ..loading import fetch
 from .scoring import LETTERS
 
 if TYPE_CHECKING:
     from .benchmark import Benchmark
 
+Clip = tuple[str, float | None, float | None]  # path, start, end
 VIDEO_SUFFIXES = (".mp4", ".avi", ".mkv", ".webm", ".mov", ".gif", ".m4v")  # in the order in which they are preferred
 
 
@@ -45,8 +45,13 @@ class Sample:
     end: float | None = None
 
     @property
+    def clip(self) -> Clip:
+        """What is asked about: two samples about the same frames have the same."""
+        return self.video, self.start, self.end
+
+    @property
     def source(self) -> dict[str, Any]:
-        """The clip as our video processor takes it; two samples about the same frames have the same."""
+        """The clip as our video processor takes it."""
         bounds = {"start": self.start, "end": self.end}
         return {"path": self.video, **{name: value for name, value in bounds.items() if value is not None}}
 
@@ -61,12 +66,8 @@ def find_folder(data: str, folder: str) -> Path:
     Raises:
         ValueError: if there is neither.
     """
-    path = Path(data)
-    if not path.is_dir():
-        try:
-            path = Path(snapshot_download(data, repo_type="dataset"))
-        except (OSError, ValueError) as error:
-            raise ValueError(f"{data}: no folder, and no dataset that the Hub gives ({error})") from error
+    path = fetch(data, repo_type="dataset")
+    if path != Path(data):
         _unpack(path)
     return path / folder if (path / folder).is_dir() else path
 

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 
 from ..files import replace_file
 from .benchmark import Benchmark
+from .results import read_metrics
 from .summary import MEASURES, PROBLEMS, format_value, main_measure
 from .variants import CONTROLS, parse_sweep
 
@@ -23,11 +24,11 @@ Metrics = dict[str, Any]
 
 def write_report(benchmark: Benchmark, folder: Path) -> None:
     """report.md, per_task.png and model-index.yaml of a plain run and the controls that are beside it."""
-    plain = _read(folder)
-    name = plain and main_measure(plain)
+    plain = read_metrics(folder)
     if plain is None:
         return
-    controls = {title: found for key, title in CONTROLS.items() if (found := _read(folder / key))}
+    name = main_measure(plain)
+    controls = {title: found for key, title in CONTROLS.items() if (found := read_metrics(folder / key))}
     sections = [f"# {benchmark.title}", _what(plain)]
     if name is None:
         why = "The answers were not judged: name a `--judge`." if "judged" in plain else "There is nothing to score."
@@ -44,11 +45,6 @@ def write_report(benchmark: Benchmark, folder: Path) -> None:
         _write_model_index(benchmark, plain, folder / "model-index.yaml")
     sections.append(_how(plain))
     replace_file(folder / "report.md", "\n\n".join(sections) + "\n")
-
-
-def _read(folder: Path) -> Metrics | None:
-    file = folder / "metrics.json"
-    return json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
 
 
 # --- the report's parts ----------------------------------------------------------------------------------------------
@@ -216,25 +212,32 @@ def _write_model_index(benchmark: Benchmark, plain: Metrics, file: Path) -> None
 # --- sweeps ----------------------------------------------------------------------------------------------------------
 
 
-def write_sweeps(benchmark: Benchmark, folder: Path) -> list[str]:
-    """A table and a figure of each setting that was swept, from all its values that are in `folder`; the tables."""
-    tables = []
+def read_sweeps(folder: Path) -> dict[str, list[tuple[Any, Metrics]]]:
+    """The metrics of all values in `folder` of each setting that was swept, in the order of the values."""
+    sweeps = {}
     for setting in ("alpha", "pooling_shape"):
-        found = {file.parent.name: _read(file.parent) for file in folder.glob(f"{setting}=*/metrics.json")}
+        found = {file.parent.name: read_metrics(file.parent) for file in folder.glob(f"{setting}=*/metrics.json")}
         points = [(variant, found[variant.name]) for name in found for variant in parse_sweep(name)]
         points = sorted(((getattr(v, setting), m) for v, m in points if main_measure(m)), key=lambda point: point[0])
         if points:
-            name = main_measure(points[0][1])
-            table = _sweep_table(setting, points, name)
-            tables.append(table)
-            draw = _plot_alpha if setting == "alpha" else _plot_pooling
-            draw(benchmark, points, name, folder / f"sweep_{setting}.png")
-            text = f"# {benchmark.title}: {setting}\n\n{table}\n\n![{setting}](sweep_{setting}.png)\n"
-            replace_file(folder / f"sweep_{setting}.md", text)
-    return tables
+            sweeps[setting] = points
+    return sweeps
 
 
-def _sweep_table(setting: str, points: list[tuple[Any, Metrics]], name: str) -> str:
+def write_sweeps(benchmark: Benchmark, folder: Path) -> None:
+    """A table and a figure of each setting that was swept."""
+    for setting, points in read_sweeps(folder).items():
+        draw = _plot_alpha if setting == "alpha" else _plot_pooling
+        draw(benchmark, points, main_measure(points[0][1]), folder / f"sweep_{setting}.png")
+        text = (
+            f"# {benchmark.title}: {setting}\n\n{format_sweep(setting, points)}\n\n![{setting}](sweep_{setting}.png)\n"
+        )
+        replace_file(folder / f"sweep_{setting}.md", text)
+
+
+def format_sweep(setting: str, points: list[tuple[Any, Metrics]]) -> str:
+    """A table in Markdown: the main measure of each value, over all and by task."""
+    name = main_measure(points[0][1])
     tasks = list(points[0][1]["per_task"])
     tasks = tasks if len(tasks) > 1 else []
     lines = [f"| {setting} | coverage | {name} | {' | '.join(tasks)}{' |' if tasks else ''}"]

@@ -79,6 +79,12 @@ class Results:
         replace_file(self.predictions, to_lines(self.rows.values()))
 
 
+def read_metrics(folder: Path) -> dict[str, Any] | None:
+    """What metrics.json has, if there is one."""
+    file = folder / "metrics.json"
+    return json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
+
+
 def to_row(benchmark: Benchmark, sample: Sample, answer: Answer) -> Row:
     """The line of a sample; what is scored by a rule is scored here, so that the line stands by itself."""
     bounds = {"start": sample.start, "end": sample.end}

@@ -16,7 +16,7 @@ from .benchmark import Benchmark, digest
 from .judge import Judge
 from .readers import Sample
 from .report import write_report, write_sweeps
-from .results import Results, score_captions, to_row
+from .results import Results, read_metrics, score_captions, to_row
 from .summary import environment, summarise
 from .variants import PLAIN, Variant
 
@@ -55,19 +55,25 @@ def evaluate(
     seed: int = 0,
 ) -> dict[str, dict[str, Any]]:
     """
-    Evaluates a model on a benchmark: [`collect`], then in the main process [`conclude`], whose arguments these are.
+    Evaluates a model on a benchmark: [`collect`], then in the main process [`conclude`]; see there.
+
+    Args:
+        data: A folder, or a dataset on the Hub.
 
     Returns:
         The metrics by variant, as metrics.json has them; in other processes nothing.
+
+    Raises:
+        ValueError: if the data are not there.
     """
-    collected = collect(benchmark, answerer, data, out, variants, limit)
+    collected = collect(benchmark, answerer, benchmark.samples(data, limit), out, variants, limit)
     return conclude(collected, judge, seed) if PartialState().is_main_process else {}
 
 
 def collect(
     benchmark: Benchmark,
     answerer: Answerer,
-    data: str,
+    samples: list[Sample],
     out: str | Path,
     variants: Sequence[Variant] = (PLAIN,),
     limit: int | None = None,
@@ -78,15 +84,14 @@ def collect(
     Args:
         benchmark: As `load_benchmark` gives it.
         answerer: The model.
-        data: A folder, or a dataset on the Hub.
+        samples: As `benchmark.samples` gives them.
         out: Gets a folder with the benchmark's name, with the plain run's files and a folder for each other variant.
         variants: Ways to ask; they share decoded clips and the vision tower's work.
-        limit: Samples of each task.
+        limit: How many samples of each task these are, if not all.
 
     Raises:
-        ValueError: if the data are not there, or `out` has the results of another run.
+        ValueError: if `out` has the results of another run.
     """
-    samples = benchmark.samples(data, limit)
     state = PartialState()
     folder = Path(out) / benchmark.name
     results = {}
@@ -118,22 +123,23 @@ def conclude(collected: Collected, judge: Judge | None = None, seed: int = 0) ->
     """
     benchmark, samples, metrics = collected.benchmark, collected.samples, {}
     for variant, result in collected.results.items():
-        rows = result.merge(samples)
-        judging = {}
-        try:
-            if benchmark.score == "caption":
-                score_captions(rows)
-            elif benchmark.score == "judge" and judge is not None:
-                judging = judge.judge(benchmark, rows)
-        finally:
+        rows, judging = result.merge(samples), {}
+        if benchmark.score == "caption":
+            score_captions(rows)
             result.save()
+        elif benchmark.score == "judge" and judge is not None:
+            try:
+                judging = judge.judge(benchmark, rows)
+            finally:
+                result.save()
+        before = read_metrics(result.folder)  # of the run that gave the answers, where this one had none to give
         metrics[variant.name] = {
             "benchmark": benchmark.name,
             "variant": variant.name,
             **summarise(benchmark, samples, rows, seed),
             **({"judge": {**rows[0]["judge"], **judging}} if "judge" in rows[0] else {}),
             "run": result.run,
-            "time": collected.time if collected.time["answered"] else _time_before(result.folder) or collected.time,
+            "time": before["time"] if before and not collected.time["answered"] else collected.time,
             **environment(seed),
         }
         replace_file(result.folder / "metrics.json", json.dumps(metrics[variant.name], indent=2) + "\n")
@@ -176,9 +182,3 @@ def _answer(
         "waited_for_clips_seconds": answerer.seconds.waited,
         "processes": state.num_processes,
     }
-
-
-def _time_before(folder: Path) -> dict[str, float] | None:
-    """Of the run that gave the answers, where this one had nothing to do."""
-    file = folder / "metrics.json"
-    return json.loads(file.read_text(encoding="utf-8"))["time"] if file.exists() else None

@@ -22,6 +22,12 @@ class Reply:
     headers: dict[str, str] = field(default_factory=dict)
 
 
+def grade(request: dict[str, Any]) -> Reply:
+    """A good grade, in the form that a judge is asked for."""
+    wanted = request["response_format"]["json_schema"]["schema"]["required"]
+    return Reply(json.dumps({name: {"pred": "yes", "score": 4}[name] for name in wanted}))
+
+
 class ChatServerStub:
     def __init__(self, answer: Callable[[dict[str, Any]], Reply]):
         self.answer, self.requests, self.times, self.lock = answer, [], [], threading.Lock()

@@ -14,7 +14,7 @@ import benchmark_folders
 import numpy as np
 import pytest
 from benchmark_folders import Clips, benchmark, write_json
-from chat_server import Reply, chat_server
+from chat_server import Reply, chat_server, grade
 from ports import free_port
 from typer.testing import CliRunner
 
@@ -185,10 +185,6 @@ def test_the_command_evaluates_and_judges_at_servers(data, tmp_path):
 
 
 def test_processes_share_what_a_server_is_asked_and_one_of_them_judges(data, tmp_path):
-    def judge(request):
-        wanted = request["response_format"]["json_schema"]["schema"]["required"]
-        return Reply(json.dumps({name: {"pred": "yes", "score": 4}[name] for name in wanted}))
-
     config = Path(pllava.__file__).parent / "train" / "accelerate" / "ddp.yaml"
     command = [
         sys.executable,
@@ -201,7 +197,7 @@ def test_processes_share_what_a_server_is_asked_and_one_of_them_judges(data, tmp
     ]
     command += ["--mixed_precision", "no", "--main_process_port", free_port(), "-m", "pllava.eval", "served"]
     command += ["--benchmark", "vcgbench,mvbench,msvd_qa", "--data", str(data), "--out", str(tmp_path)]
-    with chat_server(lambda _: Reply("blue")) as (url, stub), chat_server(judge) as (judge_url, judge_stub):
+    with chat_server(lambda _: Reply("blue")) as (url, stub), chat_server(grade) as (judge_url, judge_stub):
         command += ["--endpoint", url, "--judge", "grader", "--judge-endpoint", judge_url]
         finished = subprocess.run(
             command, env={**os.environ, "ACCELERATE_USE_CPU": "true"}, capture_output=True, text=True, timeout=200

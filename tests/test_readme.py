@@ -1,6 +1,5 @@
 """Every snippet of the README runs as it stands there."""
 
-import json
 import os
 import re
 import subprocess
@@ -9,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from benchmark_folders import write_all
-from chat_server import Reply, chat_server
+from chat_server import Reply, chat_server, grade
 from layouts import write_official
 from local_hub import local_hub
 
@@ -47,8 +46,7 @@ def server():
     def answer(request):
         if "response_format" not in request:
             return Reply("(A)")
-        wanted = request["response_format"]["json_schema"]["schema"]["required"]
-        return Reply(json.dumps({name: {"pred": "yes", "score": 4}[name] for name in wanted}))
+        return grade(request)
 
     with chat_server(answer) as (url, _):
         yield url

@@ -28,6 +28,7 @@ from transformers import ProcessorMixin
 from transformers.video_utils import VideoMetadata
 
 from ..video_decoding_pllava import VideoTruncatedWarning, load_frames
+from ..workers import unchanged
 from .data import Source, load_source
 
 MEASURES = ("frames", "seconds", "tokens", "turns")
@@ -159,7 +160,7 @@ def examine(
             _RowCheck(processor),
             sampler=tasks(),
             batch_size=None,
-            collate_fn=_unchanged,
+            collate_fn=unchanged,
             num_workers=workers,
             **prefetch,
         )
@@ -205,10 +206,6 @@ class _RowCheck:
         except TemplateError as error:
             tokens = str(error)
         return tokens, {key: check_clip(key[0], item, self.processor) for key, item in media.items()}
-
-
-def _unchanged(item: Any) -> Any:
-    return item
 
 
 # --- the report ------------------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from datasets.distributed import split_dataset_by_node
 from torch import Generator
 from torch.utils.data import DataLoader
 
-from ..workers import end_with_parent
+from ..workers import end_with_parent, unchanged
 from .collator import VideoChatCollator
 from .skipped import Skipped, SkippedExamples
 
@@ -118,7 +118,7 @@ class StreamLoader:
             _Encoder(self.collator),
             sampler=tasks(),
             batch_size=None,
-            collate_fn=_unchanged,
+            collate_fn=unchanged,
             worker_init_fn=end_with_parent,
             num_workers=self.num_workers,
             generator=Generator(),  # or its seed would be drawn from the generator that dropout uses
@@ -157,10 +157,6 @@ class _Encoder:
         row, seed = task
         names = {name: str(row.get(name)) for name in ("source", "id")}
         return names, self.collator.try_encode(row, seed)
-
-
-def _unchanged(item: Any) -> Any:
-    return item
 
 
 def _seed(seed: int, epoch: int, row: str | int) -> int:
