@@ -23,7 +23,6 @@ benchmark: .venv/installed
 	$(BIN)/python benchmarks/imports.py
 	$(BIN)/python benchmarks/convert.py
 	$(BIN)/python benchmarks/decode.py
-	$(BIN)/python benchmarks/vision_tower.py
 	$(BIN)/python benchmarks/train_step.py
 	$(BIN)/python benchmarks/evaluate.py
 

@@ -19,7 +19,7 @@ from transformers import (
 from transformers.pipelines import PIPELINE_REGISTRY
 
 from .configuration_pllava import PllavaConfig
-from .loading import check_model, load_model, lora_config, quantization_config, set_alpha, set_pooling_shape
+from .loading import check_model, load_model, lora_config, quantization_config, set_alpha
 from .modeling_pllava import PllavaForConditionalGeneration, PllavaModel, PllavaPreTrainedModel
 from .pipeline_pllava import VideoTextToTextPipeline
 from .processing_pllava import PllavaProcessor
@@ -68,5 +68,4 @@ __all__ = [
     "model_path",
     "quantization_config",
     "set_alpha",
-    "set_pooling_shape",
 ]

@@ -1,9 +1,13 @@
 """PLLaVA configuration: LLaVA's, plus how many frames are read and the grid they are pooled to."""
 
 import math
+from typing import TYPE_CHECKING
 
 from huggingface_hub.dataclasses import strict
 from transformers import LlavaConfig
+
+if TYPE_CHECKING:  # transformers saves with a model the files that its own import: those of the pipeline must be there
+    from .pipeline_pllava import VideoTextToTextPipeline  # noqa: F401
 
 # What a saved checkpoint tells transformers about the code files that travel with it.
 AUTO_MAP = {
@@ -42,7 +46,8 @@ class PllavaConfig(LlavaConfig):
             Id of the `<image>` placeholder; `image_token_id` is another name for it.
 
     Raises:
-        ValueError: if the pooling shape is not three positive numbers, or the vision features cannot be pooled.
+        ValueError: if the pooling shape is not three positive numbers, or the vision tower has no such layer or no
+            patch grid.
 
     Example:
 
@@ -77,6 +82,12 @@ class PllavaConfig(LlavaConfig):
                 "PLLaVA pools the patch grid of a CLIP vision tower (`clip_vision_model`); got "
                 f"`{self.vision_config.model_type}`"
             )
+        layers = self.vision_config.num_hidden_layers
+        if not 1 <= self.num_vision_layers <= layers:
+            raise ValueError(
+                f"`vision_feature_layer` counts the {layers} layers of the vision tower, from 1 to {layers} or from "
+                f"{-layers} to -1; got {self.vision_feature_layer}"
+            )
         if self.vision_feature_select_strategy != "default":
             raise ValueError(
                 "PLLaVA pools patches, among which CLS has no place: `vision_feature_select_strategy` must be "
@@ -90,7 +101,7 @@ class PllavaConfig(LlavaConfig):
 
     @property
     def num_vision_layers(self) -> int:
-        """Layers of the vision tower below the hidden state that is read; those above it never run."""
+        """Layers of the vision tower up to the hidden state that is read; those above it are not built."""
         layers = self.vision_config.num_hidden_layers
         return self.vision_feature_layer if self.vision_feature_layer >= 0 else layers + 1 + self.vision_feature_layer
 

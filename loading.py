@@ -17,7 +17,7 @@ from transformers import AutoConfig, BitsAndBytesConfig, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils import ADAPTER_SAFE_WEIGHTS_NAME
 
-from .modeling_pllava import PllavaForConditionalGeneration, PllavaMultiModalProjector
+from .modeling_pllava import PllavaForConditionalGeneration
 from .processing_pllava import HUB_OPTIONS
 
 if TYPE_CHECKING:
@@ -77,17 +77,6 @@ def set_alpha(model: PeftModel, alpha: float) -> None:
                 layer.set_scale(name, 1.0)  # times alpha / r, or alpha / sqrt(r) for rank-stabilised LoRA
         model.peft_config[name].lora_alpha = alpha
         model.peft_config[name].alpha_pattern = {}  # one for all layers, also where it is saved
-
-
-def set_pooling_shape(model: PllavaForConditionalGeneration, shape: tuple[int, int, int]) -> None:
-    """
-    Sets what the tokens of a video are pooled to, T' x h' x w'. Pooling has no weights, so that any shape works; the
-    processor that writes the placeholders must be told the same (`processor.pooling_shape`).
-    """
-    for module in model.modules():
-        if isinstance(module, PllavaMultiModalProjector):
-            module.pooling_shape = tuple(shape)
-    model.config.pooling_shape = list(shape)
 
 
 def quantization_config(bits: int) -> BitsAndBytesConfig:

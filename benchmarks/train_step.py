@@ -28,10 +28,11 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AttentionInterface, CLIPVisionConfig, CLIPVisionModel, LlamaConfig, LlamaForCausalLM
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 from trl.trainer.utils import add_fused_lm_head
 
 import pllava
-from pllava.modeling_pllava import select_labelled
+from pllava.train.labelled import LabelledPositions
 
 RUNS = 3
 FRAMES, TEXT_TOKENS, LABELLED = 16, 64, 20
@@ -113,12 +114,18 @@ def build_ours() -> PeftModel:
     model = pllava.PllavaForConditionalGeneration(config)
     model.model.vision_tower.requires_grad_(False)
     add_fused_lm_head(model, outputs=("log_probs", "entropy", "is_top1"))  # as SFTTrainer does
+    model.labelled = LabelledPositions(model.model)
     return get_peft_model(model, pllava.lora_config())
 
 
 def our_step(model: PeftModel, inputs: Inputs) -> None:
     """What our SFTTrainer runs."""
-    model(**inputs, **select_labelled(inputs["labels"]), use_cache=False, fused_lm_head=True).loss.backward()
+    backbone = model.get_base_model().model
+    if "features" in inputs:  # of a cache
+        tokens = BaseModelOutputWithPooling(pooler_output=backbone.pool([inputs.pop("features")]))
+        inputs["mm_encoder_outputs"] = {"video": tokens}
+    inputs["shift_labels"] = model.labelled.select(inputs["labels"])
+    model(**inputs, use_cache=False, fused_lm_head=True).loss.backward()
 
 
 def memory(kind: str) -> float:
@@ -150,7 +157,7 @@ def measure(name: str, checkpointing: bool, dtype: str, features: Path) -> tuple
     for _ in range(2):
         model.zero_grad()
         started = time.perf_counter()
-        cached = {"pixel_values_videos": [load_file(features, DEVICE)["features"]]} if name == CACHED else {}
+        cached = load_file(features, DEVICE) if name == CACHED else {}
         run(model, {**inputs, **cached})
         if DEVICE == "cuda":
             torch.cuda.synchronize()

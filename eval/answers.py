@@ -17,9 +17,10 @@ from typing import Any
 import torch
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel, ProcessorMixin
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from ..chat_templates_pllava import CHAT_TEMPLATES
-from ..loading import set_alpha, set_pooling_shape
+from ..loading import set_alpha
 from .benchmark import Benchmark
 from .clips import ClipLoader, DecodedClip
 from .fingerprint import fingerprint
@@ -231,21 +232,21 @@ class LocalModel:
         if variant.alpha is not None:
             set_alpha(self.loaded, variant.alpha)
         if variant.pooling_shape is not None:
-            set_pooling_shape(self.model, variant.pooling_shape)
+            self.model.config.pooling_shape = list(variant.pooling_shape)
         try:
             yield
         finally:
             if variant.alpha is not None:
                 set_alpha(self.loaded, self.alpha)
             if variant.pooling_shape is not None:
-                set_pooling_shape(self.model, self.pooling_shape)
+                self.model.config.pooling_shape = list(self.pooling_shape)
 
     def _encode_frames(self, pixels: torch.Tensor) -> torch.Tensor:
         """
         `(frames, 3, height, width)` -> what the vision tower makes of them, `(frames, patches, C)`. A clip by itself:
         with others, rounding would depend on which are new.
         """
-        return self.model.get_video_features(pixels[None].to(self.model.device)).last_hidden_state
+        return self.model.model.encode_frames(pixels.to(self.model.device)).last_hidden_state
 
     def _generate(
         self, benchmark: Benchmark, prompts: list[_Prompt], features: list[torch.Tensor]
@@ -289,11 +290,12 @@ class LocalModel:
         count = torch.Size(self.model.config.pooling_shape).numel()
         rows = list(dict.fromkeys((prompt.clip, *prompt.prefix[:-1]) for prompt in prompts))
         ids, mask = _pad_left([[*row[1:], *[video] * count] for row in rows], pad, device)
+        pooled = self.model.model.pool([features[row[0]] for row in rows])
         cache = self.model(
             input_ids=ids,
             attention_mask=mask,
             position_ids=(mask.cumsum(-1) - 1).clamp(min=0),
-            pixel_values_videos=[features[row[0]] for row in rows],
+            mm_encoder_outputs={"video": BaseModelOutputWithPooling(pooler_output=pooled)},
             use_cache=True,
             logits_to_keep=1,
         ).past_key_values

@@ -1,7 +1,6 @@
 """The model: pooling, batches, generation, gradients, numeric types, devices, and clear errors."""
 
 import copy
-import math
 from itertools import chain
 from pathlib import Path
 
@@ -10,9 +9,9 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 from transformers import CLIPVisionModel
-from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
 
-from pllava import PllavaConfig, PllavaForConditionalGeneration, PllavaModel, PllavaProcessor, modeling_pllava
+from pllava import PllavaConfig, PllavaForConditionalGeneration, PllavaModel, PllavaProcessor
+from pllava.modeling_pllava import adaptive_average_pool
 
 VIDEO_TOKENS = 36  # 4 x 3 x 3
 
@@ -73,25 +72,27 @@ def pixels(videos: int, frames: int = 4, seed: int = 0) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("shape", [(4, 3, 3), (2, 2, 2), (4, 6, 6), (1, 1, 1), (3, 4, 5), (8, 7, 9)])
-def test_pooling_inside_the_projector_equals_pooling_behind_it(config: PllavaConfig, shape: tuple[int, ...]) -> None:
-    model = PllavaModel(copy.deepcopy(config)).eval()
-    projector = model.multi_modal_projector
-    projector.pooling_shape = shape
-    for parameter in projector.parameters():
-        nn.init.normal_(parameter)
-    features = torch.randn(2, 4, 6, 6, 32)
-    with torch.no_grad():
-        behind = LlavaMultiModalProjector.forward(projector, features)
-        behind = nn.functional.adaptive_avg_pool3d(behind.permute(0, 4, 1, 2, 3), shape).flatten(2).transpose(1, 2)
-        torch.testing.assert_close(projector(features), behind, rtol=1e-4, atol=1e-4)
+def test_pooling_is_adaptive_average_pooling(shape: tuple[int, ...]) -> None:
+    tokens = torch.randn(4, 6, 6, 8, dtype=torch.float64)
+    expected = nn.functional.adaptive_avg_pool3d(tokens.permute(3, 0, 1, 2), shape).permute(1, 2, 3, 0)
+    torch.testing.assert_close(adaptive_average_pool(tokens, shape), expected)
+
+
+def test_the_config_holds_the_pooling_shape(model: PllavaForConditionalGeneration, processor: PllavaProcessor) -> None:
+    changed = copy.deepcopy(model)
+    changed.config.pooling_shape = [2, 3, 2]
+    assert changed.get_video_features(pixels(1)).pooler_output.shape == (1, 12, 32)
+    with pytest.raises(ValueError, match=r"made 12 video tokens, 1 times 12.*\(2, 3, 2\)"):
+        changed(input_ids=text_with(processor, videos=1), pixel_values_videos=pixels(1))
 
 
 def test_tokens_are_in_time_row_column_order(model: PllavaForConditionalGeneration) -> None:
     """Each pooled token is the projection of the mean of its own frame's and place's features."""
-    projector = copy.deepcopy(model.model.multi_modal_projector)
-    projector.linear_1 = projector.act = projector.linear_2 = nn.Identity()
+    pllava = copy.deepcopy(model.model)
+    pllava.multi_modal_projector.linear_1 = pllava.multi_modal_projector.act = nn.Identity()
+    pllava.multi_modal_projector.linear_2 = nn.Identity()
     t, h, w = torch.meshgrid(torch.arange(4.0), torch.arange(6.0), torch.arange(6.0), indexing="ij")
-    tokens = projector(torch.stack([t, h, w], -1)[None])[0]
+    tokens = pllava.pool([torch.stack([t, h, w], -1).flatten(1, 2)])[0]
     expected = [[t, 2 * row + 0.5, 2 * column + 0.5] for t in range(4) for row in range(3) for column in range(3)]
     assert tokens.tolist() == expected
 
@@ -383,48 +384,6 @@ def test_gradient_checkpointing_gives_equal_gradients(
 
 
 # --- numeric types, devices, attention -------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("patches", [1, 2 * 36, modeling_pllava.CPU_PATCHES])
-def test_a_cpu_reads_frames_in_parts_by_onednn(
-    trainable: PllavaForConditionalGeneration, monkeypatch: pytest.MonkeyPatch, patches: int
-) -> None:
-    def run(video: torch.Tensor) -> tuple[torch.Tensor, int]:
-        """The features of the frames, and how many linear layers oneDNN ran meanwhile."""
-        with torch.profiler.profile() as profile:
-            features = trainable.get_video_features(video).last_hidden_state
-        return features, sum(event.count for event in profile.key_averages() if event.key == "aten::mkldnn_linear")
-
-    monkeypatch.setattr(modeling_pllava, "CPU_PATCHES", patches)
-    tower, video = trainable.model.vision_tower, pixels(1)
-    frames, linears = video.shape[1], sum(isinstance(module, nn.Linear) for module in tower.modules())
-    expected, count = run(video)
-    assert expected.requires_grad and count == 0, "oneDNN's layers are used without gradients only"
-
-    tower.requires_grad_(False)
-    features, count = run(video)
-    assert count == linears * math.ceil(frames / max(1, patches // 36))
-    torch.testing.assert_close(features, expected)
-    torch.testing.assert_close(features, tower(video[0]).last_hidden_state[:, 1:])
-
-
-class Quantised(torch.Tensor):
-    pass
-
-
-@pytest.mark.parametrize("case", ["quantised", "bfloat16", "autocast"])
-def test_onednn_leaves_other_linear_layers_alone(case: str) -> None:
-    states, weight, bias = torch.randn(3, 4), torch.randn(2, 4), torch.randn(2)
-    if case == "quantised":
-        weight = weight.as_subclass(Quantised)
-    if case == "bfloat16":
-        states, weight, bias = states.bfloat16(), weight.bfloat16(), bias.bfloat16()
-    with torch.autocast("cpu", enabled=case == "autocast"):
-        expected = nn.functional.linear(states, weight, bias)
-        with modeling_pllava.OneDnnLinear():
-            result = nn.functional.linear(states, weight, bias)
-    assert type(result) is type(expected) and torch.equal(result, expected)
-    assert result.dtype == (torch.float32 if case == "quantised" else torch.bfloat16)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

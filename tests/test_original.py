@@ -53,7 +53,7 @@ def model_at(directory, adapted):
 
     def change(alpha, pooling_shape=(4, 2, 2)):
         pllava.set_alpha(adapted, alpha)
-        pllava.set_pooling_shape(adapted.get_base_model(), pooling_shape)
+        adapted.config.pooling_shape = pooling_shape
         return adapted
 
     return change
@@ -289,8 +289,10 @@ def test_short_clips_repeat_their_frames(directory):
     model = pllava.load_model(directory, check=False).model
     for case in FRAMES["short_frame_repeat_interleave"]:
         model.config.num_frames = case["num_frames"]
-        filled = model._fill_short_clip(torch.arange(case["available"]))
-        assert filled.tolist() == case["indices"], case
+        model.config.pooling_shape = [len(case["indices"]), 1, 1]
+        model.multi_modal_projector = torch.nn.Identity()
+        filled = model.pool([torch.arange(float(case["available"])).view(-1, 1, 1)])
+        assert filled.flatten().tolist() == case["indices"], case
 
 
 def test_a_short_gif_keeps_the_order_of_its_frames():

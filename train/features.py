@@ -6,8 +6,7 @@ every epoch, and it is most of the work of a step.
 import hashlib
 import json
 import os
-from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,9 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
 from transformers import ProcessorMixin
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+from ..modeling_pllava import PllavaModel
 
 
 class FeatureCache:
@@ -39,8 +41,7 @@ class FeatureCache:
             digest.update(name.encode())
             digest.update(weight.detach().cpu().contiguous().view(torch.uint8).numpy())
         self._base = digest.hexdigest()
-        self._awaited: deque[tuple[int, str | None]] = deque()
-        self._seen: list[torch.Tensor] = []
+        self._keys: list[str | None] = []
 
     def key(self, source: dict[str, Any], sampling: str) -> str:
         """The name of a clip's features. `source` is a dict as the video processor takes it."""
@@ -64,29 +65,28 @@ class FeatureCache:
         save_file({"features": features.detach().cpu().contiguous()}, partial)
         partial.replace(file)
 
-    def watch(self, tower: nn.Module) -> None:
-        """Saves what the tower makes, in the model's forward, of the videos that [`expect`] has announced."""
-        tower.register_forward_hook(self._save_output)
+    def attach(self, model: PllavaModel) -> None:
+        """Has `model` take the features that a batch brings in place of a video, and keeps those of other videos."""
+        model.register_forward_pre_hook(self._encode_videos, with_kwargs=True)
 
-    def expect(
-        self, images: Iterable[torch.Tensor], videos: Iterable[torch.Tensor], keys: Iterable[str | None]
-    ) -> None:
-        """Announces what the tower is to see next: images, then the videos that are not features already."""
-        self._awaited.clear()
-        self._seen.clear()
-        self._awaited.extend((1, None) for _ in images)
-        self._awaited.extend((len(video), key) for video, key in zip(videos, keys, strict=True) if video.ndim == 4)
+    def expect(self, keys: list[str | None]) -> None:
+        """The keys of the videos of the next batch; none for a video that is not to be kept."""
+        self._keys = keys
 
-    def _save_output(self, tower: nn.Module, args: Any, output: Any) -> None:
-        if not self._awaited:  # nothing is to be kept: neither here
-            return
-        # The tower may see some frames of a video at a time, or several videos
-        self._seen.extend(output.last_hidden_state[:, 1:].unbind())  # without CLS, as the model takes them
-        while self._awaited and len(self._seen) >= self._awaited[0][0]:
-            count, key = self._awaited.popleft()
-            if key is not None:
-                self.save(key, torch.stack(self._seen[:count]))
-            del self._seen[:count]
+    def _encode_videos(self, model: PllavaModel, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
+        videos = kwargs.pop("pixel_values_videos", None)
+        if videos is None:
+            return args, kwargs
+        pixels = [video for video in videos if video.ndim == 4]
+        if pixels:
+            frames = model.encode_frames(torch.cat(pixels)).last_hidden_state
+            encoded = iter(frames.split([len(video) for video in pixels]))
+        features = [next(encoded) if video.ndim == 4 else video for video in videos]
+        for video, key, kept in zip(videos, self._keys, features, strict=True):
+            if video.ndim == 4 and key is not None:
+                self.save(key, kept)
+        tokens = BaseModelOutputWithPooling(pooler_output=model.pool(features))
+        return args, {**kwargs, "mm_encoder_outputs": {"video": tokens}}
 
     def _file(self, key: str) -> Path:
         return self.directory / key[:2] / f"{key}.safetensors"

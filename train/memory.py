@@ -137,14 +137,16 @@ def activations(config: PllavaConfig, adapter: LoraConfig, batch: int, text_toke
     text, vision = config.text_config, config.vision_config
     hidden, inner, heads = text.hidden_size, text.intermediate_size, text.num_attention_heads
     length = config.num_visual_tokens + text_tokens
-    tokens, labelled, visual = batch * length, batch * text_tokens, batch * config.num_visual_tokens
+    tokens, labelled = batch * length, batch * text_tokens
     frames = batch * config.num_frames
     patches = frames * (vision.image_size // vision.patch_size) ** 2
     pixels = frames * vision.num_channels * vision.image_size**2
     projector = [
         patches * vision.hidden_size * BFLOAT16,  # the tower's features, which the first linear layer keeps
-        2 * patches * hidden * BFLOAT16,  # before the activation function, and behind it, where pooling keeps it
-        visual * hidden * BFLOAT16,  # the pooled, which the second linear layer keeps
+        2
+        * patches
+        * hidden
+        * BFLOAT16,  # before the activation function, and behind it, where the second layer keeps it
         hidden**2 * BFLOAT16,  # and that layer's weights as autocast cast them
     ]
     boundaries = [

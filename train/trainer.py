@@ -20,11 +20,11 @@ from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, HubStrategy
 from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
-from ..modeling_pllava import select_labelled
 from .card import build_card, global_batch_size
-from .collator import PreferenceCollator, VideoChatCollator
+from .collator import IGNORE_INDEX, PreferenceCollator, VideoChatCollator
 from .data import Source
 from .features import FeatureCache
+from .labelled import LabelledPositions
 from .skipped import SkippedExamples
 from .stream import RowStream, StreamLoader
 
@@ -115,8 +115,7 @@ class StreamingMixin:
         self._tokens += int(inputs["attention_mask"].sum())
         self._batch = {name: inputs.pop(name) for name in ("source", "id", "feature_keys")}
         if (cache := self.loader.collator.features) is not None:
-            media = (inputs.get(name, ()) for name in ("pixel_values", "pixel_values_videos"))
-            cache.expect(*media, self._batch["feature_keys"])
+            cache.expect(self._batch["feature_keys"])
         return super().training_step(model, inputs, num_items_in_batch)
 
     def _clip_grad_norm(self, model: nn.Module) -> Any:
@@ -166,13 +165,14 @@ class PllavaSFTTrainer(StreamingMixin, SFTTrainer):
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
         self._losses: dict[str, list[torch.Tensor]] = defaultdict(list)
+        self._labelled = LabelledPositions(plain_model(self.model).base_model)
         self.model.register_forward_hook(self._note_losses)
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
-        # TRL leaves out what is not labelled behind the model, and on a CPU not at all; most of it are visual tokens
-        labelled = select_labelled(inputs["labels"])
-        self._counts = labelled["positions_to_keep"].sum(-1).tolist()
-        return super().training_step(model, {**inputs, **labelled}, num_items_in_batch)
+        labels = inputs["labels"]
+        self._counts = (labels[:, 1:] != IGNORE_INDEX).sum(-1).tolist()
+        inputs["shift_labels"] = self._labelled.select(labels)
+        return super().training_step(model, inputs, num_items_in_batch)
 
     def _note_losses(self, module: nn.Module, args: Any, output: Any) -> None:
         # `compute_loss` keeps the tokens' losses to itself: they are read where the model gives them
@@ -251,11 +251,11 @@ def build_trainer(
     skipped = SkippedExamples(Path(args.output_dir) / "_skipped.jsonl", max_unreadable)
     collator = (PreferenceCollator if preference else VideoChatCollator)(processor, sampling, args.max_length, skipped)
     if feature_cache:
-        tower = model.get_base_model().model.vision_tower if isinstance(model, PeftModel) else model.model.vision_tower
+        tower = plain_model(model).model.vision_tower
         if preference or any(weight.requires_grad for weight in tower.parameters()):
             raise ValueError("`feature_cache` is for supervised fine-tuning with a frozen tower: pass a `peft_config`")
         collator.features = FeatureCache(Path(feature_cache), tower, processor, "bf16" if args.bf16 else "")
-        collator.features.watch(tower)
+        collator.features.attach(plain_model(model).model)
     seed = args.seed if args.data_seed is None else args.data_seed
     rows = RowStream(train_dataset, seed, shuffle_buffer_size, args.process_index, args.world_size)
     loader = StreamLoader(
@@ -297,6 +297,11 @@ def _is_complete(checkpoint: Path) -> bool:
     except (OSError, ValueError):
         return False
     return True
+
+
+def plain_model(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
+    """The model inside PEFT's, or the model itself."""
+    return model.get_base_model() if isinstance(model, PeftModel) else model
 
 
 def _place_name(process_index: int) -> str:
