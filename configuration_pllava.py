@@ -82,17 +82,13 @@ class PllavaConfig(LlavaConfig):
                 "PLLaVA pools the patch grid of a CLIP vision tower (`clip_vision_model`); got "
                 f"`{self.vision_config.model_type}`"
             )
-        layers = self.vision_config.num_hidden_layers
-        if not 1 <= self.num_vision_layers <= layers:
-            raise ValueError(
-                f"`vision_feature_layer` counts the {layers} layers of the vision tower, from 1 to {layers} or from "
-                f"{-layers} to -1; got {self.vision_feature_layer}"
-            )
         if self.vision_feature_select_strategy != "default":
             raise ValueError(
                 "PLLaVA pools patches, among which CLS has no place: `vision_feature_select_strategy` must be "
                 f"'default'; got {self.vision_feature_select_strategy!r}"
             )
+
+        _ = self.num_vision_layers  # refuses a layer that is not there
 
     @property
     def num_visual_tokens(self) -> int:
@@ -102,8 +98,14 @@ class PllavaConfig(LlavaConfig):
     @property
     def num_vision_layers(self) -> int:
         """Layers of the vision tower up to the hidden state that is read; those above it are not built."""
-        layers = self.vision_config.num_hidden_layers
-        return self.vision_feature_layer if self.vision_feature_layer >= 0 else layers + 1 + self.vision_feature_layer
+        layer, layers = self.vision_feature_layer, self.vision_config.num_hidden_layers
+        built = layer if layer >= 0 else layers + 1 + layer
+        if not 1 <= built <= layers:
+            raise ValueError(
+                f"`vision_feature_layer` counts the {layers} layers of the vision tower, from 1 to {layers} or from "
+                f"{-layers} to -1; got {layer}"
+            )
+        return built
 
 
 __all__ = ["PllavaConfig"]

@@ -110,7 +110,7 @@ class PllavaModel(PllavaPreTrainedModel, LlavaModel):
         trained = any(tensor.requires_grad for tensor in [frames, *self.vision_tower.parameters()])
         with torch.set_grad_enabled(torch.is_grad_enabled() and trained):
             outputs = self.vision_tower(frames.to(self.vision_tower.dtype), return_dict=True, **kwargs)
-        outputs.last_hidden_state = outputs.last_hidden_state[:, 1:]
+        outputs.last_hidden_state = outputs.last_hidden_state[:, 1:].contiguous()  # vLLM's linear layers need it
         return outputs
 
     def pool(self, features: Sequence[Tensor]) -> Tensor:
