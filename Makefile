@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-slow test-lmms-eval lint benchmark clean
+.PHONY: demo test test-slow test-oldest test-lmms-eval lint benchmark clean
 
 demo: .venv/installed
 	$(BIN)/python -m pllava.nano demo
@@ -12,6 +12,10 @@ test: .venv/installed
 
 test-slow: .venv/installed
 	$(BIN)/python -m pytest -m slow
+
+test-oldest: .venv-oldest/installed
+	.venv-oldest/bin/python -m pytest tests/test_model_contract.py tests/test_modeling.py tests/test_original.py \
+		tests/test_processing.py tests/test_pipelines.py tests/test_loading.py tests/test_saving.py
 
 test-lmms-eval: .venv/installed .venv-lmms-eval/installed
 	PLLAVA_LMMS_EVAL_PYTHON=$(CURDIR)/.venv-lmms-eval/bin/python $(BIN)/python -m pytest -m slow tests/test_lmms_eval.py
@@ -32,6 +36,12 @@ benchmark: .venv/installed
 	$(BIN)/python -m pip install --quiet --editable '.[test,dev]'
 	touch $@
 
+.venv-oldest/installed: setup.cfg
+	$(PYTHON) -m venv .venv-oldest
+	.venv-oldest/bin/python -m pip install --quiet --upgrade pip
+	.venv-oldest/bin/python -m pip install --quiet --editable '.[test]' 'transformers==5.19.0'
+	touch $@
+
 .venv-lmms-eval/installed: setup.cfg
 	$(PYTHON) -m venv .venv-lmms-eval
 	.venv-lmms-eval/bin/python -m pip install --quiet --upgrade pip
@@ -39,4 +49,4 @@ benchmark: .venv/installed
 	touch $@
 
 clean:
-	rm -rf .venv .venv-lmms-eval demo.mp4 nano-training
+	rm -rf .venv .venv-oldest .venv-lmms-eval demo.mp4 nano-training

@@ -15,7 +15,7 @@ from accelerate.utils import DistributedType, gather_object
 from datasets import Dataset, IterableDataset
 from peft import LoraConfig, PeftModel
 from torch import nn
-from transformers import PreTrainedModel, ProcessorMixin, TrainingArguments, set_seed
+from transformers import PreTrainedModel, ProcessorMixin, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, HubStrategy
 from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
@@ -160,7 +160,7 @@ class StreamingMixin:
 
 
 class PllavaSFTTrainer(StreamingMixin, SFTTrainer):
-    """TRL's `SFTTrainer` on a stream of videos; logs the loss of each source as `loss/NAME`, with TRL from 1.16 on."""
+    """TRL's `SFTTrainer` on a stream of videos; logs the loss of each source as `loss/NAME`."""
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
@@ -261,7 +261,6 @@ def build_trainer(
     loader = StreamLoader(
         rows, collator, args.train_batch_size, args.dataloader_num_workers, args.dataloader_prefetch_factor
     )
-    set_seed(args.seed)  # TRL makes the adapter before it sets the seed, up to 1.14
     trainer_class = PllavaDPOTrainer if preference else PllavaSFTTrainer
     trainer = trainer_class(
         model=model,
