@@ -13,23 +13,26 @@ System text stands in front, without a tag of its own: so the weights were evalu
 
 import json
 
-# Media come first, whatever their place in the message. `generation` marks the assistant's words and its end token,
-# which is what a loss is taken on.
+# Media come first, whatever their place in the message. The loop over `message['content']` itself tells vLLM that a
+# content may be a list of parts. `generation` marks the assistant's words and its end token, which is what a loss is
+# taken on.
 _BODY = """\
 {%- for message in messages -%}
+    {%- set turn = namespace(media='') -%}
     {%- if message['content'] is string -%}
-        {%- set media, text = [], message['content'] -%}
+        {%- set text = message['content'] -%}
     {%- else -%}
-        {%- set parts = message['content'] -%}
-        {%- set media = parts | selectattr('type', 'in', ['video', 'image']) | map(attribute='type') | list -%}
-        {%- set text = parts | selectattr('type', 'equalto', 'text') | map(attribute='text') | join(' ') -%}
+        {%- for part in message['content'] if part['type'] in ['video', 'image'] -%}
+            {%- set turn.media = turn.media + '<' + part['type'] + '>' -%}
+        {%- endfor -%}
+        {%- set texts = message['content'] | selectattr('type', 'equalto', 'text') | map(attribute='text') -%}
+        {%- set text = texts | join(' ') -%}
     {%- endif -%}
+    {%- set media = turn.media -%}
     {%- if message['role'] == 'system' -%}
         {{- system + text + system_end if text else '' -}}
     {%- elif message['role'] == 'user' -%}
-        {{- user -}}
-        {%- for kind in media -%}{{- '<' + kind + '>' -}}{%- endfor -%}
-        {{- (media_end if media else '') + (question if media and text else '') + text + user_end -}}
+        {{- user + media + (media_end if media else '') + (question if media and text else '') + text + user_end -}}
     {%- elif message['role'] == 'assistant' -%}
         {{- assistant -}}
         {%- generation -%}{{- text + end -}}{%- endgeneration -%}
