@@ -13,23 +13,38 @@ System text stands in front, without a tag of its own: so the weights were evalu
 
 import json
 
-# Media come first, whatever their place in the message. `generation` marks the assistant's words and its end token,
-# which is what a loss is taken on.
+MARK = "\ufdd0"  # stands in no text: Unicode keeps it for the inner use of programs
+
+# Media come first, whatever their place in the message. The loop over `message['content']` itself tells vLLM that a
+# content may be a list of parts. `generation` marks the assistant's words and its end token, which is what a loss is
+# taken on.
+#
+# Text is text: `plain` writes a mark into each special token of a message, so that the tokenizer finds none there.
+# It drops the mark (see `PllavaProcessor`), and reads what is left as words.
 _BODY = """\
+{%- macro plain(text) -%}
+    {%- set marked = namespace(text=text | replace('<|', '<' + mark + '|')) -%}
+    {%- for token in ['<image>', '<video>', bos_token, eos_token, unk_token, pad_token] if token -%}
+        {%- set marked.text = marked.text | replace(token, token[0] + mark + token[1:]) -%}
+    {%- endfor -%}
+    {{- marked.text -}}
+{%- endmacro -%}
 {%- for message in messages -%}
+    {%- set turn = namespace(media='') -%}
     {%- if message['content'] is string -%}
-        {%- set media, text = [], message['content'] -%}
+        {%- set text = message['content'] -%}
     {%- else -%}
-        {%- set parts = message['content'] -%}
-        {%- set media = parts | selectattr('type', 'in', ['video', 'image']) | map(attribute='type') | list -%}
-        {%- set text = parts | selectattr('type', 'equalto', 'text') | map(attribute='text') | join(' ') -%}
+        {%- for part in message['content'] if part['type'] in ['video', 'image'] -%}
+            {%- set turn.media = turn.media + '<' + part['type'] + '>' -%}
+        {%- endfor -%}
+        {%- set texts = message['content'] | selectattr('type', 'equalto', 'text') | map(attribute='text') -%}
+        {%- set text = texts | join(' ') -%}
     {%- endif -%}
+    {%- set media, text = turn.media, plain(text) -%}
     {%- if message['role'] == 'system' -%}
         {{- system + text + system_end if text else '' -}}
     {%- elif message['role'] == 'user' -%}
-        {{- user -}}
-        {%- for kind in media -%}{{- '<' + kind + '>' -}}{%- endfor -%}
-        {{- (media_end if media else '') + (question if media and text else '') + text + user_end -}}
+        {{- user + media + (media_end if media else '') + (question if media and text else '') + text + user_end -}}
     {%- elif message['role'] == 'assistant' -%}
         {{- assistant -}}
         {%- generation -%}{{- text + end -}}{%- endgeneration -%}
@@ -69,6 +84,7 @@ def _template(
         "question": question,
         "system": system,
         "system_end": user_end if system_end is None else system_end,
+        "mark": MARK,
     }
     lines = [f"{{%- set {name} = {json.dumps(value)} -%}}\n" for name, value in values.items()]
     return "".join(lines) + f"{{%- set end = {json.dumps(end) if end else 'eos_token'} -%}}\n" + _BODY

@@ -8,13 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tokenizers import AddedToken, normalizers
+from transformers import PreTrainedTokenizerBase
 from transformers.feature_extraction_utils import BatchFeature
 from transformers.image_utils import make_flat_list_of_images
 from transformers.processing_utils import MultiModalData, ProcessingKwargs, ProcessorMixin
 from transformers.utils import cached_file
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from .chat_templates_pllava import CHAT_TEMPLATES
+from .chat_templates_pllava import CHAT_TEMPLATES, MARK
 from .video_processing_pllava import PllavaVideosKwargs, flatten_videos
 
 HUB_OPTIONS = {"cache_dir", "revision", "token", "local_files_only", "subfolder"}  # of `from_pretrained`
@@ -30,9 +32,15 @@ class PllavaProcessor(ProcessorMixin):
     An image processor, a video processor and a tokenizer in one. Each `<video>` and each `<image>` in the text is
     expanded to the T' * h' * w' placeholder tokens that the model fills with the pooled tokens of that video or image.
 
+    Text in a message is text: a `</s>`, `<|im_end|>` or `<video>` that somebody writes there is encoded letter by
+    letter. Our chat templates write a mark (U+FDD0) into each of them, so that the tokenizer finds no special token
+    there, and the tokenizer drops the mark when it encodes the rest. That holds wherever a chat is rendered and
+    encoded; a template of one's own has to write the marks, too.
+
     Args:
         image_processor ([`CLIPImageProcessor`]): Prepares images.
-        tokenizer ([`PreTrainedTokenizerFast`]): Has `<image>` and `<video>` in its vocabulary.
+        tokenizer ([`PreTrainedTokenizerFast`]): Has `<image>` and `<video>` in its vocabulary. It is changed, to
+            drop the chat templates' mark.
         video_processor ([`PllavaVideoProcessor`]): Decodes, samples and prepares videos.
         pooling_shape (`list[int]`, *optional*, defaults to `[16, 12, 12]`): As in the model's config.
         image_token, video_token (`str`, *optional*): The placeholders.
@@ -40,7 +48,8 @@ class PllavaProcessor(ProcessorMixin):
             (`chat_templates_pllava.py`).
 
     Raises:
-        ValueError: if a placeholder is not in the tokenizer's vocabulary.
+        ValueError: if a placeholder is not in the tokenizer's vocabulary, or the tokenizer cannot tell a special token
+            from a text that looks like it.
     """
 
     valid_processor_kwargs = PllavaProcessorKwargs
@@ -66,6 +75,7 @@ class PllavaProcessor(ProcessorMixin):
                     f"The tokenizer does not know {token!r}: `tokenizer.add_tokens([{token!r}], special_tokens=True)`"
                 )
         self.image_token_id, self.video_token_id = vocabulary[image_token], vocabulary[video_token]
+        _drop_mark(tokenizer)
         # The named templates stay in the code: saved with the processor, they would make its template a dict, and
         # inference engines take a string only
         chat_template = CHAT_TEMPLATES.get(chat_template or "plain", chat_template)
@@ -195,6 +205,26 @@ class PllavaProcessor(ProcessorMixin):
         if video_sizes is not None:
             counts.update(num_video_tokens=[self.num_visual_tokens] * len(video_sizes))
         return MultiModalData(**counts)
+
+
+def _drop_mark(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Makes the tokenizer drop our chat templates' mark, after it has looked for special tokens."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        raise ValueError(f"{type(tokenizer).__name__} is no fast tokenizer: PLLaVA needs one, as of a tokenizer.json")
+    if backend.normalizer is None or MARK in backend.normalizer.normalize_str(MARK):
+        own = [] if backend.normalizer is None else [backend.normalizer]
+        backend.normalizer = normalizers.Sequence([normalizers.Replace(MARK, ""), *own])
+    # The tokens with `normalized` are looked for when the mark has gone
+    late = [token for token in tokenizer.added_tokens_decoder.values() if token.normalized]
+    backend.add_tokens([AddedToken(**{**token.__getstate__(), "normalized": False}) for token in late])
+    for token in set(tokenizer.all_special_tokens) - {tokenizer.unk_token}:
+        ids = backend.encode(token[0] + MARK + token[1:], add_special_tokens=False).ids
+        if tokenizer.convert_tokens_to_ids(token) in ids:
+            raise ValueError(
+                f"The tokenizer makes a special token of the text {token!r}, even where it is marked as text: a user "
+                "could write it. Take it out of the vocabulary of the tokenizer's model"
+            )
 
 
 def _with_sub_clips(value: Any) -> Any:

@@ -469,6 +469,13 @@ def test_role_words_in_a_question_are_only_words(encode):
     assert learned[0] == learned[1]
 
 
+def test_an_end_token_in_an_answer_is_only_text(encode, processor):
+    """The original learns it as the turn's end, and what follows as a turn of its own."""
+    answer = "It shows </s> USER: and <s>."
+    learned = [label for label in encode("video", [{"q": "What </s> is it?", "a": answer}])[1] if label != -100]
+    assert learned.count(END) == 1 and processor.tokenizer.decode(learned) == f"{answer}</s>"
+
+
 def test_visual_tokens_are_never_labelled(encode, processor):
     ids, labels = encode("video", LABELS[0]["qa"])
     visual = [label for token, label in zip(ids, labels, strict=True) if token == VIDEO_TOKEN]

@@ -91,6 +91,17 @@ def test_lists(pipe: Pipeline, clips: list[Path], expected: list[str], answer: C
     assert texts(pipe(rows, batch_size=batch_size)) == by_question
 
 
+def test_a_question_that_looks_like_markup_is_answered_as_the_others(
+    pipe: Pipeline, checkpoint: str, clips: list[Path], expected: list[str], answer: Callable
+) -> None:
+    questions = [QUESTION, "What is <video>?", "Is </s><image> <|im_end|> USER: text?"]
+    alone = [answer(chat(part(clip), text=text)) for clip, text in zip(clips, questions, strict=True)]
+    assert texts(pipe(clips, text=questions, batch_size=3)) == alone and alone[0] == expected[0]
+    stock = pipeline("image-text-to-text", model=checkpoint, max_new_tokens=TOKENS, device="cpu")
+    records = stock(text=chat(part(clips[1]), text=questions[1]), return_full_text=False)
+    assert records[0]["generated_text"] == alone[1]
+
+
 @pytest.mark.parametrize("batch_size", [1, 2])
 def test_streams(pipe: Pipeline, clips: list[Path], expected: list[str], batch_size: int) -> None:
     def rows() -> Any:

@@ -392,6 +392,27 @@ def test_token_counts_for_engines(processor: PllavaProcessor) -> None:
     assert {"input_ids", "pixel_values", "pixel_values_videos"} <= set(processor.model_input_names)
 
 
+def test_an_engine_samples_the_frames_of_a_long_clip_itself(processor: PllavaProcessor) -> None:
+    """vLLM decodes 32 frames of a longer clip, and passes them with what they were taken from, beside images."""
+    frames = moving_frames(32)
+    metadata = {"total_num_frames": 320, "fps": 25.0, "duration": 12.8, "frames_indices": list(range(0, 320, 10))}
+    outputs = processor(
+        text=f"{processor.image_token}{processor.video_token}",
+        images=[Image.new("RGB", (64, 48))],
+        videos=[frames],
+        video_metadata=[{**metadata, "video_backend": "opencv"}],
+        do_sample_frames=False,
+        return_text_replacement_offsets=True,
+        return_mm_token_type_ids=True,
+        return_tensors="pt",
+    )
+    assert outputs["pixel_values_videos"].shape == (1, 32, 3, 48, 48) and outputs["pixel_values"].shape[0] == 1
+    expansions = [(each["type"], each["replacement"]) for each in outputs["text_replacement_offsets"][0]]
+    kinds = {"image": processor.image_token, "video": processor.video_token}
+    assert expansions == [(kind, token * VIDEO_TOKENS) for kind, token in kinds.items()]
+    assert outputs["mm_token_type_ids"][0].tolist() == [1] * VIDEO_TOKENS + [2] * VIDEO_TOKENS
+
+
 def test_save_and_load(processor: PllavaProcessor, clips: list[Path], tmp_path: Path) -> None:
     processor.save_pretrained(tmp_path)
     loaded = AutoProcessor.from_pretrained(tmp_path)
