@@ -117,8 +117,10 @@ def _draw_tasks(columns: dict[str, Metrics], name: str, theme: Theme) -> Figure:
         panel.barh(edges, lengths, 0.85 * thin, align="edge", color=theme.muted[number], label=control)
     chances = [(place, found["chance"]) for place, (_, found) in zip(places, rows, strict=True) if "chance" in found]
     for number, (place, chance) in enumerate(chances if name == "accuracy" else ()):
-        panel.plot([100 * chance] * 2, [place - 0.44, place + 0.44], color=theme.text, linewidth=1.2, linestyle=":")
-        panel.lines[-1].set_label("chance" if number == 0 else "")
+        ends = [place - 0.44, place + 0.44]
+        panel.plot([100 * chance] * 2, ends, color=theme.page, linewidth=3)  # a rim, to be seen on bars too
+        label = "chance" if number == 0 else None
+        panel.plot([100 * chance] * 2, ends, ":", color=theme.text, linewidth=1.4, label=label)
     panel.set_yticks(places, [task for task, _ in rows])
     if len(rows) > 1:
         panel.get_yticklabels()[0].set_fontweight("bold")
@@ -202,6 +204,8 @@ def _draw_lines(panel: Axes, lines: dict[str, Points], name: str, theme: Theme) 
             if interval := found[f"{name}_ci"]:
                 ends = [on_scale(name, end) for end in interval]
                 panel.plot([place] * 2, ends, color=color, linewidth=1, zorder=order)
+    if name == "accuracy" and "chance" in points[0][1]:
+        panel.axhline(100 * points[0][1]["chance"], linestyle="--", linewidth=1, color=theme.text, label="chance")
 
 
 def _finish(figure: Figure, panels: Sequence[Axes]) -> None:
