@@ -83,8 +83,8 @@ def evaluate(
         from pllava.eval.summary import format_summary
 
         if compare:
-            for name, (measure, differences) in evaluation.compare(*compare).items():
-                typer.echo(f"{name}\n{format_differences(measure, differences)}\n")
+            for name, comparison in evaluation.compare(*compare).items():
+                typer.echo(f"{name}\n{format_differences(comparison)}\n")
             return
         wording = evaluation.load_prompts(prompts)
         benchmarks = evaluation.load_benchmarks(benchmark, wording)

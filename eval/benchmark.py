@@ -49,6 +49,7 @@ class Benchmark:
         max_new_tokens: The length limit of an answer.
         stop: What ends an answer, and is cut off.
         paper: Its table in `paper.json`.
+        choices: How many answers a question allows, by task, where the samples themselves bring no options.
         wording: "system" and "question" as models are told them; filled from `prompts.yaml`.
     """
 
@@ -66,6 +67,7 @@ class Benchmark:
     max_new_tokens: int = 100
     stop: tuple[str, ...] = ()
     paper: str | None = None
+    choices: dict[str, int] = field(default_factory=dict)
     wording: dict[str, str] = field(default_factory=dict)
     file: Path = DIRECTORY
 

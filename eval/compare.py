@@ -3,14 +3,15 @@
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..files import read_lines
 from .results import read_metrics
 from .statistics import confidence_interval, paired_p_value
-from .summary import Value, format_value, main_measure, measure
+from .summary import Metrics, Value, format_value, main_measure, measure, measure_title, run_name
 
 ALIKE = ("benchmark", "samples")  # what two runs must have in common to be compared
+SMALLEST = 0.001  # of the p values that are told apart: the test draws two thousand times
 
 
 @dataclass(frozen=True)
@@ -31,13 +32,26 @@ class Difference:
     p_value: float
 
 
-def compare(first: str | Path, second: str | Path) -> dict[str, tuple[str, list[Difference]]]:
+class Comparison(NamedTuple):
+    """
+    Args:
+        measure: What was compared.
+        names: What the two runs are called.
+        differences: By task, those of all samples ("all") last.
+    """
+
+    measure: str
+    names: tuple[str, str]
+    differences: list[Difference]
+
+
+def compare(first: str | Path, second: str | Path) -> dict[str, Comparison]:
     """
     Args:
         first, second: Folders of results: of one benchmark, or of several, of which the common ones are compared.
 
     Returns:
-        By benchmark the measure, and the differences by task, those of all samples ("all") last.
+        The comparison of each benchmark, by its name.
 
     Raises:
         ValueError: if the two have no benchmark in common, or their scores cannot be compared: other samples, another
@@ -56,7 +70,7 @@ def _runs(folder: Path) -> dict[str, Path]:
     return {read_metrics(each)["benchmark"]: each for each in folders}
 
 
-def _compare(first: Path, second: Path) -> tuple[str, list[Difference]]:
+def _compare(first: Path, second: Path) -> Comparison:
     one, other = read_metrics(first), read_metrics(second)
     for name in ALIKE:
         if one["run"][name] != other["run"][name]:
@@ -74,7 +88,14 @@ def _compare(first: Path, second: Path) -> tuple[str, list[Difference]]:
     pairs = [(values[0][key], values[1][key]) for key in values[0] if key in values[1]]
     tasks = list(dict.fromkeys(mine.task for mine, _ in pairs))
     by_task = [_difference(task, [pair for pair in pairs if pair[0].task == task]) for task in tasks]
-    return name, [*(by_task if len(tasks) > 1 else []), _difference("all", pairs)]
+    differences = [*(by_task if len(tasks) > 1 else []), _difference("all", pairs)]
+    return Comparison(name, _names(first, one, second, other), differences)
+
+
+def _names(first: Path, one: Metrics, second: Path, other: Metrics) -> tuple[str, str]:
+    """What the two are called; where that is the same, their folders tell them apart."""
+    names = run_name(one["run"]), run_name(other["run"])
+    return names if names[0] != names[1] else (f"{names[0]} ({first})", f"{names[1]} ({second})")
 
 
 def _values(folder: Path, name: str) -> dict[Any, Value]:
@@ -100,11 +121,14 @@ def _difference(task: str, pairs: list[tuple[Value, Value]]) -> Difference:
     )
 
 
-def format_differences(name: str, differences: list[Difference]) -> str:
+def format_differences(comparison: Comparison) -> str:
     """A table in Markdown."""
-    lines = [f"| task | samples | first | second | difference in {name} [95 % interval] | p |", "|---|" + "---:|" * 5]
+    name, names, differences = comparison
+    heads = ["task", "samples", *names, f"difference in {measure_title(name)} [95 % interval]", "p"]
+    lines = [f"| {' | '.join(heads)} |", "|---|" + "---:|" * 5]
     for each in differences:
         change = format_value(name, each.second - each.first, each.interval)
         cells = [each.task, str(each.samples), format_value(name, each.first), format_value(name, each.second), change]
-        lines.append(f"| {' | '.join(cells)} | {each.p_value:.3f} |")
+        p_value = f"{each.p_value:.3f}" if each.p_value >= SMALLEST else f"< {SMALLEST}"
+        lines.append(f"| {' | '.join(cells)} | {p_value} |")
     return "\n".join(lines)

@@ -15,7 +15,7 @@ from .answers import Answer, Seconds
 from .benchmark import Benchmark, digest
 from .judge import Judge
 from .readers import Sample
-from .report import write_report, write_sweeps
+from .report import write_report
 from .results import Results, read_metrics, score_captions, to_row
 from .summary import environment, summarise
 from .variants import PLAIN, Variant
@@ -144,7 +144,6 @@ def conclude(collected: Collected, judge: Judge | None = None, seed: int = 0) ->
         }
         replace_file(result.folder / "metrics.json", json.dumps(metrics[variant.name], indent=2) + "\n")
     write_report(benchmark, collected.folder)
-    write_sweeps(benchmark, collected.folder)
     return metrics
 
 
@@ -170,7 +169,7 @@ def _answer(
             results[variant].append(rows)
             answered += len(rows)
             failed += sum("error" in row for row in rows)
-            right += [row["correct"] for row in rows if "correct" in row]
+            right += [row["correct"] for row in rows if "correct" in row and variant == PLAIN]
             accuracy = {"accuracy": f"{sum(right) / len(right):.1%}"} if right else {}
             bar.update(len(rows) * state.num_processes)  # the others go on at the same pace
             bar.set_postfix(failed=failed, **accuracy)

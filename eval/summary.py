@@ -5,16 +5,18 @@ import platform
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib import metadata
+from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 import torch
 
-from .benchmark import Benchmark
+from .benchmark import RULES, Benchmark
 from .readers import Sample
 from .results import Row, texts_of
-from .scoring import legacy_judged, legacy_mvbench, with_letter
+from .scoring import legacy_correct, legacy_judged, legacy_mvbench, with_letter
 from .statistics import confidence_interval
+from .variants import CONTROLS
 
 # What lines hold, and what the mean of it is called; of several, the first is a run's main figure
 MEASURES = {
@@ -25,8 +27,13 @@ MEASURES = {
     "rouge_l": "rouge_l",
     "words": "words",
 }
+# What measures are shown in: metrics.json has fractions, people read per cent
+UNITS = {"accuracy": "%", "accuracy_legacy": "%", "score": "0 to 5", "cider": "0 to 10", "rouge_l": "%"}
+ENDS = {"%": 100.0, "0 to 5": 5.0, "0 to 10": 10.0}
 PROBLEMS = ("unreadable", "damaged", "truncated", "empty", "judge_failed")
 LIBRARIES = ("pllava", "transformers", "torch", "peft", "accelerate", "av")
+
+Metrics = dict[str, Any]  # what metrics.json has, or its part about a task
 
 
 @dataclass(frozen=True)
@@ -46,13 +53,16 @@ def summarise(benchmark: Benchmark, samples: Sequence[Sample], rows: Sequence[Ro
 
     What the model or the data failed at counts: an answer that is empty, or that a broken clip does not allow, is
     wrong and scores 0. What the judge failed at does not. Both are counted, and `coverage` is the share of all samples
-    that were evaluated.
+    that were evaluated. `chance` is what guessing among the options comes to, where there are options. What the
+    original's matcher gives is left out where it finds an option in no answer at all, as it then measures nothing.
 
     Args:
         samples: All that should be there.
         rows: Those that are.
     """
-    values = list(measure(rows))
+    values, legacy = list(measure(rows)), legacy_table(benchmark, rows)
+    if legacy is None:
+        values = [value for value in values if value.measure != "accuracy_legacy"]
     per_task = {
         task: {
             **_counts([sample for sample in samples if sample.task == task], _of(task, rows), benchmark),
@@ -61,7 +71,6 @@ def summarise(benchmark: Benchmark, samples: Sequence[Sample], rows: Sequence[Ro
         for task in dict.fromkeys(sample.task for sample in samples)
     }
     aspects = dict.fromkeys(value.aspect for value in values if value.aspect)
-    legacy = legacy_table(benchmark, rows)
     return {
         **_means(values, seed),
         **_counts(samples, rows, benchmark),
@@ -74,9 +83,12 @@ def summarise(benchmark: Benchmark, samples: Sequence[Sample], rows: Sequence[Ro
 def legacy_table(benchmark: Benchmark, rows: Sequence[Row]) -> dict[str, Any] | None:
     """
     The table that the original would make of these answers and verdicts, by its rules: its figures can be compared
-    with published ones, and should not be trusted further. None where it has no such table.
+    with published ones, and should not be trusted further. None where it has no such table, or its matcher finds an
+    option in no answer.
     """
     if benchmark.score == "multiple_choice":
+        if not any(_legacy_option_named(row) for row in rows):
+            return None
         return legacy_mvbench(
             {
                 "task_type": "error_reading_video" if "error" in row else row["task"],
@@ -94,6 +106,11 @@ def legacy_table(benchmark: Benchmark, rows: Sequence[Row]) -> dict[str, Any] | 
             right = row.get("correct", False) if aspect == "answer" else score > 3
             verdicts.append((row["task"] if aspect == "answer" else aspect, right, score))
     return legacy_judged(verdicts)[0]
+
+
+def _legacy_option_named(row: Row) -> bool:
+    """Whether the original's matcher would take the answer for one of the options, the right one or another."""
+    return any(legacy_correct(row["prediction"], with_letter(option, row["options"])) for option in row["options"])
 
 
 def measure(rows: Iterable[Row]) -> Iterator[Value]:
@@ -149,6 +166,9 @@ def _counts(samples: Sequence[Sample], rows: Sequence[Row], benchmark: Benchmark
             if "error" not in row
         ),
     }
+    options = [len(sample.options) or benchmark.choices.get(sample.task, 0) for sample in samples]
+    if benchmark.score in RULES and all(options):
+        counts["chance"] = fmean(1 / each for each in options)
     if benchmark.score == "judge":
         counts["judged"] = all("judge" in row for row in rows)
         counts["judge_failed"] = sum(len(row.get("judge_errors", {})) for row in rows)
@@ -167,10 +187,13 @@ def environment(seed: int) -> dict[str, Any]:
     return {"versions": versions, "hardware": gpu or f"{platform.machine()}, {os.cpu_count()} cores", "seed": seed}
 
 
-def format_summary(metrics: dict[str, Any]) -> str:
+# --- for people ------------------------------------------------------------------------------------------------------
+
+
+def format_summary(metrics: Metrics) -> str:
     """One line: the main figure with its interval, and what is missing."""
     parts = [
-        f"{name} {format_value(name, metrics[name], metrics[f'{name}_ci'])}"
+        f"{measure_title(name)} {format_value(name, metrics[name], metrics[f'{name}_ci'])}"
         for name in MEASURES.values()
         if name in metrics
     ]
@@ -181,12 +204,48 @@ def format_summary(metrics: dict[str, Any]) -> str:
     return f"{metrics['benchmark']} {metrics['variant']}".strip() + f": {', '.join(parts)}"
 
 
+def measure_title(name: str) -> str:
+    """With its unit: "accuracy" -> "accuracy (%)"."""
+    return f"{name} ({UNITS[name]})" if name in UNITS else name
+
+
+def on_scale(name: str, value: float) -> float:
+    """In the unit that people read: "accuracy", 0.5 -> 50.0."""
+    return 100 * value if UNITS.get(name) == "%" else value
+
+
+def scale_end(name: str) -> float | None:
+    """The largest value there can be, in the unit that people read, if there is one."""
+    return ENDS.get(UNITS.get(name))
+
+
 def format_value(name: str, value: float, interval: Sequence[float] | None = None) -> str:
-    """With its interval; accuracies in per cent. "accuracy", 0.5, (0.4, 0.6) -> "50.0 [40.0, 60.0]"."""
-    factor, digits = (100, 1) if name.startswith("accuracy") else (1, 2)
-    ends = f" [{', '.join(f'{factor * end:.{digits}f}' for end in interval)}]" if interval else ""
-    return f"{factor * value:.{digits}f}{ends}"
+    """In its unit, with its interval. "accuracy", 0.5, (0.4, 0.6) -> "50.0 [40.0, 60.0]"."""
+    digits = 1 if UNITS.get(name) == "%" else 2
+    ends = f" [{', '.join(f'{on_scale(name, end):.{digits}f}' for end in interval)}]" if interval else ""
+    return f"{on_scale(name, value):.{digits}f}{ends}"
 
 
-def main_measure(metrics: dict[str, Any]) -> str | None:
+def main_measure(metrics: Metrics) -> str | None:
     return next((name for name in MEASURES.values() if name in metrics), None)
+
+
+def model_name(source: str) -> str:
+    """
+    What a directory or Hub id is called: "user/pllava-7b" -> "pllava-7b". A directory that is called "checkpoint", or
+    by its step, has its name from the one that it is in: "nano/checkpoint" -> "nano".
+    """
+    path = Path(source)
+    path = path if path.parent.name else path.resolve()
+    if path.parent.name == "snapshots":  # of the Hub's cache: models--user--pllava-7b/snapshots/REVISION
+        return path.parent.parent.name.split("--")[-1]
+    if path.name == "checkpoint":
+        return path.parent.name
+    return f"{path.parent.name}/{path.name}" if path.name.startswith("checkpoint-") else path.name
+
+
+def run_name(run: dict[str, Any], swept: str | None = None) -> str:
+    """What a run is called: its adapter or model, and the control if it is one; without the setting that is swept."""
+    name = model_name(run.get("adapter") or run["model"])
+    name += f" at alpha {run['alpha']:g}" if run.get("adapter") and swept != "alpha" else ""
+    return f"{name}, {CONTROLS[run['control']]}" if run.get("control") else name

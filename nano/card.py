@@ -39,7 +39,7 @@ def _metadata(results: dict[str, Any]) -> ModelCardData:
             dataset_type="synthetic",
             dataset_name="The world of pllava.nano, held-out clips",
             metric_type="accuracy",
-            metric_name=f"exact answers, {kind}",
+            metric_name=f"exact answers, {kind} (%)",
             metric_value=round(value, 1),
         )
         for kind, value in results["accuracy"][MAIN].items()
@@ -57,7 +57,7 @@ def _metadata(results: dict[str, Any]) -> ModelCardData:
 
 def _table(results: dict[str, Any]) -> str:
     columns = [results["accuracy"][name] for name in (MAIN, NO_VIDEO, SHUFFLED)]
-    lines = ["| question | asked | accuracy | no video | shuffled | chance |", "|---|---:|---:|---:|---:|---:|"]
+    lines = ["| question | asked | accuracy (%) | no video | shuffled | chance |", "|---|---:|---:|---:|---:|---:|"]
     sections = (world.ORDERED_TYPES, world.UNORDERED_TYPES, ("mean", "caption"))
     for section in sections:
         for kind in (kind for kind in section if kind in columns[0]):

@@ -18,18 +18,6 @@ from . import world
 from .card import MAIN, NO_VIDEO, SHUFFLED, write_card
 from .data import render
 
-# How many answers a question of each type allows; they are equally frequent, so a guess is right once in as many.
-OPTIONS = {
-    "direction": 2,
-    "order": 2,
-    "bounces": len(world.NUMBERS),
-    "change": 2,
-    "speed": 2,
-    "colour": len(world.COLOURS),
-    "shape": len(world.SHAPES),
-    "count": len(world.NUMBERS),
-    "position": len(world.ROWS) * len(world.COLUMNS),
-}
 WAYS = {
     MAIN: PLAIN,
     NO_VIDEO: Variant("no_video", control="no_video"),
@@ -57,11 +45,11 @@ def evaluate(model_name: str, clips: int, seed: int) -> None:
         "clips_with_two_moving_shapes": sum(
             len(world.clip(seed, index)[0].acting(*world.MOTIONS)) > 1 for index in range(clips)
         ),
-        "chance": {kind: 100 / options for kind, options in OPTIONS.items()},
+        "chance": {kind: 100 / choices for kind, choices in benchmark.choices.items()},
         "accuracy": {name: accuracy(found[way.name]["per_task"]) for name, way in WAYS.items()},
         "time": found[PLAIN.name]["time"],
     }
-    (path / "evaluation.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    replace_file(path / "evaluation.json", json.dumps(results, indent=2) + "\n")
     write_card(path, results)
     print(json.dumps(results, indent=2))
 

@@ -17,7 +17,7 @@ from pllava.eval import evaluate as run_benchmark
 from pllava.files import read_lines, to_lines
 from pllava.nano import world
 from pllava.nano.data import read_questions, render, video_conversations
-from pllava.nano.evaluate import MAIN, OPTIONS, SHUFFLED, WAYS, accuracy, one_of_each_type
+from pllava.nano.evaluate import MAIN, SHUFFLED, WAYS, accuracy, one_of_each_type
 
 CLIPS = 600
 
@@ -111,16 +111,19 @@ def test_a_third_of_the_clips_have_two_moving_shapes(scenes):
 
 def test_answers_are_balanced(scenes):
     """Who does not see the clip can only guess: no answer is much more frequent than the others."""
-    answers = defaultdict(Counter)
+    answers, choices = defaultdict(Counter), load_benchmark("nano", load_prompts()).choices
     for _, asked in scenes:
         for row in asked:
-            if row["type"] in OPTIONS:
+            if row["type"] in choices:
                 # "Which shows first, the red ring or ...": what counts is whether the first or the second named is
                 # right
                 options = re.findall(r"the \w+ \w+", row["question"]) if row["answer"].startswith("the ") else []
                 answers[row["type"]][options.index(row["answer"]) if options else row["answer"]] += 1
     for kind, counts in answers.items():
-        assert counts.most_common(1)[0][1] / sum(counts.values()) < 1 / OPTIONS[kind] + 0.1, (kind, counts)
+        assert counts.most_common(1)[0][1] / sum(counts.values()) < 1 / choices[kind] + 0.1, (kind, counts)
+    kinds = {"bounces": world.NUMBERS, "colour": world.COLOURS, "shape": world.SHAPES, "count": world.NUMBERS}
+    assert {kind: choices[kind] for kind in kinds} == {kind: len(values) for kind, values in kinds.items()}
+    assert choices["position"] == len(world.ROWS) * len(world.COLUMNS)
 
 
 def test_shapes_do_not_overlap(scenes):

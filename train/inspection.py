@@ -21,6 +21,7 @@ import numpy as np
 from datasets import Dataset
 from jinja2 import TemplateError
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from PIL import Image
 from torch.utils.data import DataLoader
 from tqdm import tqdm
@@ -292,14 +293,27 @@ def write_reports(reports: list[Report], model: str, out: Path) -> None:
 def _draw(reports: list[Report], file: Path) -> None:
     """A row of histograms for each source. A figure made without pyplot is drawn by Agg, which needs no display."""
     measures = MEASURES[:3]
-    figure = Figure(figsize=(4 * len(measures), 2.4 * len(reports)), layout="constrained")
+    figure = Figure(figsize=(3.2 * len(measures), 2.2 * len(reports)), layout="constrained")
     panels = figure.subplots(len(reports), len(measures), squeeze=False)
     for row, report in zip(panels, reports, strict=True):
         for panel, measure in zip(row, measures, strict=True):
-            panel.hist(report.values(measure), bins=40)
+            values = report.values(measure)
+            panel.hist(values, bins=40 if measure == "seconds" else _whole_bins(values), color="#0066b3")
             panel.set(xlabel=measure, ylabel="samples" if measure == "tokens" else "clips")
+            panel.xaxis.set_major_locator(MaxNLocator(5, integer=measure != "seconds"))
+            panel.yaxis.set_major_locator(MaxNLocator(4, integer=True))
+            if not values:
+                panel.set(xticks=[], yticks=[])
+            panel.spines[["top", "right"]].set_visible(False)
         row[0].set_title(report.source.title, loc="left")
-    figure.savefig(file)
+    figure.savefig(file, dpi=120)
+
+
+def _whole_bins(values: list[float]) -> np.ndarray:
+    """The edges of at most 40 bins, each around as many whole numbers as the others."""
+    low, high = min(values, default=0), max(values, default=0)
+    width = int((high - low) // 40) + 1
+    return np.arange(low, high + width + 1, width) - 0.5
 
 
 def format_reports(reports: list[Report]) -> str:
