@@ -19,10 +19,10 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel, ProcessorMixin
 
 from ..chat_templates_pllava import CHAT_TEMPLATES
+from ..checkpoint_files import fingerprint
 from ..loading import set_alpha, set_pooling_shape
 from .benchmark import Benchmark
 from .clips import ClipLoader, DecodedClip
-from .fingerprint import fingerprint
 from .readers import Clip, Sample
 from .variants import Variant, choose_frames
 
