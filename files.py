@@ -1,5 +1,6 @@
 """Files that a killed run leaves whole: lines that are appended, and files that are replaced at once."""
 
+import errno
 import json
 import os
 from collections.abc import Iterable
@@ -80,3 +81,17 @@ def replace_file(file: Path, text: str) -> None:
     beside = file.with_name(f"{file.name}.partial")
     beside.write_text(text, encoding="utf-8")
     beside.replace(file)
+
+
+# Files that are taken for videos, in the order in which they are preferred where names differ in the suffix only
+VIDEO_SUFFIXES = (
+    *(".mp4", ".avi", ".mkv", ".webm", ".mov", ".gif", ".m4v"),
+    *(".mpg", ".mpeg", ".ts", ".flv", ".wmv", ".3gp", ".ogv"),
+)
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """Whether a write failed for want of room. safetensors has no number for it, and torch says where it broke off."""
+    signs = ("No space left on device", "unexpected pos", "PytorchStreamWriter failed")
+    number = getattr(error, "errno", None)
+    return number in (errno.ENOSPC, errno.EDQUOT) or any(sign in str(error) for sign in signs)
