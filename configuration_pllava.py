@@ -27,6 +27,22 @@ CUSTOM_PIPELINES = {
     }
 }
 
+# The most that a config may ask for, several times what any model has: a stranger's checkpoint that asks for more is
+# refused before memory is allocated for it. The least is 1.
+LIMITS = {
+    "num_frames": 4096,
+    "num_visual_tokens": 131_072,
+    "text_config.num_hidden_layers": 512,
+    "text_config.hidden_size": 65_536,
+    "text_config.intermediate_size": 262_144,
+    "text_config.vocab_size": 1_048_576,
+    "vision_config.num_hidden_layers": 512,
+    "vision_config.hidden_size": 65_536,
+    "vision_config.intermediate_size": 262_144,
+    "vision_config.image_size": 4096,
+    "vision_config.patch_size": 4096,
+}
+
 
 @strict
 class PllavaConfig(LlavaConfig):
@@ -44,6 +60,8 @@ class PllavaConfig(LlavaConfig):
             Id of the `<video>` placeholder; `video_token_id` is another name for it.
         image_token_index (`int`, *optional*, defaults to 32000):
             Id of the `<image>` placeholder; `image_token_id` is another name for it.
+
+    A value beyond its limit (`LIMITS`) is a `ValueError`, too.
 
     Raises:
         ValueError: if the pooling shape is not three positive numbers, or the vision tower has no such layer or no
@@ -75,8 +93,11 @@ class PllavaConfig(LlavaConfig):
             raise ValueError(
                 f"`pooling_shape` is (frames, rows, columns), three positive integers; got {self.pooling_shape}"
             )
-        if self.num_frames < 1:
-            raise ValueError(f"`num_frames` must be at least 1; got {self.num_frames}")
+        for name, limit in LIMITS.items():
+            *part, last = name.split(".")
+            value = getattr(getattr(self, part[0]) if part else self, last)
+            if not 1 <= value <= limit:
+                raise ValueError(f"`{name}` must be between 1 and {limit:,}; got {value:,}")
         if self.vision_config.model_type != "clip_vision_model":
             raise ValueError(
                 "PLLaVA pools the patch grid of a CLIP vision tower (`clip_vision_model`); got "

@@ -7,21 +7,30 @@ peft takes a second to import: the functions import it when they run.
 from __future__ import annotations
 
 import os
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from huggingface_hub import snapshot_download
+from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, BitsAndBytesConfig, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling
-from transformers.utils import ADAPTER_SAFE_WEIGHTS_NAME
+from transformers.utils import (
+    ADAPTER_SAFE_WEIGHTS_NAME,
+    CONFIG_NAME,
+    SAFE_WEIGHTS_INDEX_NAME,
+    SAFE_WEIGHTS_NAME,
+    cached_file,
+)
 
+from .checkpoint_files import fingerprint, open_weights, read_shard_index, reading_config
 from .modeling_pllava import PllavaForConditionalGeneration
 from .processing_pllava import HUB_OPTIONS
 
 if TYPE_CHECKING:
-    from peft import LoraConfig, PeftModel
+    from peft import LoraConfig, PeftConfig, PeftModel
 
 CHECKED_TOKENS = 8  # of a video: enough to see whether any of it arrives, and no work for a model of any size
 
@@ -115,7 +124,9 @@ def load_model(
         kwargs: For `from_pretrained`: `dtype`, `device_map="auto"`, `quantization_config`, `revision`, ...
 
     Raises:
-        ValueError: if the model is no PLLaVA, the adapter does not fit it, or the check finds one of them dead.
+        ValueError: if the model is no PLLaVA, a file of it is broken or names one elsewhere, the adapter does not fit
+            it, or the check finds one of them dead.
+        OSError: if there is no such model, or none whose weights are safetensors.
     """
     if adapter is None and alpha is not None:
         raise ValueError("alpha is the strength of an adapter: name one, or convert the model with another alpha")
@@ -123,16 +134,9 @@ def load_model(
     if pretrained_model_name_or_path is None:
         if adapter is None:
             raise ValueError("Name a model or an adapter")
-        from peft import PeftConfig
-
-        pretrained_model_name_or_path = PeftConfig.from_pretrained(adapter).base_model_name_or_path
+        pretrained_model_name_or_path = _adapter_config(adapter).base_model_name_or_path
     name = os.fspath(pretrained_model_name_or_path)
-    config = AutoConfig.from_pretrained(name, **{key: kwargs[key] for key in HUB_OPTIONS & kwargs.keys()})
-    if config.model_type != "pllava":
-        raise ValueError(
-            f"{name!r} is a {config.model_type!r}, no PLLaVA yet: `pllava convert {name} DIRECTORY` makes it one"
-        )
-    model = PllavaForConditionalGeneration.from_pretrained(name, **kwargs)
+    model = _load_without_adapter(name, **kwargs)
     if adapter is not None:
         model = _with_adapter(model, adapter, is_trainable)
         if alpha is not None:
@@ -140,6 +144,54 @@ def load_model(
     if check:
         check_model(model)
     return model
+
+
+def _load_without_adapter(name: str, **kwargs: Any) -> PllavaForConditionalGeneration:
+    find = partial(cached_file, name, **{key: kwargs[key] for key in HUB_OPTIONS & kwargs.keys()})
+    with reading_config(name):
+        config = AutoConfig.from_pretrained(name, **find.keywords)
+    if config.model_type != "pllava":
+        raise ValueError(
+            f"{name!r} is a {config.model_type!r}, no PLLaVA yet: `pllava convert {name} DIRECTORY` makes it one"
+        )
+    vocabulary = config.text_config.vocab_size
+    for placeholder in ("image_token_index", "video_token_index"):
+        if not 0 <= (token := getattr(config, placeholder)) < vocabulary:
+            raise ValueError(f"`{placeholder}` is {token}, and the text model's vocabulary ends at {vocabulary - 1}")
+    optional = {"_raise_exceptions_for_missing_entries": False}
+    if find(SAFE_WEIGHTS_NAME, **optional) is None and (index := find(SAFE_WEIGHTS_INDEX_NAME, **optional)):
+        read_shard_index(Path(index))
+    try:
+        return PllavaForConditionalGeneration.from_pretrained(name, use_safetensors=True, **kwargs)
+    except SafetensorError:  # does not say in which file
+        for file in sorted(Path(find(CONFIG_NAME)).parent.glob("*.safetensors")):
+            with open_weights(file):
+                pass
+        raise
+
+
+def describe_model(
+    name: str | None = None, adapter: str | None = None, alpha: float | None = None
+) -> dict[str, str | float | None]:
+    """
+    Which model [`load_model`] gives for the same arguments, told from configs, without loading weights: "model",
+    "revision", "adapter", "adapter_revision" and "alpha". A revision is a commit of the Hub, or a [`fingerprint`].
+
+    Raises:
+        OSError, ValueError: if there is no such model or adapter.
+    """
+    directory = adapter and _adapter_directory(adapter)
+    lora = directory and _adapter_config(directory)
+    name = name or lora.base_model_name_or_path
+    with reading_config(name):
+        config = AutoConfig.from_pretrained(name)
+    return {
+        "model": name,
+        "revision": getattr(config, "_commit_hash", None) or fingerprint(name),
+        "adapter": adapter,
+        "adapter_revision": directory and fingerprint(directory),
+        "alpha": lora.lora_alpha if lora and alpha is None else alpha,
+    }
 
 
 @torch.no_grad()
@@ -193,9 +245,8 @@ def _must_have_an_effect(model: PeftModel) -> bool:
 
 def _with_adapter(model: PreTrainedModel, directory: Path, is_trainable: bool) -> PeftModel:
     from peft import PeftModel, get_peft_model_state_dict
-    from safetensors import safe_open
 
-    with safe_open(directory / ADAPTER_SAFE_WEIGHTS_NAME, "pt") as weights:
+    with open_weights(directory / ADAPTER_SAFE_WEIGHTS_NAME) as weights:
         keys = set(weights.keys())
     brings_projector = any("multi_modal_projector" in key for key in keys)
     if brings_projector and type(model.model.multi_modal_projector.linear_1) is not nn.Linear:
@@ -219,6 +270,13 @@ def _adapter_directory(adapter: str | os.PathLike) -> Path:
     if not (directory / ADAPTER_SAFE_WEIGHTS_NAME).exists():
         raise ValueError(f"{name!r} holds no {ADAPTER_SAFE_WEIGHTS_NAME}: it is no PEFT adapter, or a pickled one")
     return directory
+
+
+def _adapter_config(directory: Path) -> PeftConfig:
+    from peft import PeftConfig
+
+    with reading_config(str(directory)):
+        return PeftConfig.from_pretrained(directory)
 
 
 def fetch(

@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from .options import said_without_traceback
+
 
 def convert(
     source: Annotated[
@@ -32,11 +34,8 @@ def convert(
     revision: Annotated[str | None, typer.Option(help="Of SOURCE on the Hub: a branch, tag or commit.")] = None,
 ) -> None:
     """Convert a checkpoint of any kind into one that `from_pretrained` loads."""
-    from pllava.hub_cards import convert
+    with said_without_traceback():
+        from pllava.hub_cards import convert
 
-    try:
         convert(source, out, base, adapter, alpha, keep_adapter, revision, report=typer.echo)
-    except ValueError as error:
-        typer.echo(f"Error: {error}", err=True)
-        raise typer.Exit(1) from error
     typer.echo(f"{out} is ready: from_pretrained({str(out)!r})")

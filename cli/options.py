@@ -66,11 +66,9 @@ def load_checkpoint(
     if device_map is None and device is not None and bits:
         device, device_map = None, device  # what is quantised is loaded where it will be, and cannot be moved
     logging.disable_progress_bar()
-    name = "nano" if model is None and adapter is None else model
-    path = pllava.model_path(name) if name else None
-    try:
+    with _blamed_on_options(adapter):
         loaded = pllava.load_model(
-            path,
+            _path(model, adapter),
             adapter,
             alpha,
             check,
@@ -79,11 +77,37 @@ def load_checkpoint(
             quantization_config=pllava.quantization_config(bits) if bits else None,
         )
         processor = AutoProcessor.from_pretrained(loaded.name_or_path)
-    except (ImportError, OSError, ValueError) as error:
-        raise typer.BadParameter(str(error), param_hint="--adapter" if adapter else "--model") from error
     if device_map is None and not bits:
         loaded.to(device or PartialState().device)  # of this process, where several run
     return loaded, processor
+
+
+def describe_checkpoint(
+    model: str | None, adapter: str | None, alpha: float | None, **options: Any
+) -> "tuple[dict[str, Any], PllavaProcessor]":
+    """What `load_checkpoint` gives for the same options: which model (see `describe_model`), and its processor."""
+    from transformers import AutoProcessor
+
+    from pllava.loading import describe_model
+
+    with _blamed_on_options(adapter):
+        described = describe_model(_path(model, adapter), adapter, alpha)
+        return described, AutoProcessor.from_pretrained(described["model"])
+
+
+def _path(model: str | None, adapter: str | None) -> str | None:
+    """The directory or Hub id of a model; None for the base of an adapter."""
+    import pllava
+
+    return None if model is None and adapter else pllava.model_path(model or "nano")
+
+
+@contextmanager
+def _blamed_on_options(adapter: str | None) -> Iterator[None]:
+    try:
+        yield
+    except (ImportError, OSError, ValueError) as error:
+        raise typer.BadParameter(str(error), param_hint="--adapter" if adapter else "--model") from error
 
 
 def load_pipeline(**options: Any) -> "VideoTextToTextPipeline":
@@ -131,12 +155,16 @@ def sampled_frames(processor: "PllavaProcessor", video: str, num_frames: int | N
 
 
 @contextmanager
-def said_without_traceback(extra: str) -> Iterator[None]:
+def said_without_traceback(extra: str | None = None) -> Iterator[None]:
     """What is wrong with data, model or Hub is said in a line. `extra` has what the command needs to be installed."""
     try:
         yield
     except ModuleNotFoundError as error:
-        message = f"{error}; `pip install 'pllava[{extra}]'` has all that this command needs"
+        if extra is None:
+            raise
+        from pllava.extras import name_extra
+
+        message = name_extra(error, extra)
     except (OSError, RuntimeError, ValueError) as error:
         message = str(error)
     else:

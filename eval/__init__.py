@@ -2,15 +2,18 @@
 
 from pathlib import Path
 
-from .answers import LocalModel
-from .benchmark import Benchmark, load_benchmark, load_benchmarks, load_prompts
-from .compare import compare
-from .endpoint import Endpoint
-from .judge import Judge, LocalChat
-from .readers import Sample
-from .runner import Collected, collect, conclude, evaluate
-from .server import ChatServer
-from .variants import CONTROL_VARIANTS, PLAIN, Variant, parse_sweep
+from ..extras import needs_extra
+
+with needs_extra("eval"):
+    from .answers import LocalModel
+    from .benchmark import Benchmark, load_benchmark, load_benchmarks, load_prompts
+    from .compare import compare
+    from .endpoint import Endpoint
+    from .judge import Judge, LocalChat
+    from .readers import Sample
+    from .runner import Collected, collect, conclude, evaluate
+    from .server import ChatServer
+    from .variants import CONTROL_VARIANTS, PLAIN, Variant, parse_sweep
 
 METRICS = str(Path(__file__).with_name("metrics"))  # modules for `evaluate.load`
 

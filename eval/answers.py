@@ -20,10 +20,10 @@ from transformers import PreTrainedModel, ProcessorMixin
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from ..chat_templates_pllava import CHAT_TEMPLATES
+from ..checkpoint_files import fingerprint
 from ..loading import set_alpha
 from .benchmark import Benchmark
 from .clips import ClipLoader, DecodedClip
-from .fingerprint import fingerprint
 from .readers import Clip, Sample
 from .variants import Variant, choose_frames
 

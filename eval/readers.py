@@ -10,6 +10,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..files import VIDEO_SUFFIXES
 from ..loading import fetch
 from .scoring import LETTERS
 
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
     from .benchmark import Benchmark
 
 Clip = tuple[str, float | None, float | None]  # path, start, end
-VIDEO_SUFFIXES = (".mp4", ".avi", ".mkv", ".webm", ".mov", ".gif", ".m4v")  # in the order in which they are preferred
 
 
 @dataclass(frozen=True)

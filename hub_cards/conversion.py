@@ -19,6 +19,7 @@ from transformers import CLIPImageProcessor, GenerationConfig
 from transformers.dynamic_module_utils import custom_object_save
 from transformers.utils import ADAPTER_SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME
 
+from ..files import is_disk_full
 from ..processing_pllava import PllavaProcessor
 from ..video_processing_pllava import PllavaVideoProcessor
 from .plan import VOCABULARY, Plan, plan_conversion
@@ -71,6 +72,7 @@ def convert(
 
     Raises:
         ValueError: if a file is missing or broken, or a weight missing, left over or of the wrong shape.
+        OSError: if the disk is full.
     """
     out = Path(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
@@ -136,15 +138,22 @@ def _generation_config(plan: Plan) -> GenerationConfig:
 
 @contextmanager
 def _written_whole(out: Path) -> Iterator[Path]:
-    """A directory to write into, which becomes `out` at the end, and vanishes if that is not reached."""
+    """
+    A directory to write into, which becomes `out` at the end, and vanishes if that is not reached.
+
+    Raises:
+        OSError: if the disk is full.
+    """
     partial = out.with_name(f"{out.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)  # of a run that was killed
     partial.mkdir(parents=True)
     try:
         yield partial
         partial.replace(out)
-    except BaseException:
+    except BaseException as error:
         shutil.rmtree(partial)
+        if is_disk_full(error):
+            raise OSError(f"No room on the disk for {out}: nothing of it is kept. Make room first") from error
         raise
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from transformers import PreTrainedTokenizerFast
 
+from ..checkpoint_files import reading_config
 from ..configuration_pllava import PllavaConfig
 from ..loading import lora_config
 from ..modeling_pllava import PllavaForConditionalGeneration
@@ -87,8 +88,8 @@ def plan_conversion(
     if alpha is None:
         alpha = trained.config.get("lora_alpha", ALPHA)
     tokenizer = _tokenizer(checkpoint, model)
-    config = _config(checkpoint, model, tokenizer)
-    with torch.device("meta"):
+    with reading_config(source), torch.device("meta"):
+        config = _config(checkpoint, model, tokenizer)
         skeleton = PllavaForConditionalGeneration(config)
     plan = Plan(checkpoint, model, trained, alpha, keep_adapter, tokenizer, config, skeleton)
     _drop_vision_layers_that_are_not_read(model, config)
@@ -135,7 +136,8 @@ def _take_apart(
 def _compare_architectures(trained: Source, base: Source) -> None:
     """Raises a `ValueError` if a training output says in its config that it was trained on another model."""
     differences = []
-    ours, theirs = (PllavaConfig(**_model_config(source.config)) for source in (trained, base))
+    with reading_config(f"{trained.directory} or {base.directory}"):
+        ours, theirs = (PllavaConfig(**_model_config(source.config)) for source in (trained, base))
     for part in ("text_config", "vision_config"):
         ours_part, theirs_part = getattr(ours, part), getattr(theirs, part)
         for key in sorted(type(ours_part)().to_dict().keys() - NOT_ARCHITECTURE):

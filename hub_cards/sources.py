@@ -5,7 +5,6 @@ the safetensors files only; tensors are read one by one, when they are asked for
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -13,7 +12,6 @@ from enum import Enum
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 from transformers.utils import (
     ADAPTER_CONFIG_NAME,
     ADAPTER_SAFE_WEIGHTS_NAME,
@@ -21,6 +19,7 @@ from transformers.utils import (
     SAFE_WEIGHTS_NAME,
 )
 
+from ..checkpoint_files import open_weights, read_json, read_shard_index
 from ..loading import fetch
 
 FILES = ["*.json", "*.safetensors", "*.jinja"]
@@ -62,7 +61,7 @@ class StoredTensor:
 
     def read(self) -> torch.Tensor:
         """The tensor, mapped from its file: its pages are read when they are used, and dropped with it."""
-        with safe_open(self.file, "pt") as weights:
+        with open_weights(self.file) as weights:
             return weights.get_tensor(self.key)
 
 
@@ -107,7 +106,7 @@ def read_source(name: str, revision: str | None = None) -> Source:
     config_file = adapter if adapter.exists() else directory / "config.json"
     if not config_file.exists():
         raise ValueError(f"{name}: there is no config.json, so this is no checkpoint")
-    config = _read_json(config_file)
+    config = read_json(config_file)
     weights, lora, unused = {}, {}, set()
     for tensor in _stored_tensors(name, directory):
         if UNUSED.search(tensor.key):
@@ -164,28 +163,18 @@ def _kind(name: str, config: dict, weights: dict, lora: dict) -> Kind:
     return Kind.IMAGE
 
 
-def _read_json(file: Path) -> dict:
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{file}: no valid JSON ({error}); fetch it again") from error
-
-
 def _stored_tensors(name: str, directory: Path) -> Iterator[StoredTensor]:
     for file in _weight_files(name, directory):
-        try:
-            with safe_open(file, "pt") as weights:
-                for key in weights.keys():  # noqa: SIM118, it is no dict
-                    header = weights.get_slice(key)
-                    dtype = DTYPES.get(header.get_dtype())
-                    if dtype is None and not UNUSED.search(key):
-                        raise ValueError(
-                            f"{file}: {key} is of the type {header.get_dtype()}, not one of {', '.join(DTYPES)}: "
-                            "convert the checkpoint that it was quantised from"
-                        )
-                    yield StoredTensor(file, key, torch.empty(header.get_shape(), dtype=dtype, device="meta"))
-        except SafetensorError as error:
-            raise ValueError(f"{file}: truncated, or no safetensors file ({error}); fetch it again") from error
+        with open_weights(file) as weights:
+            for key in weights.keys():  # noqa: SIM118, it is no dict
+                header = weights.get_slice(key)
+                dtype = DTYPES.get(header.get_dtype())
+                if dtype is None and not UNUSED.search(key):
+                    raise ValueError(
+                        f"{file}: {key} is of the type {header.get_dtype()}, not one of {', '.join(DTYPES)}: "
+                        "convert the checkpoint that it was quantised from"
+                    )
+                yield StoredTensor(file, key, torch.empty(header.get_shape(), dtype=dtype, device="meta"))
 
 
 def _weight_files(name: str, directory: Path) -> list[Path]:
@@ -197,7 +186,7 @@ def _weight_files(name: str, directory: Path) -> list[Path]:
         pickles = sorted(file.name for pattern in PICKLES for file in directory.glob(pattern))
         reason = f"only pickles ({', '.join(pickles)}), and loading these can run any code" if pickles else "none"
         raise ValueError(f"{name}: no safetensors weights ({reason}); have them saved as safetensors")
-    shards = sorted(set(_read_json(index).get("weight_map", {}).values()))
+    shards = read_shard_index(index)
     missing = [shard for shard in shards if not (directory / shard).exists()]
     if missing:
         raise ValueError(f"{name}: {index.name} names shards that are not there: {', '.join(missing)}")

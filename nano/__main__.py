@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from pllava_cli.options import said_without_traceback
+
 app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False, pretty_exceptions_show_locals=False)
 
 Seed = Annotated[int, typer.Option(help="The same seed gives the same clips and questions.")]
@@ -35,7 +37,8 @@ def train(
     seed: Seed = TRAIN_SEED,
 ) -> None:
     """Train the checkpoint that ships with the project, from nothing."""
-    from .train import train
+    with said_without_traceback("train"):
+        from .train import train
 
     train(output, work, clips, image_steps, video_steps, seed)
 
@@ -47,7 +50,8 @@ def evaluate(
     seed: Seed = HELD_OUT_SEED,
 ) -> None:
     """Measure the accuracy on held-out clips, with and without the video, and write it into the checkpoint's card."""
-    from .evaluate import evaluate
+    with said_without_traceback("eval"):
+        from .evaluate import evaluate
 
     evaluate(model, clips, seed)
 

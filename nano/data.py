@@ -1,5 +1,7 @@
 """Renders the world to files, and reads such a folder as conversations for training."""
 
+from __future__ import annotations
+
 import json
 import random
 from collections.abc import Iterator
@@ -7,13 +9,15 @@ from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from itertools import count, groupby
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from datasets import IterableDataset
 from PIL import Image
 from tqdm import tqdm
 
 from . import world
+
+if TYPE_CHECKING:
+    from datasets import IterableDataset
 
 # Questions of one conversation: the video is the costly part, and each turn behind it is learned from as well.
 TURNS = 8
@@ -57,6 +61,8 @@ def read_questions(directory: Path) -> list[dict[str, str]]:
 
 def video_conversations(directory: Path, seed: int) -> IterableDataset:
     """Endless conversations about the clips in `directory`, each with a new choice and order of questions."""
+    from datasets import IterableDataset
+
     # The folder is passed, not a list of its clips: `datasets` takes lists for shards and would stay with the first
     return IterableDataset.from_generator(_video_rows, gen_kwargs={"directory": directory, "seed": seed})
 
@@ -79,6 +85,8 @@ def image_conversations(seed: int) -> IterableDataset:
     Every sixth is about a video that is not shown. Its answers can only be guessed, but a language model comes to
     PLLaVA knowing its language, and so it learns the words for what happens in videos; stage 2 trains no embeddings.
     """
+    from datasets import IterableDataset
+
     return IterableDataset.from_generator(_image_rows, gen_kwargs={"seed": seed})
 
 

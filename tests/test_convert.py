@@ -532,7 +532,7 @@ def write_true_size(directory, shapes, text_config, shards):
         filled = tuple(name for name in part if "lora_B" in name)
         write_sparse(directory / file, {name: shapes[name] for name in part}, filled=filled)
         weight_map |= dict.fromkeys(part, file)
-    (directory / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    (directory / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
 
 
 @pytest.mark.parametrize("size", SIZES)

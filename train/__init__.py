@@ -1,6 +1,9 @@
 """Training PLLaVA on video instructions with TRL, PEFT and accelerate."""
 
-from .collator import PreferenceCollator, VideoChatCollator
-from .trainer import build_trainer
+from ..extras import needs_extra
+
+with needs_extra("train"):
+    from .collator import PreferenceCollator, VideoChatCollator
+    from .trainer import build_trainer
 
 __all__ = ["PreferenceCollator", "VideoChatCollator", "build_trainer"]

@@ -13,6 +13,7 @@ from trl import DPOConfig, ModelConfig, SFTConfig, TrlParser
 
 from .. import load_model, lora_config, model_path, quantization_config
 from .data import find_file, load_sources, read_sources
+from .full_disk import said_if_disk_is_full
 from .trainer import build_trainer, count_steps
 
 
@@ -117,9 +118,10 @@ def main(config_class: type[SFTConfig] | type[DPOConfig] = SFTConfig) -> None:
         sources=sources,
     )
     resume = args.resume_from_checkpoint
-    trainer.train(resume_from_checkpoint=True if str(resume).lower() == "true" else resume)
-    trainer.save_model()
-    trainer.save_state()
+    with said_if_disk_is_full(args.output_dir):
+        trainer.train(resume_from_checkpoint=True if str(resume).lower() == "true" else resume)
+        trainer.save_model()
+        trainer.save_state()
     trainer.accelerator.print(trainer.loader.skipped.summary())
     if args.push_to_hub:
         trainer.push_to_hub()
