@@ -5,15 +5,21 @@
 
 import sys
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from accelerate import PartialState
-from transformers import AutoProcessor
+from datasets import Dataset, IterableDataset
+from transformers import AutoProcessor, EarlyStoppingCallback, TrainerCallback
 from transformers.integrations import is_deepspeed_zero3_enabled, is_fsdp_enabled
 from trl import DPOConfig, ModelConfig, SFTConfig, TrlParser
 
 from .. import load_model, lora_config, model_path, quantization_config
-from .data import find_file, load_sources, read_sources
-from .trainer import build_trainer, count_steps
+from .data import find_file, load_source, load_sources, read_sources
+from .options import check_options
+from .saving import check_output_dir
+from .trainer import PllavaDPOTrainer, PllavaSFTTrainer, build_trainer, count_steps
+
+TIMEOUT = 4 * 3600  # seconds; transformers' 1,800 end a run in which one process decodes or indexes for long
 
 
 @dataclass
@@ -58,23 +64,52 @@ class DataArguments:
     )
 
 
+@dataclass
+class EvaluationArguments:
+    """What is evaluated while the model is trained; TRL's options say when, and which checkpoint is kept."""
+
+    eval_datasets: list[str] = field(
+        default_factory=list,
+        metadata={"help": "As `datasets`, for the loss (see `eval_strategy`); several are evaluated one by one."},
+    )
+    early_stopping_patience: int | None = field(
+        default=None, metadata={"help": "The run ends after so many evaluations without a better one."}
+    )
+    prediction_benchmark: str | None = field(
+        default=None, metadata={"help": "A benchmark, or a YAML file: some of its questions are asked, for a table."}
+    )
+    prediction_data: str | None = field(
+        default=None, metadata={"help": "The benchmark's files, a folder or a dataset on the Hub."}
+    )
+    prediction_steps: int | None = field(
+        default=None, metadata={"help": "Steps between two tables; by default they come with the evaluations."}
+    )
+    num_predictions: int = field(default=8, metadata={"help": "How many questions are asked for a table."})
+
+
 def main(config_class: type[SFTConfig] | type[DPOConfig] = SFTConfig) -> None:
     """Reads the options, trains, saves, and pushes if asked to."""
+    parser = TrlParser((ModelArguments, DataArguments, EvaluationArguments, config_class))
+    parser.set_defaults(ddp_timeout=TIMEOUT)
     argv = sys.argv[1:]
-    if "--config" in argv[:-1]:
-        place = argv.index("--config") + 1
-        argv[place] = str(find_file(argv[place]))
-    parser = TrlParser((ModelArguments, DataArguments, config_class))
-    model_args, data_args, args = parser.parse_args_and_config(argv)
-    if not data_args.datasets:
-        parser.error("name what to train on: --datasets, or `datasets` in the recipe")
-    if model_args.model_name_or_path is None:
-        parser.error("name the model to start from: --model_name_or_path")
-
     try:
+        if "--config" in argv[:-1]:
+            place = argv.index("--config") + 1
+            argv[place] = str(find_file(argv[place]))
+        model_args, data_args, eval_args, args = parser.parse_args_and_config(argv)
+        if not data_args.datasets:
+            parser.error("name what to train on: --datasets, or `datasets` in the recipe")
+        if model_args.model_name_or_path is None:
+            parser.error("name the model to start from: --model_name_or_path")
+        resume = args.resume_from_checkpoint
+        resume = {"true": True, "false": None}.get(str(resume).lower(), resume)
+        check_options(args)
+        if not resume:
+            check_output_dir(Path(args.output_dir))
         sources = read_sources(data_args.datasets, data_args.data_dir)
         with PartialState().main_process_first():
             rows, length = load_sources(sources, args.seed, data_args.stopping_strategy)
+            eval_rows = load_eval_rows(eval_args.eval_datasets, data_args.data_dir)
     except ValueError as error:
         parser.error(str(error))
     if args.max_steps < 0:
@@ -115,14 +150,41 @@ def main(config_class: type[SFTConfig] | type[DPOConfig] = SFTConfig) -> None:
         max_unreadable=data_args.max_unreadable,
         feature_cache=data_args.feature_cache,
         sources=sources,
+        epoch_rows=length,
+        eval_dataset=eval_rows,
+        callbacks=callbacks(eval_args),
     )
-    resume = args.resume_from_checkpoint
-    trainer.train(resume_from_checkpoint=True if str(resume).lower() == "true" else resume)
+    if eval_args.prediction_benchmark:
+        trainer.add_callback(predictions(eval_args, trainer))
+    trainer.train(resume_from_checkpoint=resume)
     trainer.save_model()
     trainer.save_state()
     trainer.accelerator.print(trainer.loader.skipped.summary())
     if args.push_to_hub:
         trainer.push_to_hub()
+
+
+def load_eval_rows(
+    entries: list[str], data_dir: str | None
+) -> Dataset | IterableDataset | dict[str, Dataset | IterableDataset] | None:
+    """One data set as it is, several by their names, as `Trainer` evaluates them."""
+    loaded = {source.title: load_source(source) for source in read_sources(entries, data_dir)}
+    return loaded if len(loaded) > 1 else next(iter(loaded.values()), None)
+
+
+def callbacks(eval_args: EvaluationArguments) -> list[TrainerCallback]:
+    patience = eval_args.early_stopping_patience
+    return [] if patience is None else [EarlyStoppingCallback(patience)]
+
+
+def predictions(eval_args: EvaluationArguments, trainer: PllavaSFTTrainer | PllavaDPOTrainer) -> TrainerCallback:
+    """A table of predictions; here and not above, since it needs what evaluation needs."""
+    from ..eval import load_benchmark, load_prompts
+    from .predictions import PredictionsCallback, few_samples
+
+    benchmark = load_benchmark(eval_args.prediction_benchmark, load_prompts())
+    samples = few_samples(benchmark.samples(eval_args.prediction_data), eval_args.num_predictions)
+    return PredictionsCallback(trainer, benchmark, samples, eval_args.prediction_steps)
 
 
 if __name__ == "__main__":
