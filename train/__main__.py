@@ -3,13 +3,15 @@
 `accelerate launch -m pllava.train.dpo` does so on preferences.
 """
 
+import math
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from accelerate import PartialState
 from datasets import Dataset, IterableDataset
-from transformers import AutoProcessor, EarlyStoppingCallback, TrainerCallback
+from transformers import AutoProcessor, EarlyStoppingCallback
 from transformers.integrations import is_deepspeed_zero3_enabled, is_fsdp_enabled
 from trl import DPOConfig, ModelConfig, SFTConfig, TrlParser
 
@@ -17,7 +19,10 @@ from .. import load_model, lora_config, model_path, quantization_config
 from .data import find_file, load_source, load_sources, read_sources
 from .options import check_options
 from .saving import check_output_dir
-from .trainer import PllavaDPOTrainer, PllavaSFTTrainer, build_trainer, count_steps
+from .trainer import build_trainer, count_steps
+
+if TYPE_CHECKING:
+    from ..eval import Benchmark, Sample
 
 TIMEOUT = 4 * 3600  # seconds; transformers' 1,800 end a run in which one process decodes or indexes for long
 
@@ -104,12 +109,14 @@ def main(config_class: type[SFTConfig] | type[DPOConfig] = SFTConfig) -> None:
         resume = args.resume_from_checkpoint
         resume = {"true": True, "false": None}.get(str(resume).lower(), resume)
         check_options(args)
+        check_evaluation(eval_args, args)
         if not resume:
             check_output_dir(Path(args.output_dir))
         sources = read_sources(data_args.datasets, data_args.data_dir)
         with PartialState().main_process_first():
             rows, length = load_sources(sources, args.seed, data_args.stopping_strategy)
             eval_rows = load_eval_rows(eval_args.eval_datasets, data_args.data_dir)
+        asked = read_questions(eval_args)
     except ValueError as error:
         parser.error(str(error))
     if args.max_steps < 0:
@@ -152,10 +159,12 @@ def main(config_class: type[SFTConfig] | type[DPOConfig] = SFTConfig) -> None:
         sources=sources,
         epoch_rows=length,
         eval_dataset=eval_rows,
-        callbacks=callbacks(eval_args),
+        callbacks=[EarlyStoppingCallback(patience)] if (patience := eval_args.early_stopping_patience) else None,
     )
-    if eval_args.prediction_benchmark:
-        trainer.add_callback(predictions(eval_args, trainer))
+    if asked:
+        from .predictions import PredictionsCallback
+
+        trainer.add_callback(PredictionsCallback(trainer, *asked, eval_args.prediction_steps))
     trainer.train(resume_from_checkpoint=resume)
     trainer.save_model()
     trainer.save_state()
@@ -172,19 +181,33 @@ def load_eval_rows(
     return loaded if len(loaded) > 1 else next(iter(loaded.values()), None)
 
 
-def callbacks(eval_args: EvaluationArguments) -> list[TrainerCallback]:
-    patience = eval_args.early_stopping_patience
-    return [] if patience is None else [EarlyStoppingCallback(patience)]
+def check_evaluation(eval_args: EvaluationArguments, args: SFTConfig | DPOConfig) -> None:
+    """
+    Raises:
+        ValueError: if something is to be evaluated, but nothing says when, or on what.
+    """
+    evaluates = args.eval_strategy != "no"
+    if evaluates != bool(eval_args.eval_datasets):
+        raise ValueError("--eval_datasets and --eval_strategy steps belong together: on what, and when")
+    if eval_args.early_stopping_patience and not args.load_best_model_at_end:
+        raise ValueError("--early_stopping_patience stops at the best model: set --load_best_model_at_end, too")
+    if eval_args.prediction_benchmark and not (
+        eval_args.prediction_data and (eval_args.prediction_steps or evaluates)
+    ):
+        raise ValueError("--prediction_benchmark needs --prediction_data, and --prediction_steps or --eval_strategy")
 
 
-def predictions(eval_args: EvaluationArguments, trainer: PllavaSFTTrainer | PllavaDPOTrainer) -> TrainerCallback:
-    """A table of predictions; here and not above, since it needs what evaluation needs."""
-    from ..eval import load_benchmark, load_prompts
-    from .predictions import PredictionsCallback, few_samples
-
+def read_questions(eval_args: EvaluationArguments) -> "tuple[Benchmark, list[Sample]] | None":
+    """What is asked for a table of predictions; here and not above, since it needs what evaluation needs."""
+    if not eval_args.prediction_benchmark:
+        return None
+    try:
+        from ..eval import load_benchmark, load_prompts
+    except ModuleNotFoundError as error:
+        raise ValueError(f"--prediction_benchmark needs {error.name}: pip install 'pllava[eval]'") from error
     benchmark = load_benchmark(eval_args.prediction_benchmark, load_prompts())
-    samples = few_samples(benchmark.samples(eval_args.prediction_data), eval_args.num_predictions)
-    return PredictionsCallback(trainer, benchmark, samples, eval_args.prediction_steps)
+    samples, count = benchmark.samples(eval_args.prediction_data), eval_args.num_predictions
+    return benchmark, [samples[place] for place in range(0, len(samples), math.ceil(len(samples) / count))]
 
 
 if __name__ == "__main__":

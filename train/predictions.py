@@ -29,7 +29,7 @@ class PredictionsCallback(TrainerCallback):
     Args:
         trainer: Whose model is asked; each process answers its share.
         benchmark: As `pllava.eval.load_benchmark` gives it.
-        samples: The questions, as `few_samples` chooses them.
+        samples: The questions.
         steps: Between two tables; by default `eval_steps`.
 
     Raises:
@@ -71,9 +71,11 @@ class PredictionsCallback(TrainerCallback):
             table = self._ask(state.global_step)
             if self.trainer.is_world_process_zero():
                 self._log_table(table, state.global_step)
+            should_log = control.should_log
             for name, logged in {"correct": "accuracy", "score": "score"}.items():
                 if name in table:
                     self.trainer.log({f"eval_predictions_{logged}": float(table[name].mean())})
+            control.should_log = should_log  # the step's own figures are still to come
             self.trainer.model.train()
 
     def _ask(self, step: int) -> pd.DataFrame:
@@ -93,12 +95,6 @@ class PredictionsCallback(TrainerCallback):
         for name in {*WITH_TABLES} & {*self.trainer.args.report_to}:
             module = importlib.import_module(name)
             module.log({"predictions": module.Table(dataframe=table), "train/global_step": step})
-
-
-def few_samples(samples: Sequence[Sample], count: int) -> list[Sample]:
-    """`count` of them, from all over the benchmark."""
-    count = min(count, len(samples))
-    return [samples[place * len(samples) // count] for place in range(count)]
 
 
 def _markdown(table: pd.DataFrame) -> str:
