@@ -36,14 +36,9 @@ OPTIONS = """
 def test_a_config_trains(config, tmp_path):
     render(tmp_path / "world", 2, seed=4)
     (tmp_path / "train.py").write_text(SCRIPT)
-    deepspeed = config.stem.startswith("zero")
-    environment = {
-        **os.environ,
-        "PYTHONPATH": f"{Path(__file__).parent}{os.pathsep}{os.environ.get('PYTHONPATH', '')}",
-    }
-    environment |= {"OMP_NUM_THREADS": "1"} | (
-        {"DS_ACCELERATOR": "cpu"} if deepspeed else {"ACCELERATE_USE_CPU": "true"}
-    )
+    on_cpu = {"DS_ACCELERATOR": "cpu"} if config.stem.startswith("zero") else {"ACCELERATE_USE_CPU": "true"}
+    path = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
+    environment = {**os.environ, **on_cpu, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(config)]
     launch += ["--num_processes", str(PROCESSES.get(config.stem, 1)), "--mixed_precision", "no"]
     launch += ["--main_process_port", free_port()]
