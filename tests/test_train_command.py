@@ -2,6 +2,7 @@
 
 import json
 import os
+import sqlite3
 import subprocess
 import sys
 from datetime import timedelta
@@ -14,10 +15,12 @@ from local_hub import local_hub
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+import pllava.train
 from pllava.nano.data import render
 from pllava.train.__main__ import main
 
 LAUNCH = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "1", "--cpu"]
+TRAIN = Path(pllava.train.__file__).parent
 NAMED = ["--datasets", "world/questions.jsonl", "--model_name_or_path", "nano"]
 LOAD = """
 import pllava
@@ -44,7 +47,10 @@ def test_a_recipe_is_trained_pushed_and_loaded(folder):
     (folder / "hub").mkdir()
     with local_hub(folder / "hub") as address:
         online = {"HF_ENDPOINT": address, "HF_HUB_OFFLINE": "0", "HF_HOME": str(folder / "home"), "HF_TOKEN": "hf_x"}
-        options = ["--config", "train/recipes/nano.yaml", "--max_steps", "4", "--logging_steps", "2"]
+        recipe = (TRAIN / "recipes" / "nano.yaml").read_text().replace("tensorboard", "[tensorboard, trackio]", 1)
+        (folder / "mine.yaml").write_text(recipe)
+        online["TRACKIO_DIR"] = str(folder / "trackio")
+        options = ["--config", "mine.yaml", "--max_steps", "4", "--logging_steps", "2"]
         options += ["--eval_steps", "2", "--save_steps", "2", "--num_predictions", "3"]
         options += ["--push_to_hub", "true", "--hub_model_id", "me/my-nano"]
         result = launch(folder, *options, **online)
@@ -83,6 +89,11 @@ def check_evaluations(state, output):
     lines = [table.tensor_proto.string_val[0].decode().splitlines() for table in tables]
     assert [table.step for table in tables] == [2, 4] and {len(table) for table in lines} == {2 + 3}
     assert lines[0][0] == "| step | task | question | reference | prediction | correct |"
+    database = sqlite3.connect(output.parent / "trackio" / "huggingface.db")
+    logged = [json.loads(line) for (line,) in database.execute("select metrics from metrics")]
+    tables = [entry["predictions"]["_value"] for entry in logged if "predictions" in entry]
+    assert [[row["step"] for row in table] for table in tables] == [[2] * 3, [4] * 3]
+    assert [entry["eval/loss"] for entry in logged if "eval/loss" in entry] == list(losses.values())
 
 
 def test_preferences_from_the_command_line(folder):

@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from accelerate import PartialState
 from datasets import Dataset, IterableDataset
 from transformers import AutoProcessor, EarlyStoppingCallback
 from transformers.integrations import is_deepspeed_zero3_enabled, is_fsdp_enabled
@@ -113,7 +112,7 @@ def main(config_class: type[SFTConfig] | type[DPOConfig] = SFTConfig) -> None:
         if not resume:
             check_output_dir(Path(args.output_dir))
         sources = read_sources(data_args.datasets, data_args.data_dir)
-        with PartialState().main_process_first():
+        with args.main_process_first(local=False):
             rows, length = load_sources(sources, args.seed, data_args.stopping_strategy)
             eval_rows = load_eval_rows(eval_args.eval_datasets, data_args.data_dir)
         asked = read_questions(eval_args)
@@ -136,7 +135,7 @@ def main(config_class: type[SFTConfig] | type[DPOConfig] = SFTConfig) -> None:
         revision=model_args.model_revision,
         attn_implementation=model_args.attn_implementation,
         quantization_config=quantization_config(bits) if bits else None,
-        device_map={"": PartialState().device} if bits else None,
+        device_map={"": args.device} if bits else None,
     )
     new_adapter = model_args.use_peft and model_args.adapter_name_or_path is None
     trainer = build_trainer(
