@@ -48,7 +48,7 @@ def test_a_recipe_is_trained_pushed_and_loaded(folder):
     with local_hub(folder / "hub") as address:
         online = {"HF_ENDPOINT": address, "HF_HUB_OFFLINE": "0", "HF_HOME": str(folder / "home"), "HF_TOKEN": "hf_x"}
         recipe = (TRAIN / "recipes" / "nano.yaml").read_text().replace("tensorboard", "[tensorboard, trackio]", 1)
-        (folder / "mine.yaml").write_text(recipe)
+        (folder / "mine.yaml").write_text(recipe + "trackio_static_space_id: false\n")  # a push would make a Space
         online["TRACKIO_DIR"] = str(folder / "trackio")
         options = ["--config", "mine.yaml", "--max_steps", "4", "--logging_steps", "2"]
         options += ["--eval_steps", "2", "--save_steps", "2", "--num_predictions", "3"]
