@@ -3,7 +3,6 @@
 `accelerate launch -m pllava.train.dpo` does so on preferences.
 """
 
-import math
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -205,8 +204,9 @@ def read_questions(eval_args: EvaluationArguments) -> "tuple[Benchmark, list[Sam
     except ModuleNotFoundError as error:
         raise ValueError(f"--prediction_benchmark needs {error.name}: pip install 'pllava[eval]'") from error
     benchmark = load_benchmark(eval_args.prediction_benchmark, load_prompts())
-    samples, count = benchmark.samples(eval_args.prediction_data), eval_args.num_predictions
-    return benchmark, [samples[place] for place in range(0, len(samples), math.ceil(len(samples) / count))]
+    samples = benchmark.samples(eval_args.prediction_data)
+    count = min(eval_args.num_predictions, len(samples))
+    return benchmark, [samples[place * len(samples) // count] for place in range(count)]  # from all over it
 
 
 if __name__ == "__main__":
