@@ -136,6 +136,7 @@ def main(config_class: type[SFTConfig] | type[DPOConfig] = SFTConfig) -> None:
         quantization_config=quantization_config(bits) if bits else None,
         device_map={"": args.device} if bits else None,
     )
+    patience = eval_args.early_stopping_patience
     new_adapter = model_args.use_peft and model_args.adapter_name_or_path is None
     trainer = build_trainer(
         model,
@@ -157,7 +158,7 @@ def main(config_class: type[SFTConfig] | type[DPOConfig] = SFTConfig) -> None:
         sources=sources,
         epoch_rows=length,
         eval_dataset=eval_rows,
-        callbacks=[EarlyStoppingCallback(patience)] if (patience := eval_args.early_stopping_patience) else None,
+        callbacks=None if patience is None else [EarlyStoppingCallback(patience)],
     )
     if asked:
         from .predictions import PredictionsCallback
@@ -187,7 +188,7 @@ def check_evaluation(eval_args: EvaluationArguments, args: SFTConfig | DPOConfig
     evaluates = args.eval_strategy != "no"
     if evaluates != bool(eval_args.eval_datasets):
         raise ValueError("--eval_datasets and --eval_strategy steps belong together: on what, and when")
-    if eval_args.early_stopping_patience and not args.load_best_model_at_end:
+    if eval_args.early_stopping_patience is not None and not args.load_best_model_at_end:
         raise ValueError("--early_stopping_patience stops at the best model: set --load_best_model_at_end, too")
     if eval_args.prediction_benchmark and not (
         eval_args.prediction_data and (eval_args.prediction_steps or evaluates)
