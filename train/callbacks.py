@@ -38,6 +38,7 @@ class StreamProgressCallback(ProgressCallback):
         self.shown: dict[str, str] = {}
         if self.training_bar is not None:
             self.training_bar.initial = self.training_bar.n = state.global_step
+            self.training_bar.refresh()
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
