@@ -8,7 +8,7 @@ from peft import get_peft_model
 from transformers import AutoModelForImageTextToText, AutoProcessor, Trainer, TrainingArguments
 
 import pllava
-from pllava.train import VideoChatCollator
+from pllava.train import PickleFreeMixin, VideoChatCollator
 
 folder = Path(sys.argv[1])
 model = AutoModelForImageTextToText.from_pretrained(pllava.NANO)  # or a converted checkpoint: see the README
@@ -21,7 +21,11 @@ def to_conversation(row):
     return {"messages": [question, answer], "videos": [str(folder / row["video"])]}
 
 
-trainer = Trainer(
+class CaptionTrainer(PickleFreeMixin, Trainer):
+    """Saves and pushes without pickles."""
+
+
+trainer = CaptionTrainer(
     model=get_peft_model(model, pllava.lora_config()),
     args=TrainingArguments(
         output_dir="my-captioner",

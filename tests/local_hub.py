@@ -109,7 +109,9 @@ class _Handler(BaseHTTPRequestHandler):
         return {"upload": {"href": f"http://{self.headers['Host']}/.{file['oid']}"}}
 
     def _commit(self, repository: Path, lines: list[dict]) -> dict:
-        for line in lines[1:]:  # the first is the commit's message
+        with (self.folder / ".commits").open("a") as messages:
+            messages.write(lines[0]["value"]["summary"] + "\n")
+        for line in lines[1:]:
             file = repository / line["value"]["path"]
             if line["key"].startswith("deleted"):
                 shutil.rmtree(file) if file.is_dir() else file.unlink()

@@ -9,8 +9,16 @@ import sys
 import pytest
 import torch
 from datasets import Dataset
-from peft import PeftModel
-from transformers import AutoModelForImageTextToText, AutoProcessor, Trainer, TrainingArguments
+from peft import PeftModel, get_peft_model
+from safetensors.torch import load_file
+from transformers import (
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    EarlyStoppingCallback,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+)
 from trl import DPOConfig, SFTConfig
 from video_files import moving_frames, write_video
 
@@ -279,7 +287,7 @@ def test_what_is_logged(processor, checkpoint, four_clips, tmp_path):
     assert first["grad_norm"] ** 2 == pytest.approx(
         first["grad_norm/lora"] ** 2 + first["grad_norm/projector"] ** 2, rel=1e-4
     )
-    assert 0 <= first["data_wait"] <= 1 and first["tokens_per_second"] > 0
+    assert 0 <= first["data_wait"] <= 1 and first["tokens_per_second"] > 0 and first["epoch"] == 1
     assert list((tmp_path / "out").rglob("events.out.tfevents*"))
 
 
@@ -414,6 +422,129 @@ def test_what_cannot_be_gone_on_from_is_an_error(processor, checkpoint, four_cli
     file.unlink()
     with pytest.raises(ValueError, match="does not say where the data stood"):
         resumable(processor, checkpoint, four_clips, tmp_path).train(resume_from_checkpoint=True)
+
+
+def test_resumed_at_its_end_a_run_only_saves(processor, checkpoint, four_clips, tmp_path, capsys):
+    resumable(processor, checkpoint, four_clips, tmp_path).train()
+    again = resumable(processor, checkpoint, four_clips, tmp_path)
+    again.train(resume_from_checkpoint=True)
+    assert f"Going on from {tmp_path / 'checkpoint-4'}: step 4 of 4" in capsys.readouterr().out
+    assert again.state.global_step == 4 and "train_loss" not in again.state.log_history[-1]
+    assert sorted(path.name for path in tmp_path.glob("checkpoint-*")) == ["checkpoint-2", "checkpoint-4"]
+    again.save_model()
+    saved, left = (load_file(folder / "adapter_model.safetensors") for folder in (tmp_path, tmp_path / "checkpoint-4"))
+    assert all(torch.equal(value, left[name]) for name, value in saved.items())
+
+
+def test_a_run_does_not_mix_with_another(processor, checkpoint, four_clips, tmp_path):
+    resumable(processor, checkpoint, four_clips, tmp_path).train()
+    with pytest.raises(ValueError, match="the last of them checkpoint-4: go on with it .*resume_from_checkpoint true"):
+        resumable(processor, checkpoint, four_clips, tmp_path).train()
+
+
+def test_the_bar_counts_examples_and_tokens_and_goes_on_where_it_was(
+    processor, checkpoint, four_clips, tmp_path, capsys
+):
+    resumable(processor, checkpoint, four_clips, tmp_path).train()
+    shown = capsys.readouterr().err
+    assert " 4/4 [" in shown and "examples=8, tokens=" in shown and "tokens/s=" in shown
+    (tmp_path / "checkpoint-4" / "trainer_state.json").unlink()
+    resumable(processor, checkpoint, four_clips, tmp_path).train(resume_from_checkpoint=True)
+    shown = capsys.readouterr().err
+    assert " 2/4 [00:00<?, ?it/s" in shown and " 4/4 [" in shown
+
+
+# --- evaluation ------------------------------------------------------------------------------------------------------
+
+
+class Steps(TrainerCallback):
+    def __init__(self):
+        self.evaluated = []
+
+    def on_evaluate(self, args, state, control, metrics, **kwargs):
+        self.evaluated.append((state.global_step, metrics))
+
+
+def test_evaluation_in_a_run(processor, checkpoint, four_clips, corrupt_set, tmp_path):
+    """With losses that grow, the run ends early, at the checkpoint of the first evaluation."""
+    model = get_peft_model(AutoModelForImageTextToText.from_pretrained(checkpoint), lora_config(r=4, lora_dropout=0.0))
+    optimizer = torch.optim.SGD(
+        [weight for weight in model.parameters() if weight.requires_grad], maximize=True, lr=1e-2
+    )
+    readable, unreadable = corrupt_set[0][0], corrupt_set[0][13]
+    steps, shapes = Steps(), []
+
+    def count_right(prediction):
+        shapes.append(prediction.predictions.shape)
+        return {"right": float((prediction.predictions.argmax(-1)[:, :-1] == prediction.label_ids[:, 1:]).sum())}
+
+    args = sft_config(
+        tmp_path / "out",
+        eval_strategy="steps",
+        eval_steps=2,
+        save_strategy="steps",
+        save_steps=2,
+        load_best_model_at_end=True,
+        per_device_eval_batch_size=1,
+        max_grad_norm=0.0,
+        lr_scheduler_type="constant",
+    )
+    trainer = build_trainer(
+        model,
+        processor,
+        four_clips,
+        args,
+        eval_dataset=Dataset.from_list([*four_clips, readable, unreadable]),
+        callbacks=[steps, EarlyStoppingCallback(1)],
+        optimizers=(optimizer, None),
+        compute_metrics=count_right,
+    )
+    trainer.train()
+    assert [step for step, _ in steps.evaluated] == [2, 4] and trainer.state.best_global_step == 2
+    losses = [metrics["eval_loss"] for _, metrics in steps.evaluated]
+    batch = VideoChatCollator(processor, sampling="uniform")
+    with torch.no_grad():
+        now = [trainer.model.eval()(**batch([row])).loss for row in [*four_clips, readable]]
+    assert torch.stack(now).mean().item() == pytest.approx(losses[0], rel=1e-4) and losses[0] < losses[1]
+    assert shapes[0][0] == 6 and shapes[0][2] == model.config.text_config.vocab_size
+    assert all("eval_right" in metrics for _, metrics in steps.evaluated)
+    assert [row.id for row in read_skipped(tmp_path / "out" / "_skipped.jsonl")] == ["13"]
+
+
+def test_an_optimizer_without_the_trained_weights_is_refused(processor, checkpoint, four_clips, tmp_path):
+    model = AutoModelForImageTextToText.from_pretrained(checkpoint)
+    optimizer = torch.optim.SGD(model.model.language_model.parameters(), lr=1.0)
+    args = sft_config(tmp_path / "out")
+    with pytest.raises(ValueError, match="has none of the weights that are trained"):
+        build_trainer(model, processor, four_clips, args, lora_config(r=4), optimizers=(optimizer, None))
+
+
+# --- options ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"completion_only_loss": True}, "completion_only_loss=True is not possible here: what the assistant says"),
+        ({"packing": True}, "packing=True is not possible here: the collator"),
+        ({"auto_find_batch_size": True}, "batches of one size"),
+        ({"save_strategy": "epoch"}, "save_strategy=epoch is not possible here"),
+        ({"push_to_hub": True, "hub_strategy": "checkpoint"}, "hub_strategy=checkpoint uploads .* pickles"),
+    ],
+    ids=lambda value: str(value)[:30],
+)
+def test_what_is_not_done_is_refused(processor, four_clips, tmp_path, options, message):
+    args = sft_config(tmp_path, **{"save_strategy": "no", **options})
+    with pytest.raises(ValueError, match=message):
+        build_trainer(None, processor, four_clips, args)
+
+
+@pytest.mark.parametrize("asked", [None, True])
+def test_ddp_looks_for_unused_weights_on_request(processor, checkpoint, four_clips, tmp_path, asked):
+    model = AutoModelForImageTextToText.from_pretrained(checkpoint)
+    args = sft_config(tmp_path, ddp_find_unused_parameters=asked, assistant_only_loss=True)
+    trainer = build_trainer(model, processor, four_clips, args, lora_config(r=4))
+    assert trainer.args.ddp_find_unused_parameters is bool(asked)
 
 
 # --- preferences -----------------------------------------------------------------------------------------------------

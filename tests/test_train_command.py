@@ -2,17 +2,26 @@
 
 import json
 import os
+import sqlite3
 import subprocess
 import sys
+from datetime import timedelta
+from pathlib import Path
 
 import pytest
+import torch
 import trl
 from local_hub import local_hub
+from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+import pllava.train
 from pllava.nano.data import render
 from pllava.train.__main__ import main
 
 LAUNCH = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "1", "--cpu"]
+TRAIN = Path(pllava.train.__file__).parent
+NAMED = ["--datasets", "world/questions.jsonl", "--model_name_or_path", "nano"]
 LOAD = """
 import pllava
 model = pllava.load_model(adapter="me/my-nano", alpha=8)
@@ -24,6 +33,7 @@ assert model.active_peft_config.r == 16
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("command")
     render(folder / "world", 6, seed=4)
+    render(folder / "validation", 2, seed=5)
     return folder
 
 
@@ -37,7 +47,11 @@ def test_a_recipe_is_trained_pushed_and_loaded(folder):
     (folder / "hub").mkdir()
     with local_hub(folder / "hub") as address:
         online = {"HF_ENDPOINT": address, "HF_HUB_OFFLINE": "0", "HF_HOME": str(folder / "home"), "HF_TOKEN": "hf_x"}
-        options = ["--config", "train/recipes/nano.yaml", "--max_steps", "4", "--logging_steps", "2"]
+        recipe = (TRAIN / "recipes" / "nano.yaml").read_text().replace("tensorboard", "[tensorboard, trackio]", 1)
+        (folder / "mine.yaml").write_text(recipe + "trackio_static_space_id: false\n")  # a push would make a Space
+        online["TRACKIO_DIR"] = str(folder / "trackio")
+        options = ["--config", "mine.yaml", "--max_steps", "4", "--logging_steps", "2"]
+        options += ["--eval_steps", "2", "--save_steps", "2", "--num_predictions", "3"]
         options += ["--push_to_hub", "true", "--hub_model_id", "me/my-nano"]
         result = launch(folder, *options, **online)
         assert result.returncode == 0, result.stderr[-3000:]
@@ -46,6 +60,7 @@ def test_a_recipe_is_trained_pushed_and_loaded(folder):
         files = {file.name for file in repository.rglob("*")}
         assert {"adapter_model.safetensors", "adapter_config.json", "processing_pllava.py", "README.md"} <= files
         assert not {name for name in files if name.endswith((".bin", ".pt", ".pth"))}
+        assert "Training in progress, step 2" in (folder / "hub" / ".commits").read_text().splitlines()
         card = (repository / "README.md").read_text()
         assert "| world |" in card and "me/my-nano" in card and "| steps | 4 of 4 |" in card
         loaded = subprocess.run(
@@ -55,7 +70,30 @@ def test_a_recipe_is_trained_pushed_and_loaded(folder):
     state = json.loads((folder / "my-nano" / "trainer_state.json").read_text())
     # TRL gives the tokens' losses, and with them the sources', from 1.16 on
     logged = "loss/world" if hasattr(trl.trainer.utils, "add_fused_lm_head") else "loss"
-    assert state["log_history"][0][logged] < 1
+    assert next(entry for entry in state["log_history"] if "loss" in entry)[logged] < 1
+    check_evaluations(state, folder / "my-nano")
+
+
+def check_evaluations(state, output):
+    """By its steps a run has a loss on other clips and a table of answers; the best checkpoint is what is saved."""
+    losses = {entry["step"]: entry["eval_loss"] for entry in state["log_history"] if "eval_loss" in entry}
+    accuracies = [entry["step"] for entry in state["log_history"] if "eval_predictions_accuracy" in entry]
+    assert list(losses) == accuracies == [2, 4] and len({entry["epoch"] for entry in state["log_history"]}) > 1
+    assert state["best_metric"] == min(losses.values())
+    saved, best = (
+        load_file(folder / "adapter_model.safetensors") for folder in (output, Path(state["best_model_checkpoint"]))
+    )
+    assert all(torch.equal(value, best[name]) for name, value in saved.items())
+    (events,) = (output / "runs").iterdir()
+    tables = EventAccumulator(str(events)).Reload().Tensors("predictions/text_summary")
+    lines = [table.tensor_proto.string_val[0].decode().splitlines() for table in tables]
+    assert [table.step for table in tables] == [2, 4] and {len(table) for table in lines} == {2 + 3}
+    assert lines[0][0] == "| step | task | question | reference | prediction | correct |"
+    database = sqlite3.connect(output.parent / "trackio" / "huggingface.db")
+    logged = [json.loads(line) for (line,) in database.execute("select metrics from metrics")]
+    tables = [entry["predictions"]["_value"] for entry in logged if "predictions" in entry]
+    assert [[row["step"] for row in table] for table in tables] == [[2] * 3, [4] * 3]
+    assert [entry["eval/loss"] for entry in logged if "eval/loss" in entry] == list(losses.values())
 
 
 def test_preferences_from_the_command_line(folder):
@@ -78,12 +116,32 @@ def test_preferences_from_the_command_line(folder):
         ([], "name what to train on"),
         (["--datasets", "world/questions.jsonl"], "name the model to start from"),
         (["--datasets", "nowhere/at/all.jsonl", "--model_name_or_path", "nano"], "there is no such file"),
+        (["--config", "nothere.yaml"], "nothere.yaml: there is no such file"),
+        ([*NAMED, "--packing", "true"], "packing=True is not possible here: the collator makes the batches"),
+        ([*NAMED, "--eval_datasets", "validation/questions.jsonl"], "--eval_strategy steps belong together"),
+        ([*NAMED, "--early_stopping_patience", "2"], "set --load_best_model_at_end"),
+        ([*NAMED, "--prediction_benchmark", "nano"], "--prediction_benchmark needs --prediction_data"),
+        ([*NAMED, "--output_dir", "finished"], "go on with it (--resume_from_checkpoint true), remove it"),
     ],
 )
 def test_what_is_missing_is_said(folder, options, message, monkeypatch, capsys):
     monkeypatch.chdir(folder)
+    (folder / "finished" / "checkpoint-40").mkdir(parents=True, exist_ok=True)
     argv = ["pllava.train", "--output_dir", "none", "--bf16", "false", "--use_cpu", "true", *options]
     monkeypatch.setattr(sys, "argv", argv)
     with pytest.raises(SystemExit) as stopped:
         main()
     assert stopped.value.code == 2 and message in capsys.readouterr().err
+
+
+def test_processes_wait_hours_for_each_other(folder, monkeypatch):
+    """Unless they are told another time; the process group is made with it."""
+    monkeypatch.chdir(folder)
+    seen = []
+    monkeypatch.setattr("pllava.train.__main__.check_options", lambda args: seen.append(args) or sys.exit())
+    for options in ([], ["--ddp_timeout", "60"]):
+        argv = ["pllava.train", "--output_dir", "none", "--bf16", "false", "--use_cpu", "true", *NAMED, *options]
+        monkeypatch.setattr(sys, "argv", argv)
+        with pytest.raises(SystemExit):
+            main()
+    assert seen[0].ddp_timeout_delta >= timedelta(hours=2) and seen[1].ddp_timeout == 60

@@ -4,6 +4,7 @@ from ..extras import needs_extra
 
 with needs_extra("train"):
     from .collator import PreferenceCollator, VideoChatCollator
+    from .saving import PickleFreeMixin
     from .trainer import build_trainer
 
-__all__ = ["PreferenceCollator", "VideoChatCollator", "build_trainer"]
+__all__ = ["PickleFreeMixin", "PreferenceCollator", "VideoChatCollator", "build_trainer"]

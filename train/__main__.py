@@ -5,16 +5,25 @@
 
 import sys
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-from accelerate import PartialState
-from transformers import AutoProcessor
+from datasets import Dataset, IterableDataset
+from transformers import AutoProcessor, EarlyStoppingCallback
 from transformers.integrations import is_deepspeed_zero3_enabled, is_fsdp_enabled
 from trl import DPOConfig, ModelConfig, SFTConfig, TrlParser
 
 from .. import load_model, lora_config, model_path, quantization_config
-from .data import find_file, load_sources, read_sources
+from .data import find_file, load_source, load_sources, read_sources
 from .full_disk import said_if_disk_is_full
+from .options import check_options
+from .saving import check_output_dir
 from .trainer import build_trainer, count_steps
+
+if TYPE_CHECKING:
+    from ..eval import Benchmark, Sample
+
+TIMEOUT = 4 * 3600  # seconds; transformers' 1,800 end a run in which one process decodes or indexes for long
 
 
 @dataclass
@@ -59,23 +68,54 @@ class DataArguments:
     )
 
 
+@dataclass
+class EvaluationArguments:
+    """What is evaluated while the model is trained; TRL's options say when, and which checkpoint is kept."""
+
+    eval_datasets: list[str] = field(
+        default_factory=list,
+        metadata={"help": "As `datasets`, for the loss (see `eval_strategy`); several are evaluated one by one."},
+    )
+    early_stopping_patience: int | None = field(
+        default=None, metadata={"help": "The run ends after so many evaluations without a better one."}
+    )
+    prediction_benchmark: str | None = field(
+        default=None, metadata={"help": "A benchmark, or a YAML file: some of its questions are asked, for a table."}
+    )
+    prediction_data: str | None = field(
+        default=None, metadata={"help": "The benchmark's files, a folder or a dataset on the Hub."}
+    )
+    prediction_steps: int | None = field(
+        default=None, metadata={"help": "Steps between two tables; by default they come with the evaluations."}
+    )
+    num_predictions: int = field(default=8, metadata={"help": "How many questions are asked for a table."})
+
+
 def main(config_class: type[SFTConfig] | type[DPOConfig] = SFTConfig) -> None:
     """Reads the options, trains, saves, and pushes if asked to."""
+    parser = TrlParser((ModelArguments, DataArguments, EvaluationArguments, config_class))
+    parser.set_defaults(ddp_timeout=TIMEOUT)
     argv = sys.argv[1:]
-    if "--config" in argv[:-1]:
-        place = argv.index("--config") + 1
-        argv[place] = str(find_file(argv[place]))
-    parser = TrlParser((ModelArguments, DataArguments, config_class))
-    model_args, data_args, args = parser.parse_args_and_config(argv)
-    if not data_args.datasets:
-        parser.error("name what to train on: --datasets, or `datasets` in the recipe")
-    if model_args.model_name_or_path is None:
-        parser.error("name the model to start from: --model_name_or_path")
-
     try:
+        if "--config" in argv[:-1]:
+            place = argv.index("--config") + 1
+            argv[place] = str(find_file(argv[place]))
+        model_args, data_args, eval_args, args = parser.parse_args_and_config(argv)
+        if not data_args.datasets:
+            parser.error("name what to train on: --datasets, or `datasets` in the recipe")
+        if model_args.model_name_or_path is None:
+            parser.error("name the model to start from: --model_name_or_path")
+        resume = args.resume_from_checkpoint
+        resume = {"true": True, "false": None}.get(str(resume).lower(), resume)
+        check_options(args)
+        check_evaluation(eval_args, args)
+        if not resume:
+            check_output_dir(Path(args.output_dir))
         sources = read_sources(data_args.datasets, data_args.data_dir)
-        with PartialState().main_process_first():
+        with args.main_process_first(local=False):
             rows, length = load_sources(sources, args.seed, data_args.stopping_strategy)
+            eval_rows = load_eval_rows(eval_args.eval_datasets, data_args.data_dir)
+        asked = read_questions(eval_args)
     except ValueError as error:
         parser.error(str(error))
     if args.max_steps < 0:
@@ -95,8 +135,9 @@ def main(config_class: type[SFTConfig] | type[DPOConfig] = SFTConfig) -> None:
         revision=model_args.model_revision,
         attn_implementation=model_args.attn_implementation,
         quantization_config=quantization_config(bits) if bits else None,
-        device_map={"": PartialState().device} if bits else None,
+        device_map={"": args.device} if bits else None,
     )
+    patience = eval_args.early_stopping_patience
     new_adapter = model_args.use_peft and model_args.adapter_name_or_path is None
     trainer = build_trainer(
         model,
@@ -116,15 +157,59 @@ def main(config_class: type[SFTConfig] | type[DPOConfig] = SFTConfig) -> None:
         max_unreadable=data_args.max_unreadable,
         feature_cache=data_args.feature_cache,
         sources=sources,
+        epoch_rows=length,
+        eval_dataset=eval_rows,
+        callbacks=None if patience is None else [EarlyStoppingCallback(patience)],
     )
-    resume = args.resume_from_checkpoint
+    if asked:
+        from .predictions import PredictionsCallback
+
+        trainer.add_callback(PredictionsCallback(trainer, *asked, eval_args.prediction_steps))
     with said_if_disk_is_full(args.output_dir):
-        trainer.train(resume_from_checkpoint=True if str(resume).lower() == "true" else resume)
+        trainer.train(resume_from_checkpoint=resume)
         trainer.save_model()
         trainer.save_state()
     trainer.accelerator.print(trainer.loader.skipped.summary())
     if args.push_to_hub:
         trainer.push_to_hub()
+
+
+def load_eval_rows(
+    entries: list[str], data_dir: str | None
+) -> Dataset | IterableDataset | dict[str, Dataset | IterableDataset] | None:
+    """One data set as it is, several by their names, as `Trainer` evaluates them."""
+    loaded = {source.title: load_source(source) for source in read_sources(entries, data_dir)}
+    return loaded if len(loaded) > 1 else next(iter(loaded.values()), None)
+
+
+def check_evaluation(eval_args: EvaluationArguments, args: SFTConfig | DPOConfig) -> None:
+    """
+    Raises:
+        ValueError: if something is to be evaluated, but nothing says when, or on what.
+    """
+    evaluates = args.eval_strategy != "no"
+    if evaluates != bool(eval_args.eval_datasets):
+        raise ValueError("--eval_datasets and --eval_strategy steps belong together: on what, and when")
+    if eval_args.early_stopping_patience is not None and not args.load_best_model_at_end:
+        raise ValueError("--early_stopping_patience stops at the best model: set --load_best_model_at_end, too")
+    if eval_args.prediction_benchmark and not (
+        eval_args.prediction_data and (eval_args.prediction_steps or evaluates)
+    ):
+        raise ValueError("--prediction_benchmark needs --prediction_data, and --prediction_steps or --eval_strategy")
+
+
+def read_questions(eval_args: EvaluationArguments) -> "tuple[Benchmark, list[Sample]] | None":
+    """What is asked for a table of predictions; here and not above, since it needs what evaluation needs."""
+    if not eval_args.prediction_benchmark:
+        return None
+    try:
+        from ..eval import load_benchmark, load_prompts
+    except ModuleNotFoundError as error:
+        raise ValueError(f"--prediction_benchmark needs {error.name}: pip install 'pllava[eval]'") from error
+    benchmark = load_benchmark(eval_args.prediction_benchmark, load_prompts())
+    samples = benchmark.samples(eval_args.prediction_data)
+    count = min(eval_args.num_predictions, len(samples))
+    return benchmark, [samples[place * len(samples) // count] for place in range(count)]  # from all over it
 
 
 if __name__ == "__main__":

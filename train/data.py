@@ -319,6 +319,13 @@ def read_sources(entries: list[str | dict[str, Any]], data_dir: str | None = Non
 
 
 def find_file(name: str) -> Path:
-    """A file that a command line names: where it says, or else in this package, which has recipes and sources."""
-    path = Path(name)
-    return path if path.exists() else Path(__file__).parent.parent / path
+    """
+    A file that a command line names: where it says, or else in this package, which has recipes and sources.
+
+    Raises:
+        ValueError: if it is in neither place.
+    """
+    for path in (Path(name), Path(__file__).parent.parent / name):
+        if path.is_file():
+            return path
+    raise ValueError(f"{name}: there is no such file, and none that ships with the package is called so")

@@ -5,33 +5,34 @@ are trained, the tower is frozen.
 
 import json
 import math
-import time
 from collections import defaultdict
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import DistributedType, gather_object
+from accelerate.utils import gather_object
 from datasets import Dataset, IterableDataset
 from peft import LoraConfig, PeftModel
 from torch import nn
-from transformers import PreTrainedModel, ProcessorMixin, TrainingArguments
-from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, HubStrategy
+from transformers import PreTrainedModel, ProcessorMixin, ProgressCallback, TrainingArguments
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
+from .callbacks import EpochCallback, StreamProgressCallback
 from .card import build_card, global_batch_size
 from .collator import IGNORE_INDEX, PreferenceCollator, VideoChatCollator
 from .data import Source
 from .features import FeatureCache
 from .labelled import LabelledPositions
+from .meters import GradientNorms, Throughput
+from .options import check_options
+from .saving import PickleFreeMixin, check_output_dir, last_checkpoint, steps_done
 from .skipped import SkippedExamples
 from .stream import RowStream, StreamLoader
 
-GROUPS = {"lora": "lora_", "projector": "multi_modal_projector"}  # of the trained weights, by what their names have
 
-
-class StreamingMixin:
+class StreamingMixin(PickleFreeMixin):
     """
     What a trainer of transformers' needs for streams of videos: batches from a [`StreamLoader`], whose place is kept
     in the checkpoints, and figures about it in the logs:
@@ -42,12 +43,15 @@ class StreamingMixin:
     - `grad_norm/lora`, `grad_norm/projector`: before clipping.
     """
 
-    def __init__(self, *args: Any, loader: StreamLoader, sources: list[Source], **kwargs: Any):
+    def __init__(self, *args: Any, loader: StreamLoader, sources: list[Source], epoch_rows: int | None, **kwargs: Any):
         self.loader, self.sources = loader, sources
         super().__init__(*args, **kwargs)
-        self._since = self._read_meters()
-        self._tokens = 0
-        self._grad_norms: dict[str, float] = {}
+        self.throughput, self.gradient_norms = Throughput(loader), GradientNorms(self)
+        self._nothing_left = False
+        self.add_callback(self.gradient_norms)
+        self.add_callback(EpochCallback(loader, epoch_rows))
+        if self.pop_callback(ProgressCallback):
+            self.add_callback(StreamProgressCallback)
 
     def get_train_dataloader(self) -> StreamLoader:
         # Not prepared by accelerate: it would deal out batches that are dealt out already
@@ -56,15 +60,31 @@ class StreamingMixin:
     # --- going on ---
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
-        """As any trainer's; `resume_from_checkpoint=True` is the last checkpoint that was written to its end."""
+        """
+        As any trainer's; `resume_from_checkpoint=True` is the last checkpoint that was written to its end.
+
+        Raises:
+            ValueError: if there is none, or if a new run finds another's checkpoints in its output directory.
+        """
+        output_dir = Path(self.args.output_dir)
         if resume_from_checkpoint is True:
-            checkpoint = last_checkpoint(Path(self.args.output_dir))
-            if checkpoint is None:
-                raise ValueError(f"{self.args.output_dir} has no checkpoint to go on from")
-            resume_from_checkpoint = str(checkpoint)
+            resume_from_checkpoint = last_checkpoint(output_dir)
+            if resume_from_checkpoint is None:
+                raise ValueError(f"{output_dir} has no checkpoint to go on from")
         if resume_from_checkpoint:
+            steps = steps_done(Path(resume_from_checkpoint))
             self._load_place(Path(resume_from_checkpoint))
-        return super().train(resume_from_checkpoint=resume_from_checkpoint or None, **kwargs)
+            self.accelerator.print(f"Going on from {resume_from_checkpoint}: step {steps} of {self.args.max_steps}")
+        elif self.state.global_step == 0:
+            check_output_dir(output_dir)
+        return super().train(str(resume_from_checkpoint) if resume_from_checkpoint else None, **kwargs)
+
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        # Resumed at its end, a run only saves: transformers looks whether it is done behind each step
+        if self.state.global_step < self.state.max_steps:
+            super()._run_epoch(*args, **kwargs)
+        else:
+            self._nothing_left = self.control.should_training_stop = True
 
     def _place(self) -> dict[str, Any]:
         return {
@@ -106,56 +126,30 @@ class StreamingMixin:
         if self.args.should_save:
             directory = Path(output_dir or self.args.output_dir)
             build_card(self, self.sources).save(directory / "README.md")  # in place of PEFT's
-            (directory / TRAINING_ARGS_NAME).unlink()  # a pickle, and nothing reads it
-            (directory / "training_args.json").write_text(self.args.to_json_string(), encoding="utf-8")
 
     # --- figures ---
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
-        self._tokens += int(inputs["attention_mask"].sum())
+        self.throughput.tokens += int(inputs["attention_mask"].sum())
         self._batch = {name: inputs.pop(name) for name in ("source", "id", "feature_keys")}
         if (cache := self.loader.collator.features) is not None:
             cache.expect(self._batch["feature_keys"])
         return super().training_step(model, inputs, num_items_in_batch)
 
     def _clip_grad_norm(self, model: nn.Module) -> Any:
-        step = self.state.global_step + 1
-        if step % self.state.logging_steps == 0 or (step == 1 and self.args.logging_first_step):
-            self._grad_norms = self._norms_by_group()
+        if not self.is_deepspeed_enabled:
+            self.gradient_norms.note()
         return super()._clip_grad_norm(model)
 
-    def _norms_by_group(self) -> dict[str, float]:
-        if self.accelerator.distributed_type == DistributedType.DEEPSPEED:
-            from deepspeed.utils import safe_get_full_grad as gradient
-        else:
-            gradient = _gradient
-        trained = [(name, weight) for name, weight in self.model.named_parameters() if weight.requires_grad]
-        norms = {}
-        for group, part in GROUPS.items():
-            gradients = [gradient(weight) for name, weight in trained if part in name]
-            norm = torch.nn.utils.get_total_norm([grad for grad in gradients if grad is not None])
-            norms[f"grad_norm/{group}"] = float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
-        return norms
-
-    def _read_meters(self) -> dict[str, float]:
-        return {"time": time.perf_counter(), "waited": self.loader.waited}
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        with self.throughput.paused():
+            return super().evaluate(*args, **kwargs)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if "train_loss" in logs and self._nothing_left:  # it would be 0, the mean over no step
+            return
         if self.model.training and "loss" in logs:
-            now = self._read_meters()
-            seconds = now["time"] - self._since["time"]
-            skipped = self.loader.skipped.state_dict()
-            local = {"tokens": self._tokens, "waited": now["waited"] - self._since["waited"], **skipped}
-            total = defaultdict(float)
-            for figures in gather_object([local]):
-                for name, value in figures.items():
-                    total[name] += value
-            logs["data_wait"] = total["waited"] / seconds / self.args.world_size
-            logs["tokens_per_second"] = total["tokens"] / seconds
-            logs |= {f"skipped/{name}": int(total[name]) for name in ("unreadable", "too_long", "lost_turns")}
-            logs |= self._grad_norms
-            self._tokens, self._since = 0, now
-            self.state.epoch = float(self.loader.place["epoch"])  # transformers takes the whole run for one
+            logs |= self.throughput.read(self.args.world_size) | self.gradient_norms.norms
         super().log(logs, start_time)
 
 
@@ -180,6 +174,12 @@ class PllavaSFTTrainer(StreamingMixin, SFTTrainer):
             rows = output.log_probs.detach().flatten().float().split(self._counts)
             for source, row in zip(self._batch["source"], rows, strict=True):
                 self._losses[source].append(torch.stack([-row.sum(), row.new_tensor(len(row))]))
+
+    def prediction_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> tuple:
+        loss, logits, labels = super().prediction_step(model, inputs, *args, **kwargs)
+        if (inputs["labels"] == IGNORE_INDEX).all():  # nothing of the batch could be read: it has no loss, TRL says 0
+            loss = torch.full_like(loss, torch.nan)
+        return loss, logits, labels
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if self.model.training and "loss" in logs:
@@ -213,6 +213,8 @@ def build_trainer(
     max_unreadable: float = 0.2,
     feature_cache: str | None = None,
     sources: list[Source] | None = None,
+    epoch_rows: int | None = None,
+    **trainer_kwargs: Any,
 ) -> PllavaSFTTrainer | PllavaDPOTrainer:
     """
     A trainer over conversations about videos and images, or, with a `DPOConfig`, over preferences.
@@ -221,7 +223,8 @@ def build_trainer(
         train_dataset: Rows of `messages`, with `videos` and `images` (see [`VideoChatCollator`]), undecoded; for a
             `DPOConfig` with `chosen` and `rejected`, too. A `Dataset` is shuffled as a whole, and its length gives the
             number of steps; of an `IterableDataset`, `args.max_steps` does.
-        args: What the collator does is switched off in it.
+        args: What cannot be done on a stream of videos is refused (see `options.py`). What the assistant says is
+            learned. `ddp_find_unused_parameters` is off by default: each trained weight has a gradient in every step.
         peft_config: The adapter to train (then the vision tower is frozen); without one the whole model is trained.
         sampling: How the collator draws frames, "random" or "uniform".
         shuffle_buffer_size: Rows of a stream that are shuffled together (see [`RowStream`]).
@@ -230,26 +233,37 @@ def build_trainer(
         feature_cache: Directory for the vision tower's features of each clip (see [`FeatureCache`]); from the second
             epoch they are read in place of the clip.
         sources: Where the rows come from, for the card.
+        epoch_rows: How many rows an epoch of an `IterableDataset` has, where that is known.
+        trainer_kwargs: As TRL's trainer takes them: `eval_dataset`, with rows as in `train_dataset`, of whose clips
+            frames at equal distances are taken; `compute_metrics`, `preprocess_logits_for_metrics`, `callbacks`,
+            `optimizers`.
 
     Raises:
         ValueError: if the number of steps is not known, or what is asked for does not go together.
     """
     preference = isinstance(args, DPOConfig)
+    check_options(args)
     if isinstance(train_dataset, Dataset):
-        if args.max_steps < 0:
-            args.max_steps = count_steps(len(train_dataset), args)
+        epoch_rows = len(train_dataset)
         train_dataset = train_dataset.shuffle(seed=args.seed).to_iterable_dataset()
-    elif args.max_steps < 0:
-        raise ValueError("A stream does not tell its length: set `max_steps`")
+    if args.max_steps < 0:
+        if epoch_rows is None:
+            raise ValueError("A stream does not tell its length: set `max_steps`")
+        args.max_steps = count_steps(epoch_rows, args)
     args.remove_unused_columns = False
-    args.hub_strategy = HubStrategy.END  # pushes in between would write and upload a pickle
     args.ignore_data_skip = True  # the stream itself goes on where it stood, and decodes nothing that was seen
+    if args.ddp_find_unused_parameters is None:
+        args.ddp_find_unused_parameters = False
     if not preference:
         args.dataset_kwargs = {"skip_prepare_dataset": True}
     if peft_config is not None:
         model.model.vision_tower.requires_grad_(False)
-    skipped = SkippedExamples(Path(args.output_dir) / "_skipped.jsonl", max_unreadable)
+    skipped, eval_skipped = (
+        SkippedExamples(Path(args.output_dir) / "_skipped.jsonl", max_unreadable) for _ in range(2)
+    )
     collator = (PreferenceCollator if preference else VideoChatCollator)(processor, sampling, args.max_length, skipped)
+    eval_sampling = "uniform" if sampling == "random" else sampling
+    eval_collator = replace(collator, sampling=eval_sampling, skipped=eval_skipped)
     if feature_cache:
         tower = plain_model(model).model.vision_tower
         if preference or any(weight.requires_grad for weight in tower.parameters()):
@@ -265,13 +279,22 @@ def build_trainer(
     trainer = trainer_class(
         model=model,
         args=args,
-        data_collator=collator,
+        data_collator=eval_collator,  # what is trained on comes from the loader
         train_dataset=train_dataset,
         processing_class=processor,
         peft_config=peft_config,
         loader=loader,
         sources=sources or [],
+        epoch_rows=epoch_rows,
+        **trainer_kwargs,
     )
+    if trainer.optimizer is not None:
+        given = [weight for group in trainer.optimizer.param_groups for weight in group["params"]]
+        if not any(weight.requires_grad for weight in given):
+            raise ValueError(
+                "The optimizer has none of the weights that are trained, those of the adapter that is made here: make "
+                "that with `peft.get_peft_model` before the optimizer, and leave `peft_config` out"
+            )
     if args.bf16 and not trainer.is_deepspeed_enabled and not trainer.is_fsdp_enabled:
         for weight in trainer.model.parameters():  # AdamW's steps are lost in bfloat16's eight bits
             weight.data = weight.data.float() if weight.requires_grad else weight.data
@@ -283,21 +306,6 @@ def count_steps(rows: int, args: TrainingArguments) -> int:
     return math.ceil(rows * args.num_train_epochs / global_batch_size(args))
 
 
-def last_checkpoint(output_dir: Path) -> Path | None:
-    """The newest checkpoint that was written to its end, if there is one."""
-    found = sorted(output_dir.glob(f"{PREFIX_CHECKPOINT_DIR}-*"), key=lambda path: int(path.name.split("-")[-1]))
-    return next((checkpoint for checkpoint in reversed(found) if _is_complete(checkpoint)), None)
-
-
-def _is_complete(checkpoint: Path) -> bool:
-    # The last file that transformers writes
-    try:
-        json.loads((checkpoint / TRAINER_STATE_NAME).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return True
-
-
 def plain_model(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
     """The model inside PEFT's, or the model itself."""
     return model.get_base_model() if isinstance(model, PeftModel) else model
@@ -305,7 +313,3 @@ def plain_model(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
 
 def _place_name(process_index: int) -> str:
     return f"data_state_{process_index}.json"
-
-
-def _gradient(weight: nn.Parameter) -> torch.Tensor | None:
-    return weight.grad
