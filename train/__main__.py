@@ -14,11 +14,12 @@ from transformers.integrations import is_deepspeed_zero3_enabled, is_fsdp_enable
 from trl import DPOConfig, ModelConfig, SFTConfig, TrlParser
 
 from .. import load_model, lora_config, model_path, quantization_config
-from .data import find_file, load_source, load_sources, read_sources
+from .data import find_file, load_source, read_sources
 from .full_disk import said_if_disk_is_full
+from .mixture import load_sources
 from .options import check_options
 from .saving import check_output_dir
-from .trainer import build_trainer, count_steps
+from .trainer import build_trainer
 
 if TYPE_CHECKING:
     from ..eval import Benchmark, Sample
@@ -58,7 +59,9 @@ class DataArguments:
         default="all_exhausted_without_replacement",
         metadata={"help": "When an epoch of a mixture ends, as in `datasets.interleave_datasets`."},
     )
-    shuffle_buffer_size: int = field(default=100, metadata={"help": "Rows of a stream that are shuffled together."})
+    shuffle_buffer_size: int = field(
+        default=4000, metadata={"help": "Rows of Parquet or WebDataset files that are shuffled together."}
+    )
     sampling: str = field(default="random", metadata={"help": "Frames of a clip: random, uniform, middle or start."})
     max_unreadable: float = field(
         default=0.2, metadata={"help": "The run stops if a larger share of the examples cannot be read."}
@@ -113,15 +116,13 @@ def main(config_class: type[SFTConfig] | type[DPOConfig] = SFTConfig) -> None:
             check_output_dir(Path(args.output_dir))
         sources = read_sources(data_args.datasets, data_args.data_dir)
         with args.main_process_first(local=False):
-            rows, length = load_sources(sources, args.seed, data_args.stopping_strategy)
+            rows = load_sources(sources, data_args.stopping_strategy)
             eval_rows = load_eval_rows(eval_args.eval_datasets, data_args.data_dir)
         asked = read_questions(eval_args)
     except ValueError as error:
         parser.error(str(error))
-    if args.max_steps < 0:
-        if length is None:
-            parser.error("the length of these data is not known before they were read: set --max_steps")
-        args.max_steps = count_steps(length, args)
+    if args.max_steps < 0 and rows.length is None:
+        parser.error("the length of these data is not known before they were read: set --max_steps")
     name = model_path(model_args.model_name_or_path)
     bits = 4 if model_args.load_in_4bit else 8 if model_args.load_in_8bit else None
     whole = not (is_deepspeed_zero3_enabled() or is_fsdp_enabled())  # else each process has a part of the weights
@@ -157,7 +158,6 @@ def main(config_class: type[SFTConfig] | type[DPOConfig] = SFTConfig) -> None:
         max_unreadable=data_args.max_unreadable,
         feature_cache=data_args.feature_cache,
         sources=sources,
-        epoch_rows=length,
         eval_dataset=eval_rows,
         callbacks=None if patience is None else [EarlyStoppingCallback(patience)],
     )

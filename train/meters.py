@@ -37,6 +37,7 @@ class Throughput:
         for figures in gather_object([{**local, **self.loader.skipped.state_dict()}]):
             for name, value in figures.items():
                 total[name] += value
+        self.loader.skipped.check(int(total["seen"]), int(total["unreadable"]))
         seconds = now - self._began
         self.tokens, self._began, self._waited = 0, now, self.loader.waited
         return {
