@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from accelerate.utils import DistributedType, gather_object
 from datasets import Dataset, IterableDataset
+from datasets.utils.py_utils import convert_file_size_to_int
 from peft import LoraConfig, PeftModel
 from torch import nn
 from transformers import PreTrainedModel, ProcessorMixin, TrainingArguments, set_seed
@@ -212,6 +213,7 @@ def build_trainer(
     shuffle_buffer_size: int = 100,
     max_unreadable: float = 0.2,
     feature_cache: str | None = None,
+    feature_cache_size: str = "200GB",
     sources: list[Source] | None = None,
 ) -> PllavaSFTTrainer | PllavaDPOTrainer:
     """
@@ -228,7 +230,8 @@ def build_trainer(
         max_unreadable: The run stops when a larger share of the examples cannot be read. What is left out is listed in
             `_skipped.jsonl` in the output directory, which is not pushed.
         feature_cache: Directory for the vision tower's features of each clip (see [`FeatureCache`]); from the second
-            epoch they are read in place of the clip.
+            epoch they are read in place of the clip. They take 18.9 MB a clip at 7B.
+        feature_cache_size: What that directory may hold; further clips are decoded in every epoch.
         sources: Where the rows come from, for the card.
 
     Raises:
@@ -254,7 +257,8 @@ def build_trainer(
         tower = model.get_base_model().model.vision_tower if isinstance(model, PeftModel) else model.model.vision_tower
         if preference or any(weight.requires_grad for weight in tower.parameters()):
             raise ValueError("`feature_cache` is for supervised fine-tuning with a frozen tower: pass a `peft_config`")
-        collator.features = FeatureCache(Path(feature_cache), tower, processor, "bf16" if args.bf16 else "")
+        arithmetic, max_bytes = "bf16" if args.bf16 else "", convert_file_size_to_int(feature_cache_size)
+        collator.features = FeatureCache(Path(feature_cache), tower, processor, arithmetic, max_bytes, args.world_size)
         collator.features.watch(tower)
     seed = args.seed if args.data_seed is None else args.data_seed
     rows = RowStream(train_dataset, seed, shuffle_buffer_size, args.process_index, args.world_size)
