@@ -22,7 +22,7 @@ from pllava.train.collator import VideoChatCollator
 from pllava.train.data import Source, load_source
 from pllava.train.inspection import inspect_source
 from pllava.train.inspection_report import format_reports
-from pllava.train.publishing import write_shards
+from pllava.train.publishing import Split, kept_rows, write_shards
 from pllava.train.rows import FEATURES
 from pllava.train.skipped import Skipped
 from pllava_cli import app
@@ -308,6 +308,15 @@ def test_a_split_is_replaced_others_stay_and_foreign_files_are_not_touched(hub, 
     assert not (folder / "me" / "nothing").exists()
     table = pq.read_table(folder / "me" / "preferences" / "data" / "train-00000.parquet")
     assert table["chosen"][0].as_py()[0]["content"] == [{"type": "text", "text": "A bar."}]
+
+
+def test_rows_are_pushed_shuffled_and_each_time_in_the_same_order(tmp_path):
+    rows = [{"question": f"What is {number}?", "answer": "It is."} for number in range(40)]
+    source = Source(str(write_rows(tmp_path / "rows.jsonl", rows)))
+    first, again = ([row["id"] for row in kept_rows(source, 0, Split("rows", None, []), print)] for _ in range(2))
+    places = [int(identity.split("#")[1]) for identity in first]
+    assert first == again and sorted(places) == list(range(40))
+    assert min(sum(place < 20 for place in half) for half in (places[:20], places[20:])) > 5
 
 
 def test_shards_are_written_one_at_a_time_in_little_memory(tmp_path):

@@ -30,6 +30,8 @@ from .rows import FEATURES
 
 TEMPLATE = Path(__file__).with_name("dataset_card.md")
 SPLITS = "splits.json"  # in the repository: what each split holds; the card is written from it
+SEED = 0  # of the order of the rows: a dataset is streamed, and neighbours should not be about one clip or task
+STREAMED_TOGETHER = 100  # rows, with their clips, that are held and shuffled where the source is a stream itself
 ROW_GROUP = 16_000_000  # bytes that are held in memory, here and by who streams the dataset
 ROW_GROUP_ROWS = 1000
 LARGEST_CLIP = 2**31 - 1  # bytes that a value in a column can have
@@ -109,9 +111,10 @@ def publish(
 
 
 def kept_rows(source: Source, workers: int, counts: Split, report: Callable[[str], None]) -> Iterator[dict[str, Any]]:
-    """The rows that can be trained on, with the bytes of their clips."""
+    """The rows that can be trained on, shuffled, with the bytes of their clips."""
     rows, unfit = load_source(source), set()
     total = len(rows) if isinstance(rows, Dataset) else None
+    rows = rows.shuffle(SEED) if total else rows.shuffle(SEED, buffer_size=STREAMED_TOGETHER)
     processor = AutoProcessor.from_pretrained(NANO)  # any: its tokens are not asked for
     for row, _, clips in tqdm(examine(rows, processor, workers, {}), source.title, total, unit="sample"):
         clips = {key: _embeddable(clip) for key, clip in clips.items()}
