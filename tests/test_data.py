@@ -258,3 +258,6 @@ def test_files_are_found_in_folders(tmp_path):
     (tmp_path / "deep" / "a.jsonl").write_text(json.dumps({"question": QUESTION, "answer": ANSWER, "video": "b.mp4"}))
     (row,) = load_source(Source(str(tmp_path)))
     assert Path(row["videos"][0]["path"]) == tmp_path / "deep" / "b.mp4"
+    write_parquet(tmp_path / "a.parquet", [{"question": QUESTION, "answer": ANSWER, "video": "b.mp4"}])
+    (row,) = load_source(Source(str(tmp_path / "a.parquet")))
+    assert Path(row["videos"][0]["path"]) == tmp_path / "b.mp4"
