@@ -150,7 +150,7 @@ def test_an_edited_reader_is_not_served_rows_of_the_old_one(tmp_path, monkeypatc
     module = importlib.util.module_from_spec(spec)
     monkeypatch.setitem(sys.modules, spec.name, module)
     spec.loader.exec_module(module)
-    monkeypatch.setattr("pllava.train.data.read_row", module.read_row)
+    monkeypatch.setattr("pllava.train.data.read_conversation", module.read_conversation)
     assert turns(load_source(source)[0])[0] == ("user", "What is shown?")
 
 

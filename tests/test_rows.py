@@ -9,7 +9,7 @@ import pytest
 from pllava.train import VideoChatCollator
 from pllava.train.data import Source, load_source, load_sources
 from pllava.train.inspection import inspect_source
-from pllava.train.rows import MAX_CHARACTERS, read_row
+from pllava.train.rows import MAX_CHARACTERS, read_conversation
 from pllava.train.skipped import Skipped, SkippedExamples, read_skipped
 from pllava.train.stream import RowStream, StreamLoader
 
@@ -99,7 +99,7 @@ BAD = {  # rows, or lines as they are, and what is said about each
 
 @pytest.mark.parametrize(("row", "complaint"), BAD.values(), ids=BAD)
 def test_what_is_wrong_with_a_row_is_said(row, complaint):
-    read = read_row(row, Source("rows.jsonl"), "rows.jsonl#1", "", "rows.jsonl, line 2")
+    read = read_conversation(row, Source("rows.jsonl"), "rows.jsonl#1", "", "rows.jsonl, line 2")
     assert read["error"].startswith("rows.jsonl, line 2: ") and complaint in read["error"]
     assert len(read["error"]) < 400
     assert (read["source"], read["id"], read["messages"], read["videos"]) == ("rows", "rows.jsonl#1", [], [])

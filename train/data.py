@@ -21,7 +21,7 @@ from datasets import Dataset, IterableDataset, interleave_datasets, load_dataset
 from datasets.exceptions import DatasetGenerationError
 from datasets.fingerprint import Hasher
 
-from .rows import FEATURES, read_row
+from .rows import FEATURES, read_conversation
 
 SUFFIXES = {".json": "json", ".jsonl": "json", ".parquet": "parquet", ".tar": "webdataset"}
 
@@ -100,7 +100,7 @@ def load_source(source: Source) -> Dataset | IterableDataset:
 
 def _load_json(source: Source, files: list[Path]) -> Dataset:
     # The cache knows when files were changed, and the code that read them: neither is served as it was before
-    code = [inspect.getsource(part) for part in (inspect.getmodule(read_row), _json_rows, _read_json)]
+    code = [inspect.getsource(part) for part in (inspect.getmodule(read_conversation), _json_rows, _read_json)]
     fingerprint = Hasher.hash([source, [(str(file.absolute()), file.stat().st_mtime_ns) for file in files], code])
     try:
         return Dataset.from_generator(
@@ -114,7 +114,7 @@ def _json_rows(source: Source, files: tuple[Path, ...]) -> Iterator[dict[str, An
     read, usable, first_error = 0, 0, None
     for file in files:
         for number, (place, content) in enumerate(_read_json(file)):
-            row = read_row(content, source, f"{file.name}#{number}", str(file.parent), f"{file}, {place}")
+            row = read_conversation(content, source, f"{file.name}#{number}", str(file.parent), f"{file}, {place}")
             read, usable = read + 1, usable + (row["error"] is None)
             first_error = first_error or row["error"]
             yield row
@@ -143,7 +143,7 @@ def _read_streamed(row: dict[str, Any], index: int, source: Source, folder: str)
     identity = row.get("id") or index
     if "__key__" in row:  # of a WebDataset, unique in its shard
         identity = f"{Path(row['__url__']).name}/{row['__key__']}"
-    return read_row(row, source, str(identity), folder)
+    return read_conversation(row, source, str(identity), folder)
 
 
 # --- mixing ----------------------------------------------------------------------------------------------------------

@@ -47,7 +47,7 @@ class RowError(ValueError):
     """The row cannot be trained on. The message names the field and what was expected there."""
 
 
-def read_row(row: Any, source: "Source", identity: str, folder: str, place: str = "") -> dict[str, Any]:
+def read_conversation(row: Any, source: "Source", identity: str, folder: str, place: str = "") -> dict[str, Any]:
     """
     [`conversation`], or a row that holds nothing but the `error`: it is passed over like a clip that cannot be read.
 
