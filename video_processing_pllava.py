@@ -172,7 +172,7 @@ class PllavaVideoProcessor(BaseVideoProcessor):
         clip = {}
         while isinstance(source, dict):
             clip.update({key: source[key] for key in ("start", "end") if source.get(key) is not None})
-            source = _dict_source(source)
+            source = dict_source(source)
 
         def sample(metadata: VideoMetadata) -> np.ndarray:
             if sample_indices_fn is None and not clip:
@@ -251,7 +251,7 @@ def _read_frame(frame: Any) -> np.ndarray | torch.Tensor:
     return np.array(image.convert("RGB"))
 
 
-def _dict_source(source: dict) -> Any:
+def dict_source(source: dict) -> Any:
     """What a dict names: `datasets` writes `{"bytes": ..., "path": ...}`, of which the bytes come first."""
     for key in ("video", "bytes", "url", "path"):
         if source.get(key) is not None:

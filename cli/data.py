@@ -36,13 +36,14 @@ def inspect_data(
     ] = None,
     workers: Workers = CORES,
 ) -> None:
-    """Find the clips that training would pass over, and how long clips and conversations are; decodes little."""
+    """Find the rows and clips that training would pass over, and how long the others are; decodes little."""
     with said_without_traceback("train"):
         from transformers import AutoProcessor
 
         import pllava
         from pllava.train.data import read_sources
-        from pllava.train.inspection import format_problem, format_reports, inspect_source, write_reports
+        from pllava.train.inspection import format_problem, inspect_source
+        from pllava.train.inspection_report import format_reports, write_reports
 
         processor = AutoProcessor.from_pretrained(pllava.model_path(model))
         reports = []
@@ -52,7 +53,7 @@ def inspect_data(
                 reports.append(inspect_source(source, processor, workers))
                 if out:  # after each source, so that what is done stays if the next one fails
                     write_reports(reports, model, out)
-    problems = [format_problem(report.source.title, *bad) for report in reports for bad in report.bad]
+    problems = [format_problem(report.source.title, problem) for report in reports for problem in report.problems]
     for line in problems[: SHOWN if out else None]:
         typer.echo(line)
     if out and len(problems) > SHOWN:
@@ -60,11 +61,13 @@ def inspect_data(
     typer.echo(f"\n{format_reports(reports)}\n")
     if problems:
         found = [report.summary() for report in reports]
-        missing, unreadable, skipped, samples = (
-            sum(summary[name] for summary in found) for name in ("missing", "unreadable", "skipped", "samples")
+        missing, unreadable, malformed, skipped, samples = (
+            sum(summary[name] for summary in found)
+            for name in ("missing", "unreadable", "malformed", "skipped", "samples")
         )
         typer.echo(
-            f"{missing} missing, {unreadable} unreadable: training would pass over {skipped} of {samples} samples"
+            f"{missing} missing, {unreadable} unreadable, {malformed} malformed: training would pass over {skipped} "
+            f"of {samples} samples"
         )
         raise typer.Exit(1)
 
@@ -94,4 +97,7 @@ def push(
         f"{counts.bytes / 1e6:.2f} MB in {counts.shards} shards"
     )
     if counts.left_out_samples:
-        typer.echo(f"{counts.left_out_samples} samples were left out, for {counts.left_out_clips} clips or images")
+        typer.echo(
+            f"{counts.left_out_samples} samples were left out, for {counts.left_out_clips} clips or images and "
+            f"{counts.malformed} malformed rows"
+        )

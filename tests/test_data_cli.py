@@ -19,9 +19,11 @@ from video_files import moving_frames, write_video
 
 from pllava.train import inspection
 from pllava.train.collator import VideoChatCollator
-from pllava.train.data import FEATURES, Source, load_source
-from pllava.train.inspection import format_reports, inspect_source
-from pllava.train.publishing import write_shards
+from pllava.train.data import Source, load_source
+from pllava.train.inspection import inspect_source
+from pllava.train.inspection_report import format_reports
+from pllava.train.publishing import Split, kept_rows, write_shards
+from pllava.train.rows import FEATURES
 from pllava.train.skipped import Skipped
 from pllava_cli import app
 
@@ -102,7 +104,7 @@ def test_figures_are_those_of_the_clips_and_of_what_the_collator_makes(processor
     assert report.tokens == lengths and len(set(lengths)) > 3
     assert summary["turns"] == {"min": 1, "median": 1, "p95": 2.5, "max": 3}
     assert summary["frames"] == {"min": 15, "median": 20, "p95": 29, "max": 30}
-    assert format_reports([report]).splitlines()[1].split() == ["rows", "6", "0", "3", "1", "0", "0"]
+    assert format_reports([report]).splitlines()[1].split() == ["rows", "6", "0", "0", "3", "1", "0", "0"]
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -116,7 +118,7 @@ def test_what_is_reported_is_what_the_collator_passes_over(processor, media, tmp
     report = inspect_source(source, processor, workers)
     results = [VideoChatCollator(processor).try_encode(row, seed=0) for row in load_source(source)]
     skipped = [result.id for result in results if isinstance(result, Skipped)]
-    assert [identity for identity, _ in report.bad] == skipped
+    assert [problem.id for problem in report.problems] == skipped
     assert len(skipped) == len(BAD) + 3
     assert report.summary()["missing"] == 2 and report.summary()["unreadable"] == len(BAD) - 1 + 2
 
@@ -133,9 +135,8 @@ def test_clips_in_a_web_dataset_and_preferences(processor, clips, tmp_path):
         tar.add(tmp_path / "broken", "broken.mp4")
     report = inspect_source(Source(str(tmp_path / "shard.tar")), processor, workers=0)
     assert sorted(report.values("frames")) == [20, 30, 40] and report.turns == [1] * 4
-    assert [identity.split("/")[-1] for identity, _ in report.bad] == ["broken"] and report.summary()[
-        "unreadable"
-    ] == 1
+    assert [problem.id.split("/")[-1] for problem in report.problems] == ["broken"]
+    assert report.summary()["unreadable"] == 1
     row = next(iter(load_source(Source(str(tmp_path / "shard.tar")))))
     longest = {**row, "messages": row["messages"] + row["chosen"]}
     assert set(report.tokens) == {len(VideoChatCollator(processor).encode(longest)["input_ids"])}
@@ -143,19 +144,23 @@ def test_clips_in_a_web_dataset_and_preferences(processor, clips, tmp_path):
 
 def test_the_command_names_each_bad_clip_and_writes_all_figures(media, tmp_path):
     good = write_rows(tmp_path / "good.jsonl", [asked("0.mp4"), asked("2.mp4")])
-    bad = write_rows(tmp_path / "bad.jsonl", [asked(name) for name in (*BAD, "missing.mp4", "1.mp4")])
+    rows = [*map(asked, (*BAD, "missing.mp4", "1.mp4")), {"video": "1.mp4", "answer": ""}]
+    bad = write_rows(tmp_path / "bad.jsonl", rows)
     listed = [{"path": "good.jsonl", "name": "fine", "media": str(media)}]
     (tmp_path / "sources.yaml").write_text(json.dumps(listed))
     command = [PLLAVA, "data", "inspect", tmp_path / "sources.yaml", "--media", tmp_path]
     whole = run(*command, "--workers", 1, HF_HOME=str(tmp_path / "home"))
     assert whole.returncode == 0, whole.stderr
-    assert good.exists() and whole.stdout.splitlines()[2].split() == ["fine", "2", "0", "2", "0", "0", "0"]
+    assert good.exists() and whole.stdout.splitlines()[2].split() == ["fine", "2", "0", "0", "2", "0", "0", "0"]
 
     command = [PLLAVA, "data", "inspect", good, bad, "--media", media, "--out", tmp_path / "out"]
     result = run(*command, HF_HOME=str(tmp_path / "home"))
     assert result.returncode == 1, result.stderr
-    assert "1 missing, 5 unreadable: training would pass over 7 of 10 samples" in result.stdout
-    lines = [json.loads(line) for line in (tmp_path / "out" / "unreadable.jsonl").read_text().splitlines()]
+    assert "1 missing, 5 unreadable, 1 malformed: training would pass over 8 of 11 samples" in result.stdout
+    *lines, last = [json.loads(line) for line in (tmp_path / "out" / "unreadable.jsonl").read_text().splitlines()]
+    reason = f"{bad}, line 9: `answer` is empty: there is nothing to learn"
+    assert last == {"source": "bad", "id": "bad.jsonl#8", "media": None, "reason": reason}
+    assert f"bad bad.jsonl#8: {reason}" in result.stdout.splitlines()
     assert [Path(line["media"]).name for line in lines] == [*BAD, "missing.mp4"]
     for number, line in enumerate(lines):
         assert (line["source"], line["id"]) == ("bad", f"bad.jsonl#{number}")
@@ -169,21 +174,18 @@ def test_the_command_names_each_bad_clip_and_writes_all_figures(media, tmp_path)
         assert picture.width > picture.height > 300  # a row for each source
 
 
-@pytest.mark.parametrize(
-    ("rows", "complaint"),
-    [
-        ([asked("0.mp4"), {"video": "0.mp4"}], "row 1"),
-        ([{"messages": [{"role": "user", "content": "a"}, {"role": "tool", "content": "b"}]}], "rows.jsonl#0"),
-        (None, "no such file"),
-    ],
-)
-def test_what_is_wrong_with_the_rows_is_said(media, tmp_path, rows, complaint):
-    if rows:
-        write_rows(tmp_path / "rows.jsonl", rows)
-    command = ["data", "inspect", str(tmp_path / "rows.jsonl"), "--media", str(media), "--workers", "0"]
+def test_what_the_template_does_not_take_is_listed_and_what_ends_the_inspection_is_said(media, tmp_path):
+    path = tmp_path / "rows.jsonl"
+    command = ["data", "inspect", str(path), "--media", str(media), "--workers", "0"]
+    result = CliRunner().invoke(app, command)
+    assert result.exit_code == 1 and "no such file" in result.stderr
+    answer = {"role": "assistant", "content": "It is."}
+    chat = {"messages": [{"role": "user", "content": "a"}, {"role": "tool", "content": "b"}, answer]}
+    write_rows(path, [chat, asked("0.mp4")])
     result = CliRunner().invoke(app, command)
     assert isinstance(result.exception, SystemExit), result.exception
-    assert result.exit_code == 1 and complaint in result.stderr
+    assert "rows rows.jsonl#0: the chat template does not take it" in result.stdout
+    assert result.exit_code == 1 and "training would pass over 1 of 2 samples" in result.stdout
 
 
 def test_a_file_that_kills_a_worker_is_narrowed_down(processor, media, tmp_path, monkeypatch):
@@ -240,21 +242,23 @@ def test_what_is_pushed_reads_back_as_the_same_examples(hub, media, tmp_path):
     folder, environment = hub
     rows = [asked("0.mp4"), asked("cut_index_in_front.mp4"), asked("1.mp4", start=0.5, end=1.5), asked("missing.mp4")]
     rows += [{"image": "red.png", "video": "2.mp4", "caption": "Red."}, asked("missing.mp4", "Again?")]
+    rows += [{"video": "0.mp4", "caption": ""}]
     path = write_rows(tmp_path / "rows.jsonl", rows)
     options = ["--media", media, "--max-shard-size", "25KB", "--license", "CC-BY-4.0"]
     result = run(PLLAVA, "data", "push", path, "me/clips", *options, **environment)
     assert result.returncode == 0, result.stderr
     assert "3 samples with 3 clips and 1 images" in result.stdout
-    assert "3 samples were left out, for 2 clips" in result.stdout
-    left_out = sorted(line for line in result.stdout.splitlines() if line.startswith("left out:"))
-    names = ("cut_index_in_front.mp4", "missing.mp4", "missing.mp4")
-    assert all(name in line for name, line in zip(names, left_out, strict=True))
+    assert "4 samples were left out, for 2 clips or images and 1 malformed rows" in result.stdout
+    left_out = [line for line in result.stdout.splitlines() if line.startswith("left out:")]
+    names = ["cut_index_in_front.mp4", "missing.mp4", "missing.mp4", "line 7: `caption` is empty"]
+    assert all(name in line for name, line in zip(names, sorted(left_out), strict=True)), left_out
     files = sorted((folder / "me" / "clips" / "data").iterdir())
     assert [file.name for file in files] == ["train-00000.parquet", "train-00001.parquet"]
     assert pq.read_schema(files[0]).names == ["messages", "videos", "images", "source", "id"]
     card = (folder / "me" / "clips" / "README.md").read_text()
     assert "license: cc-by-4.0" in card and "datasets: [{path: me/clips}]" in card
-    assert "| train | rows | 3 | 3 | 1 |" in card and "3 samples, since 2 clips" in card
+    assert "| train | rows | 3 | 3 | 1 |" in card
+    assert "4 samples, since 2 clips" in card and "and 1 rows were no conversations" in card
     assert str(media) not in card + (folder / "me" / "clips" / "splits.json").read_text()
 
     kept = ",".join(f"rows.jsonl#{number}" for number in (0, 2, 4))
@@ -308,6 +312,15 @@ def test_a_split_is_replaced_others_stay_and_foreign_files_are_not_touched(hub, 
     assert not (folder / "me" / "nothing").exists()
     table = pq.read_table(folder / "me" / "preferences" / "data" / "train-00000.parquet")
     assert table["chosen"][0].as_py()[0]["content"] == [{"type": "text", "text": "A bar."}]
+
+
+def test_rows_are_pushed_shuffled_and_each_time_in_the_same_order(tmp_path):
+    rows = [{"question": f"What is {number}?", "answer": "It is."} for number in range(40)]
+    source = Source(str(write_rows(tmp_path / "rows.jsonl", rows)))
+    first, again = ([row["id"] for row in kept_rows(source, 0, Split("rows", None, []), print)] for _ in range(2))
+    places = [int(identity.split("#")[1]) for identity in first]
+    assert first == again and sorted(places) == list(range(40))
+    assert min(sum(place < 20 for place in half) for half in (places[:20], places[20:])) > 5
 
 
 def test_shards_are_written_one_at_a_time_in_little_memory(tmp_path):

@@ -27,7 +27,8 @@ from pllava.eval import Benchmark, load_benchmark, load_prompts
 from pllava.eval.scoring import with_letter
 from pllava.hub_cards import convert
 from pllava.train import VideoChatCollator
-from pllava.train.data import Source, conversation
+from pllava.train.data import Source
+from pllava.train.rows import conversation
 from pllava.video_decoding_pllava import ImagesMetadata
 
 FRAMES = json.loads((RECORDINGS / "frames.json").read_text())

@@ -1,6 +1,5 @@
 """The collator and the trainer: the real SFTTrainer on real clips."""
 
-import copy
 import json
 import os
 import subprocess
@@ -24,7 +23,6 @@ from video_files import moving_frames, write_video
 
 from pllava import NANO, load_model, lora_config
 from pllava.train import PreferenceCollator, VideoChatCollator, build_trainer
-from pllava.train.features import FeatureCache
 from pllava.train.skipped import SkippedExamples, read_skipped
 
 
@@ -309,19 +307,6 @@ def test_the_cache_gives_the_features_of_the_tower(processor, checkpoint, four_c
     assert first == second
     assert len(list((tmp_path / "cache").rglob("*.safetensors"))) == 4
     assert not list((tmp_path / "cache").rglob("*.partial"))
-
-
-@pytest.mark.parametrize("change", ["clip", "bounds", "sampling", "tower", "preparation"])
-def test_features_are_kept_apart(processor, model, clips, tmp_path, change):
-    def key(clip=clips[0], sampling="uniform", tower=model.model.vision_tower, processor=processor, **bounds):
-        return FeatureCache(tmp_path, tower, processor).key({"path": str(clip), **bounds}, sampling)
-
-    other = {"clip": {"clip": clips[1]}, "bounds": {"end": 1.0}, "sampling": {"sampling": "random"}}
-    other["tower"] = {"tower": copy.deepcopy(model.model.vision_tower)}
-    next(other["tower"]["tower"].parameters()).data += 1
-    other["preparation"] = {"processor": copy.deepcopy(processor)}
-    other["preparation"]["processor"].video_processor.image_mean = [0.5, 0.5, 0.5]
-    assert key() == key(clip=str(clips[0])) != key(**other[change])
 
 
 # --- what is saved ---------------------------------------------------------------------------------------------------

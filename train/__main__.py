@@ -67,7 +67,10 @@ class DataArguments:
         default=0.2, metadata={"help": "The run stops if a larger share of the examples cannot be read."}
     )
     feature_cache: str | None = field(
-        default=None, metadata={"help": "Directory that keeps the vision tower's features of each clip."}
+        default=None, metadata={"help": "Directory that keeps the vision tower's features: 18.9 MB a clip at 7B."}
+    )
+    feature_cache_size: str = field(
+        default="200GB", metadata={"help": "What that directory may hold, as 500MB or 2TB; then no more is kept."}
     )
 
 
@@ -157,6 +160,7 @@ def main(config_class: type[SFTConfig] | type[DPOConfig] = SFTConfig) -> None:
         shuffle_buffer_size=data_args.shuffle_buffer_size,
         max_unreadable=data_args.max_unreadable,
         feature_cache=data_args.feature_cache,
+        feature_cache_size=data_args.feature_cache_size,
         sources=sources,
         eval_dataset=eval_rows,
         callbacks=None if patience is None else [EarlyStoppingCallback(patience)],

@@ -5,7 +5,7 @@ words.
 
 import io
 import warnings
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,7 @@ from transformers import ProcessorMixin
 from ..video_decoding_pllava import VideoTruncatedWarning
 from ..workers import with_retries
 from .features import FeatureCache
+from .media import fetch, find_medium
 from .skipped import Skipped, SkippedExamples
 
 IGNORE_INDEX = -100
@@ -75,11 +76,14 @@ class VideoChatCollator:
 
     def try_encode(self, example: dict[str, Any], seed: int | None = None) -> dict[str, Any] | Skipped:
         """[`encode`], or what is wrong with the example."""
+        media: list[str] = []
         try:
+            if example.get("error"):  # the row was no conversation
+                raise ValueError(example["error"])
+            media += [find_medium(item).name for item in _media(example)]
             return with_retries(self.encode, example, seed)
         except (OSError, SyntaxError, TemplateError, ValueError, VideoTruncatedWarning) as error:
             reason = "too long" if isinstance(error, TooLongError) else "unreadable"
-            media = [_name(item) for item in [*(example.get("videos") or []), *(example.get("images") or [])]]
             return Skipped(str(example.get("source")), str(example.get("id")), media, reason, str(error))
 
     def encode(self, example: dict[str, Any], seed: int | None = None) -> dict[str, Any]:
@@ -148,16 +152,16 @@ class VideoChatCollator:
         The frames of one video, `(frames, 3, height, width)`. With a cache of features: these, `(frames, patches, C)`,
         where it has them, else the frames and the key under which their features belong there.
         """
-        key = None
-        if self.features is not None:
-            key = self.features.key(source, self.sampling)
-            found = self.features.load(key)
-            if found is not None:
-                return found, None
-            torch.random.default_generator.manual_seed(int(key[:15], 16))  # the same frames wherever the clip is used
+        medium, key = find_medium(source), None
         with warnings.catch_warnings():
             warnings.simplefilter("error", VideoTruncatedWarning)
-            inputs = self.processor.video_processor(source, sampling=self.sampling, return_tensors="pt")
+            if self.features is not None:
+                medium = replace(medium, content=fetch(medium))  # once, though it is read twice
+                key = self.features.key(medium, self.sampling)
+                if (found := self.features.load(key)) is not None:
+                    return found, None
+            clip = {"video": medium.content, **medium.bounds}
+            inputs = self.processor.video_processor(clip, sampling=self.sampling, return_tensors="pt")
         return inputs["pixel_values_videos"][0], key
 
     def _fitting(self, labels: np.ndarray) -> tuple[int, int]:
@@ -236,10 +240,8 @@ def _stack(media: list[torch.Tensor]) -> torch.Tensor | list[torch.Tensor]:
     return torch.from_numpy(np.stack(media))  # in one thread: torch's would wait for the cores that workers are on
 
 
-def _name(media: Any) -> str:
-    if isinstance(media, dict):
-        return media.get("path") or media.get("url") or "<bytes>"
-    return media if isinstance(media, str) else f"<{type(media).__name__}>"
+def _media(example: dict[str, Any]) -> list[Any]:
+    return [*(example.get("videos") or []), *(example.get("images") or [])]
 
 
 def with_media(example: dict[str, Any]) -> list[dict[str, Any]]:
@@ -267,7 +269,8 @@ def _with_source(part: dict[str, Any], sources: dict[str, Any]) -> dict[str, Any
 
 
 def _open_image(source: Any) -> Any:
-    """An image as `datasets` writes it; any other kind is left to transformers."""
-    if not isinstance(source, dict):
-        return source
-    return Image.open(io.BytesIO(source["bytes"]) if source.get("bytes") else source["path"])
+    """A local image; any other kind, addresses too, is left to transformers."""
+    medium = find_medium(source)
+    if isinstance(medium.content, bytes):
+        return Image.open(io.BytesIO(medium.content))
+    return medium.content if medium.file is None else Image.open(medium.file)

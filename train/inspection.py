@@ -7,21 +7,16 @@ that is whole, and zeros where its last frames should be. Damage in between that
 find: that takes decoding everything.
 """
 
-import json
 import warnings
 from collections import deque
 from collections.abc import Hashable, Iterable, Iterator
 from dataclasses import dataclass, field
 from io import BytesIO
-from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlparse
 
 import numpy as np
 from datasets import Dataset
 from jinja2 import TemplateError
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 from PIL import Image
 from torch.utils.data import DataLoader
 from tqdm import tqdm
@@ -31,6 +26,7 @@ from transformers.video_utils import VideoMetadata
 from ..video_decoding_pllava import VideoTruncatedWarning, load_frames
 from ..workers import unchanged
 from .data import Source, load_source
+from .media import Medium, find_medium
 
 MEASURES = ("frames", "seconds", "tokens", "turns")
 
@@ -63,46 +59,33 @@ class Clip:
 
 def check_clip(kind: str, item: dict[str, Any], processor: ProcessorMixin) -> Clip:
     """Opens a video or an image, `{"path", "bytes"}`, as training would. What is wrong with it is no error here."""
-    name = item["path"] or "<bytes>"
-    content = item["path"] if item["bytes"] is None else item["bytes"]
+    medium = find_medium(item)
     try:
-        if content is None:
-            raise ValueError("the row names no file")
         with warnings.catch_warnings():
             warnings.simplefilter("error", VideoTruncatedWarning)
             if kind == "video":
-                bounds = {key: item[key] for key in ("start", "end")}
-                return Clip(kind, name, *_measure_video(content, bounds, processor))
-        with Image.open(BytesIO(content) if isinstance(content, bytes) else content) as image:
+                return Clip(kind, medium.name, *_measure_video(medium, processor))
+        with Image.open(BytesIO(medium.content) if isinstance(medium.content, bytes) else medium.content) as image:
             image.load()
-        return Clip(kind, name)
+        return Clip(kind, medium.name)
     except (OSError, SyntaxError, ValueError, VideoTruncatedWarning) as error:  # SyntaxError: PIL's for broken files
-        file = local_file(item["path"]) if item["bytes"] is None else None
-        return Clip(kind, name, problem=str(error), missing=file is not None and not file.exists())
+        missing = medium.file is not None and not medium.file.exists()
+        return Clip(kind, medium.name, problem=str(error), missing=missing)
 
 
-def local_file(path: str | None) -> Path | None:
-    """The file or folder that a clip's path names; none where it is an address elsewhere."""
-    if path is not None and path.startswith("file://"):
-        return Path(unquote(urlparse(path).path))
-    return None if path is None or "://" in path else Path(path)
-
-
-def _measure_video(
-    content: str | bytes, bounds: dict[str, float | None], processor: ProcessorMixin
-) -> tuple[int, float]:
+def _measure_video(medium: Medium, processor: ProcessorMixin) -> tuple[int, float]:
     """How many frames there are to draw from, and how long they are shown in seconds."""
     drawn: list[int] = []
 
     def first_and_last(metadata: VideoMetadata) -> list[int]:
         # The first frame of as many intervals as there are frames: all of them, or all of a sub-clip's
         indices = processor.video_processor.sample_frames(
-            metadata, metadata.total_num_frames, sampling="start", **bounds
+            metadata, metadata.total_num_frames, sampling="start", **medium.bounds
         )
         drawn[:] = [int(indices[0]), int(indices[-1])]
         return drawn
 
-    _, metadata = load_frames(content, first_and_last)
+    _, metadata = load_frames(medium.content, first_and_last)
     frames = drawn[1] - drawn[0] + 1
     return frames, metadata.duration * frames / metadata.total_num_frames
 
@@ -134,14 +117,14 @@ def examine(
     rows: Iterable[dict[str, Any]], processor: ProcessorMixin, workers: int, clips: dict[Key, Clip]
 ) -> Iterator[tuple[dict[str, Any], int, dict[Key, Clip]]]:
     """
-    Rows in their order, each with its length in tokens and its clips. A file that several rows name is opened once.
+    Rows in their order, each with its length in tokens and its clips. A row that training cannot use has an `error`. A
+    file that several rows name is opened once.
 
     Args:
         workers: Processes that open clips; with 0 this one does.
         clips: Is filled with the clips of all rows.
 
     Raises:
-        ValueError: if a conversation cannot be written by the chat template.
         RuntimeError: if a worker dies, as of a file that crashes the decoder; names the rows that were open.
     """
     asked: set[Key] = set()
@@ -153,7 +136,7 @@ def examine(
             waiting.append((row, list(media)))
             new = {key: item for key, item in media.items() if key not in asked}
             asked.update(new)
-            yield {name: row[name] for name in ("messages", "chosen", "rejected")}, new
+            yield {name: row[name] for name in ("messages", "chosen", "rejected", "error")}, new
 
     prefetch = {"prefetch_factor": 4} if workers else {}
     results = iter(
@@ -168,19 +151,17 @@ def examine(
     )
     while True:
         try:
-            tokens, checked = next(results)
+            tokens, error, checked = next(results)
         except StopIteration:
             return
-        except RuntimeError as error:
+        except RuntimeError as crash:
             under_way = ", ".join(row["id"] for row, _ in waiting)
             raise RuntimeError(
-                f"{error}\nThe clip that did it belongs to one of these samples: {under_way}"
-            ) from error
+                f"{crash}\nThe clip that did it belongs to one of these samples: {under_way}"
+            ) from crash
         clips |= checked
         row, keys = waiting.popleft()
-        if isinstance(tokens, str):
-            raise ValueError(f"{row['source']} {row['id']}: the chat template does not take it: {tokens}")
-        yield row, tokens, {key: clips[key] for key in keys}
+        yield {**row, "error": error}, tokens, {key: clips[key] for key in keys}
 
 
 def _media(row: dict[str, Any], number: int) -> dict[Key, dict[str, Any]]:
@@ -200,16 +181,41 @@ class _RowCheck:
     def __init__(self, processor: ProcessorMixin):
         self.processor = processor
 
-    def __getitem__(self, task: tuple[dict[str, Any], dict[Key, dict[str, Any]]]) -> tuple[int | str, dict[Key, Clip]]:
+    def __getitem__(
+        self, task: tuple[dict[str, Any], dict[Key, dict[str, Any]]]
+    ) -> tuple[int, str | None, dict[Key, Clip]]:
         row, media = task
-        try:
-            tokens = count_tokens(row, self.processor)
-        except TemplateError as error:
-            tokens = str(error)
-        return tokens, {key: check_clip(key[0], item, self.processor) for key, item in media.items()}
+        tokens, error = 0, row["error"]
+        if error is None:
+            try:
+                tokens = count_tokens(row, self.processor)
+            except (TemplateError, ValueError) as problem:
+                error = f"the chat template does not take it: {problem}"
+        return tokens, error, {key: check_clip(key[0], item, self.processor) for key, item in media.items()}
 
 
 # --- the report ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Why training would pass over a sample: `media` names the clip or image that it is about, if it is about one."""
+
+    id: str
+    media: str | None
+    reason: str
+
+
+def find_problems(row: dict[str, Any], clips: Iterable[Clip]) -> list[Problem]:
+    """All that is wrong with a row that [`examine`] gave, and with its clips."""
+    malformed = [Problem(row["id"], None, row["error"])] if row["error"] else []
+    return malformed + [Problem(row["id"], clip.name, clip.problem) for clip in clips if clip.problem]
+
+
+def format_problem(title: str, problem: Problem) -> str:
+    """A problem in a line that names source, sample and clip."""
+    named = problem.media is None or problem.media in problem.reason
+    return f"{title} {problem.id}: " + (problem.reason if named else f"{problem.media}: {problem.reason}")
 
 
 @dataclass
@@ -218,18 +224,22 @@ class Report:
 
     source: Source
     clips: dict[Key, Clip] = field(default_factory=dict)
-    tokens: list[int] = field(default_factory=list)  # of each sample
+    tokens: list[int] = field(default_factory=list)  # of each sample that is a conversation
     turns: list[int] = field(default_factory=list)
-    skipped: int = 0  # samples that training passes over
-    bad: list[tuple[str, Clip]] = field(default_factory=list)  # the samples' ids and what is wrong with them
+    malformed: int = 0  # samples that are none
+    skipped: int = 0  # samples that training passes over, for whatever reason
+    problems: list[Problem] = field(default_factory=list)
 
     def add(self, row: dict[str, Any], tokens: int, clips: Iterable[Clip]) -> None:
+        problems = find_problems(row, clips)
+        self.problems += problems
+        self.skipped += bool(problems)
+        if row["error"]:
+            self.malformed += 1
+            return
         self.tokens.append(tokens)
         said = row["messages"] + (row["chosen"] or [])
         self.turns.append(sum(message["role"] == "assistant" for message in said))
-        bad = [(row["id"], clip) for clip in clips if clip.problem]
-        self.skipped += bool(bad)
-        self.bad += bad
 
     def values(self, measure: str) -> list[float]:
         """Of each sample, or of each video that can be read, once however many samples are about it."""
@@ -242,8 +252,9 @@ class Report:
         return {
             "source": self.source.title,
             "path": self.source.path,
-            "samples": len(self.tokens),
+            "samples": len(self.tokens) + self.malformed,
             "skipped": self.skipped,
+            "malformed": self.malformed,
             "clips": sum(clip.kind == "video" for clip in clips),
             "images": sum(clip.kind == "image" for clip in clips),
             "missing": sum(clip.missing for clip in clips),
@@ -264,7 +275,7 @@ def inspect_source(source: Source, processor: ProcessorMixin, workers: int) -> R
     Goes over all rows of a source; a bar shows how far.
 
     Raises:
-        ValueError: if a row is of no known form.
+        ValueError: if the source cannot be read (see [`load_source`]).
     """
     rows, report = load_source(source), Report(source)
     total = len(rows) if isinstance(rows, Dataset) else None
@@ -273,74 +284,3 @@ def inspect_source(source: Source, processor: ProcessorMixin, workers: int) -> R
             report.add(row, tokens, clips.values())
             bar.set_postfix(skipped=report.skipped, refresh=False)
     return report
-
-
-def write_reports(reports: list[Report], model: str, out: Path) -> None:
-    """Writes inspection.json (all figures), unreadable.jsonl (each sample's bad clips) and inspection.png."""
-    out.mkdir(parents=True, exist_ok=True)
-    figures = {"model": model, "sources": [report.summary() for report in reports]}
-    (out / "inspection.json").write_text(json.dumps(figures, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    lines = [
-        {"source": report.source.title, "id": identity, "media": clip.name, "reason": clip.problem}
-        for report in reports
-        for identity, clip in report.bad
-    ]
-    text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-    (out / "unreadable.jsonl").write_text(text, encoding="utf-8")
-    _draw(reports, out / "inspection.png")
-
-
-def _draw(reports: list[Report], file: Path) -> None:
-    """A row of histograms for each source. A figure made without pyplot is drawn by Agg, which needs no display."""
-    measures = MEASURES[:3]
-    figure = Figure(figsize=(3.2 * len(measures), 2.2 * len(reports)), layout="constrained")
-    panels = figure.subplots(len(reports), len(measures), squeeze=False)
-    for row, report in zip(panels, reports, strict=True):
-        for panel, measure in zip(row, measures, strict=True):
-            values = report.values(measure)
-            panel.hist(values, bins=40 if measure == "seconds" else _whole_bins(values), color="#0066b3")
-            panel.set(xlabel=measure, ylabel="samples" if measure == "tokens" else "clips")
-            panel.xaxis.set_major_locator(MaxNLocator(5, integer=measure != "seconds"))
-            panel.yaxis.set_major_locator(MaxNLocator(4, integer=True))
-            if not values:
-                panel.set(xticks=[], yticks=[])
-            panel.spines[["top", "right"]].set_visible(False)
-        row[0].set_title(report.source.title, loc="left")
-    figure.savefig(file, dpi=120)
-
-
-def _whole_bins(values: list[float]) -> np.ndarray:
-    """The edges of at most 40 bins, each around as many whole numbers as the others."""
-    low, high = min(values, default=0), max(values, default=0)
-    width = int((high - low) // 40) + 1
-    return np.arange(low, high + width + 1, width) - 0.5
-
-
-def format_reports(reports: list[Report]) -> str:
-    """The figures as a table of plain text."""
-    summaries = [report.summary() for report in reports]
-    counts = ("source", "samples", "skipped", "clips", "images", "missing", "unreadable")
-    lines = [list(counts)] + [[str(summary[name]) for name in counts] for summary in summaries]
-    spread = [["source", "", "min", "median", "95 %", "max"]]
-    for summary in summaries:
-        for measure in (measure for measure in MEASURES if summary[measure]):
-            spread.append([summary["source"], measure, *(f"{value:.10g}" for value in summary[measure].values())])
-    return f"{_aligned(lines, 1)}\n\n{_aligned(spread, 2)}"
-
-
-def _aligned(lines: list[list[str]], names: int) -> str:
-    """Columns as wide as what is in them; the first, `names` of them, begin on the left."""
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "\n".join(
-        "  ".join(
-            cell.ljust(width) if place < names else cell.rjust(width)
-            for place, (cell, width) in enumerate(zip(line, widths, strict=True))
-        ).rstrip()
-        for line in lines
-    )
-
-
-def format_problem(title: str, identity: str, clip: Clip) -> str:
-    """What is wrong with a sample's clip, in a line that names both."""
-    reason = clip.problem if clip.name in clip.problem else f"{clip.name}: {clip.problem}"
-    return f"{title} {identity}: {reason}"

@@ -19,7 +19,8 @@ from datasets import (
     load_dataset_builder,
 )
 
-from .data import FEATURES, SUFFIXES, Source, conversation, load_source
+from .data import SUFFIXES, Source, load_source
+from .rows import FEATURES, read_conversation
 from .shards import REFERENCE, list_rows, read_row
 
 REFERENCES = Features({"reference": {"part": Value("int32"), **REFERENCE}})
@@ -59,11 +60,9 @@ class Shards:
 
     def read(self, reference: dict[str, Any]) -> dict[str, Any]:
         row, name = read_row(reference)
-        try:
-            return conversation(row, self.source, name)
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
-            where = f"{reference['file']}, row {reference['row']}"
-            raise ValueError(f"{where}: {error or type(error).__name__}") from error
+        folder = "" if "://" in reference["file"] else str(Path(reference["file"]).absolute().parent)
+        where = f"{reference['file']}, row {reference['row']}"
+        return read_conversation(row, self.source, name, folder, where)
 
     def name(self, reference: dict[str, Any]) -> tuple[str, str]:
         return self.source.title, f"{reference['file']}#{reference['row']}"

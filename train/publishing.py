@@ -23,11 +23,15 @@ from tqdm import tqdm
 from transformers import AutoProcessor
 
 from .. import NANO
-from .data import FEATURES, Source, load_source
-from .inspection import Clip, examine, format_problem, local_file
+from .data import Source, load_source
+from .inspection import Clip, examine, find_problems, format_problem
+from .media import find_medium
+from .rows import FEATURES
 
 TEMPLATE = Path(__file__).with_name("dataset_card.md")
 SPLITS = "splits.json"  # in the repository: what each split holds; the card is written from it
+SEED = 0  # of the order of the rows: a dataset is streamed, and neighbours should not be about one clip or task
+STREAMED_TOGETHER = 100  # rows, with their clips, that are held and shuffled where the source is a stream itself
 ROW_GROUP = 2_000_000  # bytes, which training reads together for each of their rows
 ROW_GROUP_ROWS = 1000
 LARGEST_CLIP = 2**31 - 1  # bytes that a value in a column can have
@@ -47,6 +51,7 @@ class Split:
     samples: int = 0
     clips: int = 0  # a clip that several samples are about is in each of them
     images: int = 0
+    malformed: int = 0  # samples that are no conversations, and are left out
     left_out_samples: int = 0
     left_out_clips: int = 0  # and images: missing or unreadable, each counted once
     shards: int = 0
@@ -79,7 +84,7 @@ def publish(
         raise ValueError(f"A split's name is of letters, digits and underscores; got {split!r}")
     max_bytes = convert_file_size_to_int(max_shard_size)
     counts = Split(source.title, source.license, [])
-    rows = _kept_rows(source, workers, counts, report)
+    rows = kept_rows(source, workers, counts, report)
     first = next(rows, None)
     if first is None:
         raise ValueError(f"{source.path}: not one of its {counts.left_out_samples} samples can be read")
@@ -105,21 +110,20 @@ def publish(
 # --- rows ------------------------------------------------------------------------------------------------------------
 
 
-def _kept_rows(source: Source, workers: int, counts: Split, report: Callable[[str], None]) -> Iterator[dict[str, Any]]:
-    """The rows that can be trained on, with the bytes of their clips."""
+def kept_rows(source: Source, workers: int, counts: Split, report: Callable[[str], None]) -> Iterator[dict[str, Any]]:
+    """The rows that can be trained on, shuffled, with the bytes of their clips."""
     rows, unfit = load_source(source), set()
-    if isinstance(rows, Dataset):
-        rows = rows.shuffle(seed=0)  # who streams the dataset shuffles what is near each other only
-    processor = AutoProcessor.from_pretrained(NANO)  # any: its tokens are not asked for
     total = len(rows) if isinstance(rows, Dataset) else None
+    rows = rows.shuffle(SEED) if total else rows.shuffle(SEED, buffer_size=STREAMED_TOGETHER)
+    processor = AutoProcessor.from_pretrained(NANO)  # any: its tokens are not asked for
     for row, _, clips in tqdm(examine(rows, processor, workers, {}), source.title, total, unit="sample"):
         clips = {key: _embeddable(clip) for key, clip in clips.items()}
-        bad = {key: clip for key, clip in clips.items() if clip.problem}
-        if bad:
-            unfit |= bad.keys()
+        if problems := find_problems(row, clips.values()):
+            unfit |= {key for key, clip in clips.items() if clip.problem}
             counts.left_out_samples, counts.left_out_clips = counts.left_out_samples + 1, len(unfit)
-            for clip in bad.values():
-                report(f"left out: {format_problem(source.title, row['id'], clip)}")
+            counts.malformed += row["error"] is not None
+            for problem in problems:
+                report(f"left out: {format_problem(source.title, problem)}")
             continue
         counts.samples += 1
         counts.clips += len(row["videos"])
@@ -129,7 +133,7 @@ def _kept_rows(source: Source, workers: int, counts: Split, report: Callable[[st
 
 def _embeddable(clip: Clip) -> Clip:
     """The clip; it has a problem, too, where it can be trained on and its bytes cannot be put into a column."""
-    file = local_file(clip.name)
+    file = find_medium(clip.name).file
     if clip.problem or file is None or not file.exists():
         return clip
     if file.is_dir():
@@ -141,10 +145,10 @@ def _embeddable(clip: Clip) -> Clip:
 
 def _embed(item: dict[str, Any]) -> dict[str, Any]:
     """A clip with the bytes of its file, and its bare name. An address elsewhere stays one."""
-    file = local_file(item["path"])
-    if file is None:
-        return item
-    return {**item, "path": file.name, "bytes": file.read_bytes() if item["bytes"] is None else item["bytes"]}
+    medium = find_medium(item)
+    if medium.file is not None:
+        return {**item, "path": medium.file.name, "bytes": medium.file.read_bytes()}
+    return {**item, "path": item["path"] and Path(item["path"]).name} if item["bytes"] is not None else item
 
 
 # --- files -----------------------------------------------------------------------------------------------------------

@@ -1,0 +1,73 @@
+"""Where is this video or image? One answer for training, inspection, publishing, the cache and what is skipped."""
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlparse
+
+from ..video_decoding_pllava import _resolve
+from ..video_processing_pllava import dict_source
+
+
+@dataclass(frozen=True)
+class Medium:
+    """
+    A video or an image.
+
+    Args:
+        name: How lists and errors call it: its path or address, or what kind of thing it is.
+        content: What is to be opened: a local path, the address of a file elsewhere, the bytes of a file, or what the
+            processor takes besides (arrays, images).
+        bounds: `start` and `end` in seconds, where a part of a video is meant.
+    """
+
+    name: str
+    content: Any
+    bounds: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def file(self) -> Path | None:
+        """The local file, or folder of frames; `None` if it is none."""
+        return Path(self.content) if isinstance(self.content, str) and not is_address(self.content) else None
+
+
+def find_medium(item: Any) -> Medium:
+    """
+    Finds a medium of a row: a path, `file://` too, an address, bytes, or a dict as the video processor takes it.
+
+    Raises:
+        ValueError: if a dict names nothing.
+    """
+    name, bounds = None, {}
+    while isinstance(item, dict):
+        name = item.get("path") or item.get("url") or name
+        bounds |= {key: item[key] for key in ("start", "end") if item.get(key) is not None}
+        item = dict_source(item)
+    if isinstance(item, os.PathLike):
+        item = os.fspath(item)
+    if isinstance(item, bytes):
+        return Medium(name or "<bytes>", item, bounds)
+    if not isinstance(item, str):
+        return Medium(f"<{type(item).__name__}>", item, bounds)
+    if is_address(item):
+        return Medium(item, unquote(urlparse(item).path) if item.startswith("file://") else item, bounds)
+    return Medium(item, item, bounds)
+
+
+def fetch(medium: Medium) -> str | bytes:
+    """
+    The path or the bytes of a file; one that is elsewhere is downloaded.
+
+    Raises:
+        VideoDecodeError: if it is not there, or empty.
+        ValueError: if it is in no file.
+    """
+    if not isinstance(medium.content, str | bytes):
+        raise ValueError(f"Features are kept for videos in files or bytes; got {medium.name}")
+    return _resolve(medium.content).content
+
+
+def is_address(text: str) -> bool:
+    """Whether this is no path: `https://...`, `data:...`."""
+    return "://" in text or text.startswith("data:")
