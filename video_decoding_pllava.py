@@ -27,6 +27,7 @@ from itertools import chain, takewhile
 
 import av
 import numpy as np
+from av.sidedata.sidedata import SideDataContainer
 from av.sidedata.sidedata import Type as SideDataType
 from av.video.frame import VideoFrame
 from av.video.reformatter import VideoReformatter
@@ -240,7 +241,8 @@ def _metadata(stream: VideoStream, index: PacketIndex, count: int) -> VideoMetad
 
 def _as_displayed(image: np.ndarray, frame: VideoFrame) -> np.ndarray:
     """`image` (H, W, 3) turned and mirrored as the frame's display matrix says; a view."""
-    matrix = frame.side_data.get(SideDataType.DISPLAYMATRIX)
+    # `frame.side_data` and the frame would hold each other, and the picture, until the garbage collector comes
+    matrix = SideDataContainer(frame).get(SideDataType.DISPLAYMATRIX)
     if matrix is None:
         return image
     a, b, _, c, d = np.frombuffer(bytes(matrix), np.int32)[:5].tolist()  # (x, y) is shown at (ax + cy, bx + dy)

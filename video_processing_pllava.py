@@ -143,7 +143,7 @@ class PllavaVideoProcessor(BaseVideoProcessor):
         first, last = _bounds(metadata, start, end)
         if fps is not None and (last - first + 1) / metadata.fps * fps > MAX_FRAMES:
             raise VideoDecodeError(
-                f"`fps`={fps} takes more than {MAX_FRAMES:,} of {last - first + 1} frames at {metadata.fps:g} a second: "
+                f"`fps`={fps} takes more than {MAX_FRAMES:,} of {last - first + 1} frames at {metadata.fps:g} fps: "
                 "lower it, or pass `num_frames`"
             )
         if fps is not None:

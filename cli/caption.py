@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from .options import MaxNewTokens, NumFrames, load_pipeline, sampled_frames, takes_model
+from .options import AS_SAMPLED, MaxNewTokens, NumFrames, load_pipeline, sampled_frames, takes_model
 
 SUFFIXES = {
     ".mp4",
@@ -99,7 +99,7 @@ def _caption_batch(pipe: Any, batch: list[tuple[str, Any]], prompt: str, max_new
         batch_size=len(readable),
         max_new_tokens=max_new_tokens,
         generate_kwargs={"do_sample": False},
-        processor_kwargs={"do_sample_frames": False},
+        processor_kwargs=AS_SAMPLED,
     )
     for (video, _), answer in zip(readable, answers, strict=True):
         rows.append({"video": video, "caption": answer[0]["generated_text"].strip()})

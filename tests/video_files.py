@@ -103,6 +103,13 @@ def set_mp4_matrix(path: Path, matrix: tuple[int, int, int, int]) -> None:
     path.write_bytes(content)
 
 
+def animation(width: int, height: int, frames: int) -> bytes:
+    """A GIF of so many frames, by hand: each changes one pixel, so that 23 bytes are a frame of any size."""
+    header = b"GIF89a" + struct.pack("<2H3B", width, height, 0x80, 0, 0) + b"\0\0\0\xff\xff\xff"
+    frame = b"\x21\xf9\x04\x04\x0a\0\0\0" + b"\x2c" + struct.pack("<4HB", 0, 0, 1, 1, 0) + b"\2\2\x44\1\0"
+    return header + frame * frames + b"\x3b"
+
+
 def packets(path: str | os.PathLike) -> list[tuple[int | None, bool]]:
     """The presentation time and the keyframe mark of each video packet, in decoding order."""
     with av.open(str(path)) as container:

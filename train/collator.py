@@ -3,7 +3,7 @@ Video instructions -> training batches: decodes, samples, expands placeholders, 
 words.
 """
 
-import io
+import os
 import warnings
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,11 +11,10 @@ from typing import Any
 import numpy as np
 import torch
 from jinja2 import TemplateError
-from PIL import Image
 from torch.nn.utils.rnn import pad_sequence
 from transformers import ProcessorMixin
 
-from ..video_decoding_pllava import VideoTruncatedWarning
+from ..video_decoding_pllava import VideoTruncatedWarning, read_image
 from .features import FeatureCache
 from .skipped import Skipped, SkippedExamples
 
@@ -75,7 +74,7 @@ class VideoChatCollator:
         """[`encode`], or what is wrong with the example."""
         try:
             return self.encode(example, seed)
-        except (OSError, SyntaxError, TemplateError, ValueError, VideoTruncatedWarning) as error:
+        except (OSError, TemplateError, ValueError, VideoTruncatedWarning) as error:  # OSError: of a cache of features
             reason = "too long" if isinstance(error, TooLongError) else "unreadable"
             media = [_name(item) for item in [*(example.get("videos") or []), *(example.get("images") or [])]]
             return Skipped(str(example.get("source")), str(example.get("id")), media, reason, str(error))
@@ -256,16 +255,19 @@ def _with_source(part: dict[str, Any], sources: dict[str, Any]) -> dict[str, Any
     # `datasets` fills the keys that other rows' parts have with None: leave those out
     part = {key: value for key, value in part.items() if value is not None}
     kind = part["type"]
-    if kind not in sources or part.keys() & {kind, "path", "url"}:
+    if kind not in sources:
         return part
-    source = next(sources[kind], None)
-    if source is None:
-        raise ValueError(f"The messages have more {kind} parts than the example has {kind}s")
-    return {**part, kind: _open_image(source) if kind == "image" else source}
+    if not part.keys() & {kind, "path", "url"}:
+        part[kind] = next(sources[kind], None)
+        if part[kind] is None:
+            raise ValueError(f"The messages have more {kind} parts than the example has {kind}s")
+    return {"type": kind, "image": _open_image(part)} if kind == "image" else part
 
 
 def _open_image(source: Any) -> Any:
-    """An image as `datasets` writes it; any other kind is left to transformers."""
-    if not isinstance(source, dict):
-        return source
-    return Image.open(io.BytesIO(source["bytes"]) if source.get("bytes") else source["path"])
+    """An image in a file, an address or bytes, also as `datasets` writes it; what is decoded already stays."""
+    while isinstance(source, dict):
+        source = next((source[key] for key in ("image", "bytes", "url", "path") if source.get(key) is not None), None)
+    if source is None:
+        raise ValueError("An image names no file")
+    return read_image(source) if isinstance(source, (str, os.PathLike, bytes)) else source

@@ -12,7 +12,6 @@ import warnings
 from collections import deque
 from collections.abc import Hashable, Iterable, Iterator
 from dataclasses import dataclass, field
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlparse
@@ -21,13 +20,12 @@ import numpy as np
 from datasets import Dataset
 from jinja2 import TemplateError
 from matplotlib.figure import Figure
-from PIL import Image
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 from transformers import ProcessorMixin
 from transformers.video_utils import VideoMetadata
 
-from ..video_decoding_pllava import VideoTruncatedWarning, load_frames
+from ..video_decoding_pllava import VideoTruncatedWarning, load_frames, read_image
 from ..workers import unchanged
 from .data import Source, load_source
 
@@ -72,10 +70,9 @@ def check_clip(kind: str, item: dict[str, Any], processor: ProcessorMixin) -> Cl
             if kind == "video":
                 bounds = {key: item[key] for key in ("start", "end")}
                 return Clip(kind, name, *_measure_video(content, bounds, processor))
-        with Image.open(BytesIO(content) if isinstance(content, bytes) else content) as image:
-            image.load()
+        read_image(content)
         return Clip(kind, name)
-    except (OSError, SyntaxError, ValueError, VideoTruncatedWarning) as error:  # SyntaxError: PIL's for broken files
+    except (ValueError, VideoTruncatedWarning) as error:
         file = local_file(item["path"]) if item["bytes"] is None else None
         return Clip(kind, name, problem=str(error), missing=file is not None and not file.exists())
 
