@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from conftest import TOKENS
+from video_files import white_png
 
 PLLAVA = str(Path(sys.executable).with_name("pllava"))
 SHORT = ("--max-new-tokens", TOKENS)
@@ -76,7 +77,7 @@ def test_what_is_wrong_is_said_without_a_traceback(checkpoint, clips, video, opt
 
 def test_caption_goes_on_where_it_stopped_and_records_failures(answer, checkpoint, clips, tmp_path):
     out, bad = tmp_path / "new" / "captions.jsonl", tmp_path / "bad.mp4"
-    bad.write_bytes(b"not a video")
+    bad.write_bytes(white_png(16000, 16000))
     options = ["--out", out, "--model", checkpoint, *SHORT]
     first = run("caption", clips[0], *options)
     assert first.returncode == 0, first.stderr

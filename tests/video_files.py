@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import struct
+import zlib
 from collections.abc import Iterable, Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -108,6 +109,19 @@ def animation(width: int, height: int, frames: int) -> bytes:
     header = b"GIF89a" + struct.pack("<2H3B", width, height, 0x80, 0, 0) + b"\0\0\0\xff\xff\xff"
     frame = b"\x21\xf9\x04\x04\x0a\0\0\0" + b"\x2c" + struct.pack("<4HB", 0, 0, 1, 1, 0) + b"\2\2\x44\1\0"
     return header + frame * frames + b"\x3b"
+
+
+def white_png(width: int, height: int) -> bytes:
+    """A white PNG, by hand: PIL would need its pixels for it."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    deflate = zlib.compressobj(9)
+    line = b"\0" + b"\xff" * -(-width // 8)
+    pixels = b"".join([*(deflate.compress(line) for _ in range(height)), deflate.flush()])
+    header = struct.pack(">2I5B", width, height, 1, 0, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
 
 
 def packets(path: str | os.PathLike) -> list[tuple[int | None, bool]]:
