@@ -24,7 +24,7 @@ from transformers.video_utils import VideoMetadata
 from .video_decoding_pllava import VideoDecodeError, load_frames, read_image
 from .video_source_pllava import check_size
 
-MAX_FRAMES = 16_384  # that `fps` may give: a film of four hours has so many at one a second
+MAX_FRAMES = 512  # that `fps` may give: prepared at 336 x 336 they take 0.7 GB, whatever length a broken header claims
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp")  # of still images: a list of these is one video
 
 
