@@ -5,9 +5,11 @@ Which frames there are, when each is shown, and from which keyframe it has to be
 
 from __future__ import annotations
 
+import struct
 from bisect import bisect_right
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from typing import BinaryIO
 
 import av
 from av.video.stream import VideoStream
@@ -112,3 +114,48 @@ def _promised_frames(stream: VideoStream, index: PacketIndex, start: float, end:
     if (promised_end - end) * rate < 2 + 0.02 * count and not index.damaged:
         return 0
     return max(stream.frames, round((promised_end - start) * rate))
+
+
+# --- what a file says of itself --------------------------------------------------------------------------------------
+
+MP4_CONTAINERS = {b"moov", b"trak", b"mdia", b"minf", b"stbl", b"moof", b"traf"}
+
+
+def claimed_samples(file: BinaryIO, end: int) -> Iterator[int]:
+    """
+    How many samples each track and fragment of an mp4 claims to have, in the bytes from where `file` is to `end`.
+    ffmpeg makes an entry in memory for each on opening, whether there is data for it or not.
+    """
+    while len(header := file.read(8)) == 8 and (start := file.tell() - 8) < end:
+        size, kind = struct.unpack(">I4s", header)
+        if size == 1:
+            size = int.from_bytes(file.read(8), "big")
+        if size == 0:
+            size = end - start
+        if size < 8:
+            return
+        if kind in MP4_CONTAINERS:
+            yield from claimed_samples(file, min(start + size, end))
+        elif kind in (b"stsz", b"trun"):
+            fields = file.read(12)
+            yield int.from_bytes(fields[8:12] if kind == b"stsz" else fields[4:8], "big")
+        file.seek(min(start + size, end))
+
+
+def is_whole_gif(file: BinaryIO) -> bool:
+    """Whether a GIF's blocks go on to its trailer. ffmpeg says nothing where they break off."""
+
+    def skip_palette(flags: int) -> None:
+        file.seek(3 << (flags & 7) + 1 if flags & 0x80 else 0, 1)
+
+    def skip_data() -> None:
+        while (length := file.read(1)) > b"\0":
+            file.seek(length[0], 1)
+
+    skip_palette((file.read(13) + bytes(13))[10])
+    while (kind := file.read(1)) in (b"\x21", b"\x2c"):  # an extension, an image
+        if kind == b"\x2c":
+            skip_palette((file.read(9) + bytes(9))[8])
+        file.seek(1, 1)  # what the extension is, or the size of the image's codes
+        skip_data()
+    return kind == b"\x3b"

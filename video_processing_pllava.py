@@ -1,7 +1,9 @@
 """PLLaVA's video processor: any kind of video -> sampled frames -> normalised pixels."""
 
+import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -14,14 +16,15 @@ from transformers.image_utils import (
     OPENAI_CLIP_STD,
     ChannelDimension,
     PILImageResampling,
-    load_image,
 )
 from transformers.processing_utils import Unpack, VideosKwargs
 from transformers.video_processing_utils import BaseVideoProcessor
 from transformers.video_utils import VideoMetadata
 
-from .video_decoding_pllava import load_frames
+from .video_decoding_pllava import VideoDecodeError, load_frames, read_image
+from .video_source_pllava import check_size
 
+MAX_FRAMES = 512  # that `fps` may give: prepared at 336 x 336 they take 0.7 GB, whatever length a broken header claims
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp")  # of still images: a list of these is one video
 
 
@@ -85,16 +88,26 @@ class PllavaVideoProcessor(BaseVideoProcessor):
             `video_metadata` with `return_metadata=True`.
 
         Raises:
-            VideoDecodeError: if a video cannot be read.
-            ValueError: if both `num_frames` and `fps` are given, a sub-clip ends before it starts or has no frame
-                rate, or a decoded video has another shape.
+            VideoDecodeError: if a video cannot be read, or not from `start` to `end` (see [`sample_frames`]).
+            ValueError: if both `num_frames` and `fps` are given, or a decoded video has another shape.
         """
         kwargs["input_data_format"] = ChannelDimension.FIRST  # as `_load` gives them, whatever they came in
         if kwargs.get("fps") is not None:
             if kwargs.get("num_frames") is not None:
                 raise ValueError("Pass either `num_frames` or `fps`, not both")
             kwargs["num_frames"] = None  # or the processor's own number would be filled in
-        return super().preprocess(videos, **kwargs)
+        loaders = [partial(self._load, source, self._resizer(**kwargs)) for source in flatten_videos(videos)]
+        return super().preprocess(loaders, **kwargs)
+
+    def _resizer(self, **kwargs) -> Callable[[torch.Tensor], torch.Tensor]:
+        """What resizes `(frames, channels, height, width)`, or does nothing, as `kwargs` or the processor say."""
+        names = ("do_resize", "size", "default_to_square", "resample", "device")
+        options = {name: kwargs.get(name, getattr(self, name, None)) for name in names}
+        if not options["do_resize"]:
+            return lambda frames: frames
+        sides = {name: options[name] for name in ("size", "default_to_square")}
+        size = self._standardize_kwargs(**sides)["size"]
+        return lambda frames: self.resize(frames.to(options["device"]), size=size, resample=options["resample"])
 
     def sample_frames(
         self,
@@ -114,24 +127,25 @@ class PllavaVideoProcessor(BaseVideoProcessor):
             num_frames (`int`, *optional*): How many frames to take; the processor's own number by default.
             fps (`float`, *optional*): How many frames to take of each second, in place of `num_frames`.
             sampling (`str`): "uniform", "random", "middle" or "start", see [`PllavaVideosKwargs`].
-            start, end (`float`, *optional*): The sub-clip's bounds in seconds; they are clamped to the video. In a
+            start, end (`float`, *optional*): The sub-clip's bounds in seconds; `end` is clamped to the video. In a
                 folder of images that are numbered from 1, they count from number 0, as in the original.
 
         Raises:
-            ValueError: if seconds are asked for of a video without a frame rate, or `end` lies before `start`.
+            VideoDecodeError: if seconds are asked for of a video without a frame rate, `start` lies past the video's
+                end, `end` before `start`, one of them is infinite or no number, or `fps` gives too many frames.
         """
         if metadata.fps is None and (start, end, fps) != (None, None, None):
-            raise ValueError(
+            raise VideoDecodeError(
                 "Seconds were asked for (`start`, `end` or `fps`), but the video has no frame rate: pass it as "
                 "`video_metadata=[{'total_num_frames': ..., 'fps': ...}]`"
             )
-        if start is not None and end is not None and end < start:
-            raise ValueError(f"The sub-clip ends (`end`={end}) before it starts (`start`={start})")
         num_frames = num_frames or self.num_frames
-        final = metadata.total_num_frames - 1
-        number = getattr(metadata, "counted_from", 0)
-        first = 0 if start is None else min(max(round(start * metadata.fps) - number, 0), final)
-        last = final if end is None else min(max(round(end * metadata.fps) - number, first), final)
+        first, last = _bounds(metadata, start, end)
+        if fps is not None and (last - first + 1) / metadata.fps * fps > MAX_FRAMES:
+            raise VideoDecodeError(
+                f"`fps`={fps} takes more than {MAX_FRAMES:,} of {last - first + 1} frames at {metadata.fps:g} fps: "
+                "lower it, or pass `num_frames`"
+            )
         if fps is not None:
             step = metadata.fps / fps  # frames from one taken to the next; the first stands half a step in
             middles = np.arange(first + step / 2, last + 1, step)
@@ -153,22 +167,25 @@ class PllavaVideoProcessor(BaseVideoProcessor):
 
     def _decode_and_sample_videos(
         self,
-        videos: Any,
+        videos: list[Callable[..., tuple[torch.Tensor, VideoMetadata]]],
         video_metadata: list[VideoMetadata | dict] | None = None,
         do_sample_frames: bool | None = None,
         sample_indices_fn: Callable[..., np.ndarray] | None = None,
     ) -> tuple[list[torch.Tensor], list[VideoMetadata]]:
-        sources = flatten_videos(videos)
-        given = [video_metadata] if isinstance(video_metadata, Mapping) else video_metadata or [None] * len(sources)
-        if len(given) != len(sources):
-            raise ValueError(f"Got {len(sources)} videos, but `video_metadata` for {len(given)}")
-        loaded = [self._load(*pair, sample_indices_fn) for pair in zip(sources, given, strict=True)]
+        given = [video_metadata] if isinstance(video_metadata, Mapping) else video_metadata or [None] * len(videos)
+        if len(given) != len(videos):
+            raise ValueError(f"Got {len(videos)} videos, but `video_metadata` for {len(given)}")
+        loaded = [load(metadata, sample_indices_fn) for load, metadata in zip(videos, given, strict=True)]
         return [frames for frames, _ in loaded], [metadata for _, metadata in loaded]
 
     def _load(
-        self, source: Any, metadata: VideoMetadata | dict | None, sample_indices_fn: Callable[..., np.ndarray] | None
+        self,
+        source: Any,
+        resize: Callable[[torch.Tensor], torch.Tensor],
+        metadata: VideoMetadata | dict | None,
+        sample_indices_fn: Callable[..., np.ndarray] | None,
     ) -> tuple[torch.Tensor, VideoMetadata]:
-        """One video of any kind -> its sampled frames, uint8 or float `(frames, channels, height, width)`."""
+        """One video of any kind -> its sampled frames, resized, `(frames, channels, height, width)` uint8 or float."""
         clip = {}
         while isinstance(source, dict):
             clip.update({key: source[key] for key in ("start", "end") if source.get(key) is not None})
@@ -183,21 +200,52 @@ class PllavaVideoProcessor(BaseVideoProcessor):
                 )
             return sample_indices_fn(metadata=metadata, **clip)
 
+        def prepare(frame: np.ndarray) -> np.ndarray:
+            image = torch.from_numpy(np.ascontiguousarray(frame)).permute(2, 0, 1)
+            return resize(image[None])[0].permute(1, 2, 0).cpu().numpy()
+
         if not _is_decoded(source):
-            frames, metadata = load_frames(source, sample)
+            frames, metadata = load_frames(source, sample, prepare)
             return torch.from_numpy(frames).permute(0, 3, 1, 2), metadata
 
-        frames = _stack_frames(source)
+        frames = source if isinstance(source, (list, tuple)) else _channels_first(source)
         metadata = VideoMetadata(**{**(metadata or {}), "total_num_frames": len(frames)})
         wanted = getattr(sample_indices_fn, "keywords", {}).get("num_frames")
         sampled_already = not clip and wanted is not None and len(frames) <= wanted
         metadata.frames_indices = np.arange(len(frames)) if sampled_already else sample(metadata)
-        return frames[torch.from_numpy(metadata.frames_indices)], metadata
+        if isinstance(frames, torch.Tensor):
+            return resize(frames[torch.from_numpy(metadata.frames_indices)]), metadata
+        return _resized_images(frames, metadata.frames_indices, resize), metadata
 
     def _preprocess(self, videos: list[torch.Tensor], return_tensors: str | None = None, **kwargs) -> BatchFeature:
+        kwargs["do_resize"] = False  # `_load` has done it: frame by frame, where it has decoded them
         pixels = super()._preprocess(videos, return_tensors=None, **kwargs)["pixel_values_videos"]
         same_length = len({len(video) for video in pixels}) == 1
         return BatchFeature({"pixel_values_videos": pixels}, tensor_type=return_tensors if same_length else None)
+
+
+def _bounds(metadata: VideoMetadata, start: float | None, end: float | None) -> tuple[int, int]:
+    """The first and the last frame of a video or sub-clip."""
+    number, final = getattr(metadata, "counted_from", 0), metadata.total_num_frames - 1
+    if (start, end) == (None, None):
+        return 0, final
+    for name, seconds in (("start", start), ("end", end)):
+        if seconds is not None and not abs(seconds) < math.inf:
+            raise VideoDecodeError(f"The sub-clip's `{name}` is {seconds}: give a number of seconds")
+    if start is not None and end is not None and end < start:
+        raise VideoDecodeError(f"The sub-clip ends (`end`={end}) before it starts (`start`={start})")
+    length = (metadata.total_num_frames + number) / metadata.fps
+    if start is not None and start > length:
+        raise VideoDecodeError(
+            f"The sub-clip starts (`start`={start}{'' if end is None else f', `end`={end}'}) past the video's end: it "
+            f"has {length:.3f} s. Bounds are in seconds"
+        )
+
+    def frame_at(seconds: float) -> int:
+        return round(min(max(seconds, 0), length) * metadata.fps) - number
+
+    first = 0 if start is None else min(max(frame_at(start), 0), final)
+    return first, final if end is None else min(max(frame_at(end), first), final)
 
 
 def flatten_videos(videos: Any) -> list[Any]:
@@ -224,13 +272,8 @@ def _is_decoded(video: Any) -> bool:
     return isinstance(video, (np.ndarray, torch.Tensor, Image.Image)) or is_list_of_frames(video)
 
 
-def _stack_frames(video: Any) -> torch.Tensor:
-    """A decoded video of any form -> `(frames, channels, height, width)`."""
-    if isinstance(video, (list, tuple)):
-        frames = [torch.as_tensor(_read_frame(frame)) for frame in video]
-        if len(shapes := {tuple(frame.shape) for frame in frames}) > 1:
-            raise ValueError(f"The frames of a video must be of one size; got the shapes {sorted(shapes)}")
-        video = torch.stack(frames)
+def _channels_first(video: Any) -> torch.Tensor:
+    """A decoded video, or one frame of it, -> `(frames, channels, height, width)`."""
     video = torch.as_tensor(_read_frame(video))
     if video.ndim == 3:
         video = video[None]
@@ -240,15 +283,30 @@ def _stack_frames(video: Any) -> torch.Tensor:
             "A decoded video has the shape (frames, height, width, 3) or (frames, 3, height, width), and at least one "
             f"frame; got {tuple(video.shape)}"
         )
-    return video if channel_axes[0] == 1 else video.permute(0, 3, 1, 2)
+    video = video if channel_axes[0] == 1 else video.permute(0, 3, 1, 2)
+    check_size("the decoded video", video.shape[3], video.shape[2])
+    return video
+
+
+def _resized_images(
+    images: Sequence[Any], indices: np.ndarray, resize: Callable[[torch.Tensor], torch.Tensor]
+) -> torch.Tensor:
+    """Those of `images`, of any form, that `indices` name; each is read, and resized at once."""
+    resized, shapes = {}, set()
+    for index in dict.fromkeys(indices.tolist()):
+        frame = _channels_first(images[index])
+        shapes.add(tuple(frame.shape[1:]))
+        if len(shapes) > 1:
+            raise ValueError(f"The frames of a video must be of one size; got the shapes {sorted(shapes)}")
+        resized[index] = resize(frame)
+    return torch.cat([resized[index] for index in indices.tolist()])
 
 
 def _read_frame(frame: Any) -> np.ndarray | torch.Tensor:
     """An image, or the path or URL of one -> `(height, width, 3)`; what is an array already stays as it is."""
     if isinstance(frame, (np.ndarray, torch.Tensor)):
         return frame
-    image = frame if isinstance(frame, Image.Image) else load_image(os.fspath(frame))
-    return np.array(image.convert("RGB"))
+    return np.array(frame.convert("RGB") if isinstance(frame, Image.Image) else read_image(frame))
 
 
 def dict_source(source: dict) -> Any:

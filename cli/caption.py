@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from .options import (
+    AS_SAMPLED,
     MaxNewTokens,
     NumFrames,
     describe_checkpoint,
@@ -197,7 +198,7 @@ def _caption_batch(pipe: Any, batch: list[tuple[str, Any]], request: dict[str, A
         batch_size=len(readable),
         max_new_tokens=request["max_new_tokens"],
         generate_kwargs={"do_sample": False},
-        processor_kwargs={"do_sample_frames": False},
+        processor_kwargs=AS_SAMPLED,
     )
     for (video, _), answer in zip(readable, answers, strict=True):
         rows.append({**_named(video), "caption": answer[0]["generated_text"].strip(), **request})

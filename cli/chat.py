@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from .options import MaxNewTokens, NumFrames, load_pipeline, sampled_frames, takes_model
+from .options import AS_SAMPLED, MaxNewTokens, NumFrames, load_pipeline, sampled_frames, takes_model
 
 
 @takes_model(load_pipeline)
@@ -37,7 +37,7 @@ def chat(
             messages,
             max_new_tokens=max_new_tokens,
             generate_kwargs={"do_sample": False, "streamer": streamer},
-            processor_kwargs={"do_sample_frames": False},
+            processor_kwargs=AS_SAMPLED,
         )
         if question is not None:
             return

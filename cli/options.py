@@ -20,6 +20,9 @@ NumFrames = Annotated[
 MaxNewTokens = Annotated[int, typer.Option(min=1, help="Length limit of an answer, in tokens.")]
 
 
+AS_SAMPLED = {"do_sample_frames": False, "do_resize": False}  # how a processor is to take `sampled_frames`
+
+
 def load_checkpoint(
     model: Annotated[
         str | None,
@@ -148,10 +151,10 @@ def takes_model(load: Callable[..., Any]) -> Callable[[Callable[..., None]], Cal
 
 
 def sampled_frames(processor: "PllavaProcessor", video: str, num_frames: int | None) -> "np.ndarray":
-    """The frames of `video` that the model will see, `(frames, height, width, 3)` uint8."""
-    from pllava.video_decoding_pllava import load_frames
-
-    return load_frames(video, functools.partial(processor.video_processor.sample_frames, num_frames=num_frames))[0]
+    """The frames of `video` that the model will see, resized, `(frames, height, width, 3)` uint8: see `AS_SAMPLED`."""
+    plain = {"do_center_crop": False, "do_rescale": False, "do_normalize": False}
+    frames = processor.video_processor(video, num_frames=num_frames, return_tensors="pt", **plain)
+    return frames["pixel_values_videos"][0].permute(0, 2, 3, 1).numpy()
 
 
 @contextmanager

@@ -10,7 +10,7 @@ import torch
 from torch.utils.data import DataLoader
 from transformers import ProcessorMixin
 
-from ..video_decoding_pllava import VideoTruncatedWarning
+from ..video_decoding_pllava import VideoDecodeError, VideoTruncatedWarning
 from ..workers import end_with_parent, unchanged
 
 
@@ -59,7 +59,7 @@ class ClipLoader:
             try:
                 processed = self.processor.video_processor(self.sources[index], return_tensors="pt")
                 pixels = processed["pixel_values_videos"][0].to(self.dtype)
-            except (OSError, SyntaxError, ValueError) as problem:  # SyntaxError: PIL's for broken images
+            except VideoDecodeError as problem:
                 error = str(problem)
         damaged = [str(each.message) for each in caught if issubclass(each.category, VideoTruncatedWarning)]
         return DecodedClip(pixels, error, damaged[0] if damaged else None, time.perf_counter() - began)

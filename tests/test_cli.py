@@ -13,6 +13,7 @@ from conftest import TOKENS
 from peft import get_peft_model
 from PIL import Image
 from typer.testing import CliRunner
+from video_files import white_png
 
 import pllava
 from pllava.checkpoint_files import fingerprint
@@ -105,7 +106,7 @@ def read(file):
 
 def test_caption_goes_on_where_it_stopped_and_records_failures(answer, caption, clips, tmp_path):
     out, bad = tmp_path / "new" / "captions.jsonl", tmp_path / "bad.mp4"
-    bad.write_bytes(b"not a video")
+    bad.write_bytes(white_png(16000, 16000))
     first = caption(clips[0], "--out", out)
     assert first.exit_code == 0, first.output
     with out.open("a") as lines:

@@ -15,7 +15,7 @@ import pytest
 from local_hub import local_hub
 from PIL import Image
 from typer.testing import CliRunner
-from video_files import moving_frames, write_video
+from video_files import moving_frames, white_png, write_video
 
 from pllava.train import inspection
 from pllava.train.collator import VideoChatCollator
@@ -35,6 +35,8 @@ BAD = {  # names of broken files, and a word of what is said about each
     "cut_index_in_front.mp4": "ends early",
     "cut_index_at_end.mp4": "no video",
     "zeros.mp4": "ends early",
+    "large.mp4": "exceeds limit",
+    "thin.mp4": "one side is more than 32 times the other",
 }
 
 
@@ -52,6 +54,8 @@ def media(clips, tmp_path_factory):
     Image.new("RGB", (60, 50), "red").save(folder / "red.png")
     (folder / "empty.mp4").touch()
     (folder / "text.mp4").write_text("no video")
+    (folder / "large.mp4").write_bytes(white_png(16000, 16000))
+    (folder / "thin.mp4").write_bytes(white_png(1, 65535))
     frames = moving_frames(60)
     front = write_video(folder / "front.mp4", frames, 10, container_options={"movflags": "faststart"}).read_bytes()
     end = write_video(folder / "end.mp4", frames, 10).read_bytes()
@@ -112,15 +116,16 @@ def test_what_is_reported_is_what_the_collator_passes_over(processor, media, tmp
     (media / "frames").mkdir(exist_ok=True)
     Image.new("RGB", (60, 50)).save(media / "frames" / "1.png")
     names = [*BAD, "0.mp4", "frames", "front.mp4", "end.mp4"]
-    rows = [asked(name) for name in names] + [asked("1.mp4", start=2, end=1)]
+    rows = [asked(name) for name in names]
+    rows += [asked("1.mp4", start=2, end=1), asked("1.mp4", start=100, end=120)]
     rows += [{"image": name, "caption": "Red."} for name in ("red.png", "text.mp4", "missing.png")]
     source = Source(str(write_rows(tmp_path / "rows.jsonl", rows)), str(media))
     report = inspect_source(source, processor, workers)
     results = [VideoChatCollator(processor).try_encode(row, seed=0) for row in load_source(source)]
     skipped = [result.id for result in results if isinstance(result, Skipped)]
     assert [problem.id for problem in report.problems] == skipped
-    assert len(skipped) == len(BAD) + 3
-    assert report.summary()["missing"] == 2 and report.summary()["unreadable"] == len(BAD) - 1 + 2
+    assert len(skipped) == len(BAD) + 4
+    assert report.summary()["missing"] == 2 and report.summary()["unreadable"] == len(BAD) - 1 + 3
 
 
 def test_clips_in_a_web_dataset_and_preferences(processor, clips, tmp_path):

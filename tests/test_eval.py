@@ -20,6 +20,7 @@ from local_hub import local_hub
 from PIL import Image
 from ports import free_port
 from transformers import AutoProcessor, pipeline
+from video_files import white_png
 
 import pllava
 from pllava.eval import (
@@ -120,7 +121,7 @@ def test_broken_clips_stay_in_the_denominator(nano, tmp_path):
     samples = benchmark("mvbench").samples(str(tmp_path / "data"))
     broken = [samples[0], samples[7]]
     os.unlink(broken[0].video)
-    Path(broken[0].video).write_bytes(b"this is no video")
+    Path(broken[0].video).write_bytes(white_png(16000, 16000))
     os.unlink(broken[1].video)
     assert root.name == "MVBench"
     (found,) = evaluate(benchmark("mvbench"), local(nano), str(tmp_path / "data"), tmp_path / "out").values()

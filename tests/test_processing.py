@@ -17,6 +17,7 @@ from transformers.video_utils import VideoMetadata
 from video_files import decode_all, moving_frames, write_video
 
 from pllava import PllavaForConditionalGeneration, PllavaProcessor, PllavaVideoProcessor
+from pllava.video_decoding_pllava import VideoDecodeError
 
 VIDEO_TOKENS = 36  # 4 x 3 x 3
 MIDDLES = {20: [2, 7, 12, 16], 30: [3, 10, 17, 25], 40: [4, 14, 24, 33]}  # of four intervals, by length of the clip
@@ -55,9 +56,6 @@ def frames_of(processor: PllavaProcessor, frames: np.ndarray, indices: list[int]
         (301, 3.0, 8, (8.0, 8.0), [24] * 8),
         (301, 3.0, 16, (0, 0.4), [0] * 9 + [1] * 7),
         (301, 3.0, 4, (100.0, 120.0), [300] * 4),
-        # Past the end the original counts backwards: ours stays on the last frame
-        (301, 25.0, 4, (100.0, 120.0), [300] * 4),
-        (301, 59.94, 8, (8.0, 8.0), [300] * 8),
     ],
 )
 def test_uniform_frames(
@@ -199,11 +197,42 @@ def test_sub_clips(processor: PllavaProcessor, clips: list[Path], decoded: np.nd
     assert taken(processor, {"path": clips[0], "start": 1.0}) == [11, 13, 15, 18]
     assert taken(processor, {"path": clips[0], "end": 0.3}) == [0, 1, 2, 2]
     assert taken(processor, {"path": clips[0], "start": None, "end": None}) == MIDDLES[20]
-    assert taken(processor, {"path": clips[0], "start": 5.0, "end": 9.0}) == [19] * 4
+    assert taken(processor, {"path": clips[0], "start": 1.5, "end": 9.0}) == taken(
+        processor, {"path": clips[0], "start": 1.5}
+    )
+    assert taken(processor, {"path": clips[0], "start": 2.0}) == [19] * 4  # the end itself: lengths are rounded
     rate = [{"total_num_frames": 20, "fps": 10.0}]
     assert taken(processor, {"video": decoded, "start": 0.5, "end": 1.2}, video_metadata=rate) == [5, 7, 9, 10]
     assert taken(processor, {"video": decoded, "start": 0.5, "end": 1.2}, video_metadata=rate[0]) == [5, 7, 9, 10]
     assert taken(processor, {"path": clips[0], "start": 0.5, "end": 1.2}, fps=5) == [6, 8, 10, 12]
+
+
+@pytest.mark.parametrize(
+    ("bounds", "message"),
+    [
+        # Here the original counts backwards, and takes frames from before the segment
+        ({"start": 100, "end": 120}, r"starts \(`start`=100, `end`=120\) past the video's end: it has 2.000 s"),
+        ({"start": 2.01}, r"`start`=2.01\) past"),
+        ({"start": 1e308}, r"`start`=1e\+308\) past"),
+        ({"start": float("inf")}, "`start` is inf"),
+        ({"start": 0.5, "end": float("nan")}, "`end` is nan"),
+        ({"start": 1.5, "end": 0.5}, r"ends \(`end`=0.5\) before it starts"),
+    ],
+)
+def test_sub_clips_that_are_not_there_are_refused(
+    processor: PllavaProcessor, clips: list[Path], bounds: dict[str, float], message: str
+) -> None:
+    """Seconds taken for milliseconds would go unnoticed; the error names the clip, its length and the bounds."""
+    with pytest.raises(VideoDecodeError, match=f"^Cannot take frames of .*{clips[0].name}: .*{message}"):
+        processor.video_processor({"path": str(clips[0]), **bounds})
+    metadata = VideoMetadata(total_num_frames=20, fps=10.0)
+    with pytest.raises(VideoDecodeError, match=message):
+        processor.video_processor.sample_frames(metadata, **bounds)
+
+
+def test_a_rate_gives_no_end_of_frames(processor: PllavaProcessor, clips: list[Path]) -> None:
+    with pytest.raises(VideoDecodeError, match="lower it"):
+        processor.video_processor(clips[0], fps=1e9)
 
 
 def test_decoded_videos_may_be_sampled_already(processor: PllavaProcessor, decoded: np.ndarray) -> None:
@@ -464,6 +493,7 @@ def test_text_and_media_must_match(
         (np.zeros((4, 48, 48)), {}, "shape"),
         (np.zeros((0, 48, 48, 3)), {}, "at least one frame"),
         ([Image.new("RGB", (48, 48)), Image.new("RGB", (64, 48))], {}, "one size"),
+        (np.zeros((4, 16384, 2, 3), np.uint8), {}, "2 x 16384, one side is more than 32 times the other"),
         ({"video": np.zeros((9, 48, 48, 3), np.uint8), "start": 1.0}, {}, "frame rate"),
         ({"video": np.zeros((9, 48, 48, 3), np.uint8), "start": 2.0, "end": 1.0}, {}, "ends .* before it starts"),
         ({"video": np.zeros((9, 48, 48, 3), np.uint8), "end": 1.0}, {"do_sample_frames": False}, "do_sample_frames"),

@@ -30,6 +30,7 @@ CODE = {
     "processing_pllava.py",
     "video_decoding_pllava.py",
     "video_index_pllava.py",
+    "video_source_pllava.py",
     "video_processing_pllava.py",
 }
 # Loads a checkpoint by its remote code, where the package cannot be imported, and saves it again.

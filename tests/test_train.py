@@ -19,7 +19,7 @@ from transformers import (
     TrainingArguments,
 )
 from trl import DPOConfig, SFTConfig
-from video_files import moving_frames, write_video
+from video_files import moving_frames, white_png, write_video
 
 from pllava import NANO, load_model, lora_config
 from pllava.train import PreferenceCollator, VideoChatCollator, build_trainer
@@ -104,7 +104,7 @@ def test_a_limit_that_leaves_no_text_is_an_error(processor):
 
 CORRUPT = {
     "truncated, index in front": lambda whole: whole[: len(whole) * 2 // 3],
-    "empty": lambda whole: b"",
+    "a picture of 768 MB": lambda whole: white_png(16000, 16000),
     "no video": lambda whole: b"These are words. " * 50,
     "missing": None,
 }

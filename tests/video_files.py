@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import struct
+import zlib
 from collections.abc import Iterable, Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -101,6 +102,26 @@ def set_mp4_matrix(path: Path, matrix: tuple[int, int, int, int]) -> None:
     start = header + (52 if content[header] == 1 else 40)  # version 1 has 64-bit times
     content[start : start + 36] = struct.pack(">9i", a, b, 0, c, d, 0, 0, 0, 1 << 30)
     path.write_bytes(content)
+
+
+def animation(width: int, height: int, frames: int) -> bytes:
+    """A GIF of so many frames, by hand: each changes one pixel, so that 23 bytes are a frame of any size."""
+    header = b"GIF89a" + struct.pack("<2H3B", width, height, 0x80, 0, 0) + b"\0\0\0\xff\xff\xff"
+    frame = b"\x21\xf9\x04\x04\x0a\0\0\0" + b"\x2c" + struct.pack("<4HB", 0, 0, 1, 1, 0) + b"\2\2\x44\1\0"
+    return header + frame * frames + b"\x3b"
+
+
+def white_png(width: int, height: int) -> bytes:
+    """A white PNG, by hand: PIL would need its pixels for it."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    deflate = zlib.compressobj(9)
+    line = b"\0" + b"\xff" * -(-width // 8)
+    pixels = b"".join([*(deflate.compress(line) for _ in range(height)), deflate.flush()])
+    header = struct.pack(">2I5B", width, height, 1, 0, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
 
 
 def packets(path: str | os.PathLike) -> list[tuple[int | None, bool]]:

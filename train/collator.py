@@ -3,7 +3,7 @@ Video instructions -> training batches: decodes, samples, expands placeholders, 
 words.
 """
 
-import io
+import os
 import warnings
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -11,11 +11,10 @@ from typing import Any
 import numpy as np
 import torch
 from jinja2 import TemplateError
-from PIL import Image
 from torch.nn.utils.rnn import pad_sequence
 from transformers import ProcessorMixin
 
-from ..video_decoding_pllava import VideoTruncatedWarning
+from ..video_decoding_pllava import VideoTruncatedWarning, read_image
 from ..workers import with_retries
 from .features import FeatureCache
 from .media import fetch, find_medium
@@ -82,7 +81,7 @@ class VideoChatCollator:
                 raise ValueError(example["error"])
             media += [find_medium(item).name for item in _media(example)]
             return with_retries(self.encode, example, seed)
-        except (OSError, SyntaxError, TemplateError, ValueError, VideoTruncatedWarning) as error:
+        except (OSError, TemplateError, ValueError, VideoTruncatedWarning) as error:  # OSError: of a cache of features
             reason = "too long" if isinstance(error, TooLongError) else "unreadable"
             return Skipped(str(example.get("source")), str(example.get("id")), media, reason, str(error))
 
@@ -260,17 +259,16 @@ def _with_source(part: dict[str, Any], sources: dict[str, Any]) -> dict[str, Any
     # `datasets` fills the keys that other rows' parts have with None: leave those out
     part = {key: value for key, value in part.items() if value is not None}
     kind = part["type"]
-    if kind not in sources or part.keys() & {kind, "path", "url"}:
+    if kind not in sources:
         return part
-    source = next(sources[kind], None)
-    if source is None:
-        raise ValueError(f"The messages have more {kind} parts than the example has {kind}s")
-    return {**part, kind: _open_image(source) if kind == "image" else source}
+    if not part.keys() & {kind, "path", "url"}:
+        part[kind] = next(sources[kind], None)
+        if part[kind] is None:
+            raise ValueError(f"The messages have more {kind} parts than the example has {kind}s")
+    return {"type": kind, "image": _open_image(part)} if kind == "image" else part
 
 
 def _open_image(source: Any) -> Any:
-    """A local image; any other kind, addresses too, is left to transformers."""
-    medium = find_medium(source)
-    if isinstance(medium.content, bytes):
-        return Image.open(io.BytesIO(medium.content))
-    return medium.content if medium.file is None else Image.open(medium.file)
+    """An image in a file, an address or bytes, also as `datasets` writes it; what is decoded already stays."""
+    content = find_medium(source).content
+    return read_image(content) if isinstance(content, (str, os.PathLike, bytes)) else content

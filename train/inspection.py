@@ -11,19 +11,17 @@ import warnings
 from collections import deque
 from collections.abc import Hashable, Iterable, Iterator
 from dataclasses import dataclass, field
-from io import BytesIO
 from typing import Any
 
 import numpy as np
 from datasets import Dataset
 from jinja2 import TemplateError
-from PIL import Image
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 from transformers import ProcessorMixin
 from transformers.video_utils import VideoMetadata
 
-from ..video_decoding_pllava import VideoTruncatedWarning, load_frames
+from ..video_decoding_pllava import VideoTruncatedWarning, load_frames, read_image
 from ..workers import unchanged
 from .data import Source, load_source
 from .media import Medium, find_medium
@@ -65,10 +63,9 @@ def check_clip(kind: str, item: dict[str, Any], processor: ProcessorMixin) -> Cl
             warnings.simplefilter("error", VideoTruncatedWarning)
             if kind == "video":
                 return Clip(kind, medium.name, *_measure_video(medium, processor))
-        with Image.open(BytesIO(medium.content) if isinstance(medium.content, bytes) else medium.content) as image:
-            image.load()
+        read_image(medium.content)
         return Clip(kind, medium.name)
-    except (OSError, SyntaxError, ValueError, VideoTruncatedWarning) as error:  # SyntaxError: PIL's for broken files
+    except (ValueError, VideoTruncatedWarning) as error:
         missing = medium.file is not None and not medium.file.exists()
         return Clip(kind, medium.name, problem=str(error), missing=missing)
 

@@ -1,0 +1,1 @@
+../../video_source_pllava.py

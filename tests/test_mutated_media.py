@@ -1,0 +1,130 @@
+"""A thousand damaged files, of kinds that ffmpeg and PIL know: each is decoded, or refused with the one error."""
+
+import random
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from decode_files import MAX_MEMORY, MAX_SECONDS, decode_files
+from PIL import Image
+from video_files import animation, moving_frames, write_video
+
+FILES = 1000
+FRAMES = moving_frames(30)
+VIDEOS = {
+    "mp4": {"g": 10},
+    "fragments.mp4": {"g": 10, "container_options": {"movflags": "frag_keyframe+empty_moov"}},
+    "front.mp4": {"g": 10, "container_options": {"movflags": "faststart"}, "audio": True},
+    "mov": {"g": 10},
+    "mkv": {"g": 10},
+    "webm": {"codec": "libvpx-vp9", "g": 10, "deadline": "realtime", "cpu_used": 8},
+    "avi": {"codec": "mpeg4", "g": 10},
+    "ts": {"g": 10},
+    "flv": {"g": 10},
+    "gif": {"codec": "gif", "pix_fmt": "rgb8"},
+    "wmv": {"codec": "wmv2", "g": 10},
+    "mpg": {"codec": "mpeg1video", "fps": 25, "g": 10},
+}
+# Those that PIL writes; it would open all of them.
+IMAGES = ("png", "jpg", "webp", "bmp", "gif", "tiff", "spider", "dds", "im", "sgi", "eps", "pcx", "ico", "tga", "ppm")
+BY_HAND = {
+    "qoi": b"qoif" + bytes([0, 0, 0, 64, 0, 0, 0, 48, 3, 0]) + bytes(200) + bytes(7) + b"\1",
+    "wmf": b"\xd7\xcd\xc6\x9a"
+    + bytes(2)
+    + bytes([0, 0, 0, 0, 64, 0, 48, 0, 96, 0])
+    + bytes(6)
+    + b"\1\0\x09\0"
+    + bytes(60),
+    "long.gif": animation(64, 48, 400),
+}
+
+
+def seeds(folder: Path) -> dict[str, bytes]:
+    """Whole files by their suffix."""
+    files = {
+        suffix: write_video(folder / f"seed.{suffix}", FRAMES, **options).read_bytes()
+        for suffix, options in VIDEOS.items()
+    }
+    images = [Image.fromarray(frame) for frame in FRAMES[:3]]
+    for suffix in IMAGES:
+        mode = "L" if suffix == "spider" else "RGB"
+        file = folder / f"still.{suffix}"
+        images[0].convert(mode).save(file, format={"spider": "SPIDER"}.get(suffix))
+        files[f"still.{suffix}"] = file.read_bytes()
+    for suffix in ("png", "webp", "gif"):
+        images[0].save(folder / f"moving.{suffix}", save_all=True, append_images=images[1:])
+        files[f"moving.{suffix}"] = (folder / f"moving.{suffix}").read_bytes()
+    return files | BY_HAND
+
+
+def flip_bits(content: bytearray, rng: random.Random, other: bytes) -> bytes:
+    for _ in range(rng.choice((1, 3, 10, 100))):
+        content[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
+    return content
+
+
+def flip_header(content: bytearray, rng: random.Random, other: bytes) -> bytes:
+    for _ in range(rng.choice((1, 2, 4))):
+        content[rng.randrange(min(len(content), 64))] ^= 1 << rng.randrange(8)
+    return content
+
+
+def write_number(content: bytearray, rng: random.Random, other: bytes) -> bytes:
+    """As a size, a count or a time of any box or chunk."""
+    number = rng.choice((0, 1, 0x7F, 0xFF, 0x7FFF, 0xFFFF, 0x1FFFFFF, 0x7FFFFFFF, 0xFFFFFFFF))
+    start = rng.randrange(max(1, len(content) - 4))
+    content[start : start + 4] = number.to_bytes(4, rng.choice(("big", "little")))
+    return content
+
+
+def cut(content: bytearray, rng: random.Random, other: bytes) -> bytes:
+    return content[: rng.randrange(1, len(content))]
+
+
+def cut_out(content: bytearray, rng: random.Random, other: bytes) -> bytes:
+    start = rng.randrange(len(content))
+    del content[start : start + rng.choice((1, 4, 100, 1000))]
+    return content or b"\0"
+
+
+def blank(content: bytearray, rng: random.Random, other: bytes) -> bytes:
+    start = rng.randrange(len(content))
+    length = min(rng.choice((4, 100, 2000)), len(content) - start)
+    content[start : start + length] = bytes(length)
+    return content
+
+
+def splice(content: bytearray, rng: random.Random, other: bytes) -> bytes:
+    """The beginning of one file and the end of another."""
+    return content[: rng.randrange(1, min(len(content), 2000))] + other[rng.randrange(len(other)) :]
+
+
+MUTATIONS: list[Callable[[bytearray, random.Random, bytes], bytes]] = [
+    flip_bits, flip_header, write_number, write_number, cut, cut_out, blank, splice,
+]  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads memory from /proc")
+def test_mutated_files_are_decoded_or_refused(tmp_path):
+    rng, whole = random.Random(14), seeds(tmp_path)
+    paths = []
+    for number in range(FILES):
+        name, content = rng.choice(list(whole.items()))
+        mutated = rng.choice(MUTATIONS)(bytearray(content), rng, rng.choice(list(whole.values())))
+        suffix = rng.choice([*VIDEOS, *IMAGES]) if rng.random() < 0.2 else name
+        paths.append(tmp_path / f"{number}.{suffix}")
+        paths[-1].write_bytes(mutated)
+    found = decode_files(paths)
+    assert {str(path): outcome.raised for path, outcome in found.items() if outcome.raised} == {}
+    outcomes = list(found.values())
+    refused = sum(outcome.error is not None for outcome in outcomes)
+    print(
+        f"{len(outcomes)} files: {len(outcomes) - refused} decoded, {refused} refused; at most "
+        f"{max(outcome.seconds for outcome in outcomes):.1f} s and {max(outcome.memory for outcome in outcomes)} MiB"
+    )
+    assert len(outcomes) == FILES and 200 < refused < 800
+    assert max(outcome.seconds for outcome in outcomes) < MAX_SECONDS
+    assert max(outcome.memory for outcome in outcomes) < MAX_MEMORY
+    assert all(str(path) in outcome.error for path, outcome in found.items() if outcome.error)
