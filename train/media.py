@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlparse
 
-from ..video_decoding_pllava import _resolve
 from ..video_processing_pllava import dict_source
+from ..video_source_pllava import resolve
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def fetch(medium: Medium) -> str | bytes:
     """
     if not isinstance(medium.content, str | bytes):
         raise ValueError(f"Features are kept for videos in files or bytes; got {medium.name}")
-    return _resolve(medium.content).content
+    return resolve(medium.content).content
 
 
 def is_address(text: str) -> bool:
