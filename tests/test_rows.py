@@ -7,7 +7,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from pllava.train import VideoChatCollator
-from pllava.train.data import Source, load_source, load_sources
+from pllava.train.data import Source, load_source
+from pllava.train.mixture import load_sources
 from pllava.train.inspection import inspect_source
 from pllava.train.rows import MAX_CHARACTERS, read_conversation
 from pllava.train.skipped import Skipped, SkippedExamples, read_skipped
