@@ -8,8 +8,8 @@ import pytest
 
 from pllava.train import VideoChatCollator
 from pllava.train.data import Source, load_source
-from pllava.train.mixture import load_sources
 from pllava.train.inspection import inspect_source
+from pllava.train.mixture import load_sources
 from pllava.train.rows import MAX_CHARACTERS, read_conversation
 from pllava.train.skipped import Skipped, SkippedExamples, read_skipped
 from pllava.train.stream import RowStream, StreamLoader
@@ -123,7 +123,7 @@ def test_bad_rows_are_passed_over_in_training_and_listed_by_the_inspection(proce
         assert problem.reason.startswith(f"{tmp_path / 'rows.jsonl'}, line {line}: ") and complaint in problem.reason
 
     skipped = SkippedExamples(tmp_path / "_skipped.jsonl", max_unreadable=0.9)
-    stream = RowStream(load_sources([source])[0], seed=0, buffer_size=4)
+    stream = RowStream(load_sources([source]), seed=0, buffer_size=4)
     loader = StreamLoader(stream, VideoChatCollator(processor, skipped=skipped), batch_size=len(BAD) + 1)
     next(iter(loader))  # all that are good, and so all of the epoch
     listed = read_skipped(tmp_path / "_skipped.jsonl")
