@@ -52,7 +52,10 @@ class PllavaVideoProcessor(BaseVideoProcessor):
     `{"path": "film.mp4", "start": 61.5, "end": 70}`.
 
     Decoded videos of at most `num_frames` frames count as sampled already. `fps=...` takes that many frames of each
-    second in place of `num_frames`; videos of different lengths then come back as a list of tensors.
+    second in place of `num_frames`, 512 at most; videos of different lengths then come back as a list of tensors.
+
+    Frames are resized as they are decoded, so that memory depends on `size` and not on the film's. Files beyond the
+    limits of `video_source_pllava.py` are refused.
     """
 
     resample = PILImageResampling.BICUBIC
