@@ -1,0 +1,110 @@
+"""Processes that work ahead: in order, and whatever becomes of one of them."""
+
+import errno
+import os
+import time
+from functools import partial
+
+import pytest
+
+from pllava import workers
+from pllava.workers import ordered_map, with_retries
+
+
+def work(task):
+    if task == "crash":
+        os.abort()
+    if task == "hang":
+        time.sleep(60)
+    if task == "raise":
+        raise KeyError("what was wrong")
+    return task, os.getpid()
+
+
+def run(tasks, num_workers=2, seconds=30.0):
+    return ordered_map(work, tasks, num_workers, ahead=4, seconds=seconds, lost=lambda task, reason: (task, reason))
+
+
+@pytest.mark.parametrize("num_workers", [0, 1, 3])
+def test_results_come_in_the_order_of_the_tasks(num_workers):
+    results = list(run(range(20), num_workers))
+    assert [result for result, _ in results] == list(range(20))
+    assert os.getpid() not in {process for _, process in results} or not num_workers
+
+
+@pytest.mark.parametrize(("fault", "reason"), [("crash", r"the worker ended (-6)"), ("hang", "more than 1 seconds")])
+def test_a_worker_that_crashes_or_hangs_is_replaced(fault, reason):
+    results = dict(run([0, fault, 1, fault, 2, 3], seconds=1.0))
+    assert list(results) == [0, fault, 1, 2, 3] and reason in results[fault]
+
+
+def test_what_a_worker_raises_is_raised():
+    with pytest.raises(RuntimeError, match="what was wrong"):
+        list(run([0, "raise"]))
+
+
+def test_workers_end_with_the_map():
+    results = run(iter(range(1000)))
+    processes = {next(results)[1] for _ in range(10)}
+    results.close()
+    deadline = time.monotonic() + 10
+    while any(map(_is_alive, processes)) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert not any(map(_is_alive, processes))
+
+
+def _is_alive(process):
+    try:
+        with open(f"/proc/{process}/stat") as stat:
+            return stat.read().rsplit(")")[-1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+class Response(Exception):
+    def __init__(self, code):
+        self.code = code
+
+
+def wrapped(cause):
+    error = ValueError("clip.mp4 cannot be read")
+    error.__cause__ = cause
+    return error
+
+
+@pytest.mark.parametrize(
+    ("error", "attempts"),
+    [
+        (OSError(errno.EIO, "Input/output error"), 4),
+        (wrapped(OSError(errno.ESTALE, "Stale file handle")), 4),
+        (wrapped(ConnectionResetError("reset")), 4),
+        (TimeoutError("timed out"), 4),
+        (Response(503), 4),
+        (Response(404), 1),
+        (FileNotFoundError(errno.ENOENT, "No such file"), 1),
+        (wrapped(EOFError("ends early")), 1),
+    ],
+)
+def test_a_failing_storage_is_asked_again_and_a_broken_file_is_not(monkeypatch, error, attempts):
+    paused, tried = [], []
+    monkeypatch.setattr(workers.time, "sleep", paused.append)
+
+    def read():
+        tried.append(1)
+        raise error
+
+    with pytest.raises(type(error)):
+        with_retries(read)
+    assert len(tried) == attempts and paused == sorted(paused) and len(paused) == attempts - 1
+
+
+def test_a_storage_that_comes_back_is_read(monkeypatch):
+    monkeypatch.setattr(workers, "PAUSES", (0, 0))
+    errors = [OSError(errno.EIO, "once"), OSError(errno.EIO, "twice")]
+
+    def read(row):
+        if errors:
+            raise errors.pop()
+        return row
+
+    assert with_retries(partial(read, "row")) == "row"
