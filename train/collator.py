@@ -16,6 +16,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import ProcessorMixin
 
 from ..video_decoding_pllava import VideoTruncatedWarning
+from ..workers import with_retries
 from .features import FeatureCache
 from .skipped import Skipped, SkippedExamples
 
@@ -69,12 +70,13 @@ class VideoChatCollator:
             If nothing in the batch could be read, it is one token without a label.
         """
         results = [self.skipped.count(self.try_encode(example)) for example in examples]
+        self.skipped.check(self.skipped.seen, self.skipped.unreadable)
         return self.pad([result for result in results if not isinstance(result, Skipped)])
 
     def try_encode(self, example: dict[str, Any], seed: int | None = None) -> dict[str, Any] | Skipped:
         """[`encode`], or what is wrong with the example."""
         try:
-            return self.encode(example, seed)
+            return with_retries(self.encode, example, seed)
         except (OSError, SyntaxError, TemplateError, ValueError, VideoTruncatedWarning) as error:
             reason = "too long" if isinstance(error, TooLongError) else "unreadable"
             media = [_name(item) for item in [*(example.get("videos") or []), *(example.get("images") or [])]]
