@@ -28,7 +28,7 @@ from .inspection import Clip, examine, format_problem, local_file
 
 TEMPLATE = Path(__file__).with_name("dataset_card.md")
 SPLITS = "splits.json"  # in the repository: what each split holds; the card is written from it
-ROW_GROUP = 16_000_000  # bytes that are held in memory, here and by who streams the dataset
+ROW_GROUP = 2_000_000  # bytes, which training reads together for each of their rows
 ROW_GROUP_ROWS = 1000
 LARGEST_CLIP = 2**31 - 1  # bytes that a value in a column can have
 LICENSES = {"apache-2.0", "mit", "cc0-1.0", "odbl", "odc-by"} | {  # that the Hub knows by these names
@@ -68,7 +68,7 @@ def publish(
 
     Args:
         repo_id: The dataset. It is new, or one that this function made: the split is replaced, others stay.
-        max_shard_size: Of a file. It is on the disk while it is uploaded; in memory are a few row groups of 16 MB.
+        max_shard_size: Of a file. It is on the disk while it is uploaded; in memory are a few row groups of 2 MB.
         workers: Processes that look at the clips first.
         report: Is told of each clip that is left out.
 
@@ -108,6 +108,8 @@ def publish(
 def _kept_rows(source: Source, workers: int, counts: Split, report: Callable[[str], None]) -> Iterator[dict[str, Any]]:
     """The rows that can be trained on, with the bytes of their clips."""
     rows, unfit = load_source(source), set()
+    if isinstance(rows, Dataset):
+        rows = rows.shuffle(seed=0)  # who streams the dataset shuffles what is near each other only
     processor = AutoProcessor.from_pretrained(NANO)  # any: its tokens are not asked for
     total = len(rows) if isinstance(rows, Dataset) else None
     for row, _, clips in tqdm(examine(rows, processor, workers, {}), source.title, total, unit="sample"):
