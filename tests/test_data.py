@@ -4,7 +4,7 @@ import io
 import json
 import tarfile
 from collections import Counter
-from itertools import islice
+from itertools import islice, pairwise
 from pathlib import Path
 
 import pyarrow as pa
@@ -12,8 +12,10 @@ import pyarrow.parquet as pq
 import pytest
 from datasets import Dataset
 
-from pllava.train.data import Source, load_source, load_sources
-from pllava.train.stream import RowStream
+from pllava.train import shards
+from pllava.train.data import Source, load_source
+from pllava.train.mixture import as_mixture, load_sources
+from pllava.train.stream import RowStream, deal_anew
 
 QUESTION, ANSWER = "What moves?", "A bar."
 
@@ -174,22 +176,28 @@ def sources(tmp_path):
     ]
 
 
+def one_epoch(mixture, number=0):
+    """The sources and ids of the rows of an epoch, in order."""
+    rows = (mixture.read(row) for row in mixture.epoch(number, seed=3))
+    return [(row["source"], row["id"]) for row in rows]
+
+
 def test_a_mixture_has_each_row_once(sources):
-    rows, length = load_sources(sources)
-    read = Counter((row["source"], row["id"]) for row in rows)
-    assert length is None and len(read) == 40 + 20 + 12 and set(read.values()) == {1}
+    mixture = load_sources(sources)
+    read = Counter(one_epoch(mixture))
+    assert mixture.length is None and len(read) == 40 + 20 + 12 and set(read.values()) == {1}
 
 
 def test_weights_are_shares(sources):
-    rows, _ = load_sources(sources, stopping_strategy="all_exhausted")
-    counts = Counter(row["source"] for row in rows)
+    counts = Counter(source for source, _ in one_epoch(load_sources(sources, stopping_strategy="all_exhausted")))
     assert counts["large"] > 1.3 * counts["parquet"] > 1.3 * counts["tar"] > 0
 
 
 def test_sources_of_known_length_need_no_weights(tmp_path, sources):
     (tmp_path / "small.jsonl").write_text(json.dumps({"question": "s", "answer": "a"}))
-    rows, length = load_sources([Source(sources[0].path), Source(str(tmp_path / "small.jsonl"))])
-    assert length == 41 and Counter(row["source"] for row in rows) == {"large": 40, "small": 1}
+    mixture = load_sources([Source(sources[0].path), Source(str(tmp_path / "small.jsonl"))])
+    assert mixture.length == 41
+    assert Counter(source for source, _ in one_epoch(mixture)) == {"large": 40, "small": 1}
     with pytest.raises(ValueError, match="its length is not known"):
         load_sources([Source(sources[0].path), Source(sources[1].path)])
 
@@ -197,59 +205,119 @@ def test_sources_of_known_length_need_no_weights(tmp_path, sources):
 # --- the stream ------------------------------------------------------------------------------------------------------
 
 
-def names(pairs):
-    return [(row["source"], row["id"]) for row, _ in pairs]
+def read_all(stream, count):
+    """The next rows and the places behind them."""
+    return [(stream.mixture.read(row)["id"], place) for row, place in islice(stream, count)]
+
+
+def ids(stream, count):
+    return [name for name, _ in read_all(stream, count)]
 
 
 KINDS = {"arrow": slice(0, 1), "parquet": slice(1, 2), "webdataset": slice(2, 3), "mixture": slice(0, 3)}
+COUNTS = {"arrow": 40, "parquet": 20, "webdataset": 12, "mixture": 72, "whole rows": 72, "shards": 24}
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_stream_goes_on_from_any_place(sources, kind):
-    def stream():
-        return RowStream(load_sources(sources[KINDS[kind]])[0], seed=3, buffer_size=7)
+@pytest.fixture(params=COUNTS)
+def mixture(request, sources, tmp_path):
+    """Of each kind of source alone, of all together, and of streams whose rows come whole."""
+    if request.param in KINDS:
+        return load_sources(sources[KINDS[request.param]]), COUNTS[request.param]
+    ids = [str(n) for n in range(COUNTS[request.param])]
+    rows = Dataset.from_dict({"source": ["a"] * len(ids), "id": ids})
+    return as_mixture(rows.to_iterable_dataset(num_shards=12 if request.param == "shards" else 1)), len(ids)
 
-    whole = list(islice(stream(), 90))  # beyond the end of the first epoch
-    for cut in range(1, 80, 5):
-        again = stream()
+
+def test_a_stream_goes_on_from_any_place(mixture):
+    rows, count = mixture
+    whole = read_all(RowStream(rows, seed=3, buffer_size=7), count + 20)  # beyond the end of the first epoch
+    for cut in range(1, count + 10, 5):
+        again = RowStream(rows, seed=3, buffer_size=7)
         again.place = json.loads(json.dumps(whole[cut - 1][1]))  # as it is written into a checkpoint
-        assert names(islice(again, 10)) == names(whole[cut : cut + 10])
+        assert ids(again, 10) == [name for name, _ in whole[cut : cut + 10]]
 
 
-@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("world_size", [2, 3, 4])
-def test_processes_share_an_epoch(sources, kind, world_size):
-    rows, _ = load_sources(sources[KINDS[kind]])
-    count = {"arrow": 40, "parquet": 20, "webdataset": 12, "mixture": 72}[kind]
+def test_processes_share_an_epoch(mixture, world_size):
+    rows, count = mixture
     read = []
     for rank in range(world_size):
         stream = RowStream(rows, seed=3, buffer_size=7, rank=rank, world_size=world_size)
-        read += names(pair for pair in islice(stream, count) if pair[1]["epoch"] == 0)
+        read += [name for name, place in read_all(stream, count) if place["epoch"] == 0]
     assert len(set(read)) == count and len(read) == count
 
 
-def test_a_global_batch_does_not_depend_on_the_number_of_processes(sources):
-    rows, _ = load_sources(sources[:1])
+@pytest.mark.parametrize("mixture", [kind for kind in COUNTS if kind != "shards"], indirect=True)
+@pytest.mark.parametrize("sizes", [(2, 3), (4, 1), (3, 2, 4)])
+def test_another_number_of_processes_goes_on_without_loss(mixture, sizes):
+    """Each number of processes does a part of the epoch, the last one the rest; some processes are ahead of others."""
+    rows, count = mixture
+    read, states = [], [{"place": RowStream(rows, 3, 7).place, "skipped": {"seen": 0}}]
+    for number, world_size in enumerate(sizes):
+        places = []
+        for rank in range(world_size):
+            stream = RowStream(rows, seed=3, buffer_size=7, rank=rank, world_size=world_size)
+            stream.place = json.loads(json.dumps(deal_anew(states, rank)))["place"]
+            done = count if number == len(sizes) - 1 else 1 + 2 * rank
+            taken = [(name, place) for name, place in read_all(stream, done) if place["epoch"] == 0]
+            read += [name for name, _ in taken]
+            places.append({"place": taken[-1][1] if taken else stream.place, "skipped": {"seen": done}})
+        states = places
+    assert sorted(read) == sorted(set(read)) and len(read) == count
 
+
+def test_a_global_batch_does_not_depend_on_the_number_of_processes(sources):
     def batches(world_size):
         size = 4 // world_size
         streams = [iter(RowStream(rows, 3, 7, rank, world_size)) for rank in range(world_size)]
-        return [sorted(n for stream in streams for n in names(islice(stream, size))) for _ in range(15)]
+        return [
+            sorted(rows.read(row)["id"] for stream in streams for row, _ in islice(stream, size)) for _ in range(20)
+        ]
 
+    rows = load_sources(sources)
     assert batches(1) == batches(2) == batches(4)
 
 
-def test_every_epoch_has_another_order():
-    rows = Dataset.from_dict({"source": ["a"] * 30, "id": [str(n) for n in range(30)]}).to_iterable_dataset()
-    read = names(islice(RowStream(rows, seed=3, buffer_size=8), 60))
-    assert sorted(read[:30]) == sorted(read[30:]) and read[:30] != read[30:]
+def test_a_process_reads_the_bytes_of_its_own_rows_only(tmp_path, monkeypatch):
+    """Of one Parquet file, and of tar files mixed with JSON, neither of which has a shard for each process."""
+    read = []
+    for kind in ("_read_parquet", "_read_members"):
+        whole = getattr(shards, kind)
+        monkeypatch.setattr(shards, kind, lambda *args, whole=whole: read.append(args[0]) or whole(*args))
+    write_parquet(tmp_path / "one.parquet", embedded(320))
+    write_tar(tmp_path / "one.tar", embedded(32))
+    (tmp_path / "rows.jsonl").write_text(json.dumps({"question": QUESTION, "answer": ANSWER}))
+    mixture = load_sources([Source(str(file), weight=1) for file in sorted(tmp_path.glob("*.*"))])
+    for rank in range(8):
+        delivered = ids(RowStream(mixture, 3, 4000, rank, world_size=8), 44)
+        assert len(read) == sum(name != "rows.jsonl#0" for name in delivered)
+        read.clear()
+
+
+def test_every_epoch_has_another_order(mixture):
+    """Of 12 to 72 rows in batches of 2, one in 6 to 36 keeps its batch by chance."""
+    rows, count = mixture
+    read = ids(RowStream(rows, seed=3, buffer_size=4000), 5 * count)
+    epochs = [read[start : start + count] for start in range(0, 5 * count, count)]
+    batches = [{name: place // 2 for place, name in enumerate(epoch)} for epoch in epochs]
+    assert all(sorted(epoch) == sorted(batches[0]) for epoch in batches)
+    kept = [before[name] == epoch[name] for before, epoch in pairwise(batches) for name in epoch]
+    assert sum(kept) / len(kept) < 0.3
+
+
+def test_sorted_shards_are_mixed(tmp_path):
+    """Ten shards of a task each: all tasks are among the first rows."""
+    for task in range(10):
+        write_parquet(tmp_path / f"{task}.parquet", embedded(60, first=1000 * task))
+    first = ids(RowStream(load_sources([Source(str(tmp_path))]), seed=3, buffer_size=4000), 60)
+    assert len({int(name) // 1000 for name in first}) == 10
 
 
 def test_no_rows_are_an_error(tmp_path):
     write_parquet(tmp_path / "a.parquet", embedded(1))
     empty = load_source(Source(str(tmp_path / "a.parquet"))).filter(lambda row: False)
     with pytest.raises(ValueError, match="have no rows"):
-        next(iter(RowStream(empty, 0, 4)))
+        next(iter(RowStream(as_mixture(empty), 0, 4)))
     (tmp_path / "a.jsonl").write_text("\n")
     with pytest.raises(ValueError, match="a.jsonl has no rows"):
         load_sources([Source(str(tmp_path / "a.jsonl"))])

@@ -407,11 +407,9 @@ def test_what_cannot_be_gone_on_from_is_an_error(processor, checkpoint, four_cli
     with pytest.raises(ValueError, match="has no checkpoint to go on from"):
         trainer.train(resume_from_checkpoint=True)
     trainer.train()
-    with pytest.raises(ValueError, match="batch_size=2, and goes on only with that; got 4"):
-        resumable(processor, checkpoint, four_clips, tmp_path, per_device_train_batch_size=4).train(True)
     file = tmp_path / "checkpoint-4" / "data_state_0.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), "world_size": 2}))
-    with pytest.raises(ValueError, match="world_size=2, and goes on only with that; got 1"):
+    with pytest.raises(ValueError, match="lacks what other machines saved. Copy there: data_state_1.json"):
         resumable(processor, checkpoint, four_clips, tmp_path).train(resume_from_checkpoint=True)
     file.unlink()
     with pytest.raises(ValueError, match="does not say where the data stood"):

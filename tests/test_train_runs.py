@@ -1,6 +1,7 @@
 """Training in processes of its own: killed and resumed, and on several processes."""
 
 import json
+import math
 import os
 import random
 import signal
@@ -152,6 +153,21 @@ def test_two_processes_killed_and_resumed(run):
     expected = weights(whole)
     for name, value in weights(again).items():
         torch.testing.assert_close(value, expected[name], rtol=0, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_another_number_of_processes_and_batch_size_go_on(run):
+    """No row is lost or comes twice in an epoch, and the run is as long as its epochs."""
+    epochs = {"max_steps": -1, "num_train_epochs": 2}
+    output = run("run", processes=2, dies=True, kill_in_step=5, args=epochs)
+    before = [name for rank in range(2) for step in range(4) for name in steps(output, rank)[step]["ids"]]
+    (output / "steps-0.jsonl").unlink()
+    run("run", resume=True, args={**epochs, "per_device_train_batch_size": 3})
+    after = steps(output)
+    assert sorted(after) == list(range(4, 4 + math.ceil((2 * ROWS - len(before)) / 3)))
+    read = before + [name for step in sorted(after) for name in after[step]["ids"]]
+    for epoch in (read[:ROWS], read[ROWS : 2 * ROWS]):
+        assert len(set(epoch)) == ROWS
 
 
 def test_two_processes_of_fsdp_are_as_one(run):

@@ -16,7 +16,8 @@ from trl import SFTConfig
 
 from pllava import lora_config
 from pllava.train import build_trainer
-from pllava.train.data import load_sources, read_sources
+from pllava.train.data import read_sources
+from pllava.train.mixture import load_sources
 
 
 def allow_fsdp_on_the_cpu() -> None:
@@ -38,11 +39,10 @@ def main(options: dict) -> None:
         **{"use_cpu": True, "report_to": "none", "logging_steps": 1, "bf16": False, "disable_tqdm": True},
         **options["args"],
     )
-    rows, _ = load_sources(read_sources(options["datasets"]), seed=args.seed)
     trainer = build_trainer(
         AutoModelForImageTextToText.from_pretrained(options["model"]),
         AutoProcessor.from_pretrained(options["model"]),
-        rows,
+        load_sources(read_sources(options["datasets"])),
         args,
         peft_config=lora_config(r=4, lora_alpha=8, lora_dropout=options.get("dropout", 0.1)),
         shuffle_buffer_size=6,

@@ -12,8 +12,9 @@ from transformers.integrations import is_deepspeed_zero3_enabled, is_fsdp_enable
 from trl import DPOConfig, ModelConfig, SFTConfig, TrlParser
 
 from .. import load_model, lora_config, model_path, quantization_config
-from .data import find_file, load_sources, read_sources
-from .trainer import build_trainer, count_steps
+from .data import find_file, read_sources
+from .mixture import load_sources
+from .trainer import build_trainer
 
 
 @dataclass
@@ -48,7 +49,9 @@ class DataArguments:
         default="all_exhausted_without_replacement",
         metadata={"help": "When an epoch of a mixture ends, as in `datasets.interleave_datasets`."},
     )
-    shuffle_buffer_size: int = field(default=100, metadata={"help": "Rows of a stream that are shuffled together."})
+    shuffle_buffer_size: int = field(
+        default=4000, metadata={"help": "Rows of Parquet or WebDataset files that are shuffled together."}
+    )
     sampling: str = field(default="random", metadata={"help": "Frames of a clip: random, uniform, middle or start."})
     max_unreadable: float = field(
         default=0.2, metadata={"help": "The run stops if a larger share of the examples cannot be read."}
@@ -74,13 +77,11 @@ def main(config_class: type[SFTConfig] | type[DPOConfig] = SFTConfig) -> None:
     try:
         sources = read_sources(data_args.datasets, data_args.data_dir)
         with PartialState().main_process_first():
-            rows, length = load_sources(sources, args.seed, data_args.stopping_strategy)
+            rows = load_sources(sources, data_args.stopping_strategy)
     except ValueError as error:
         parser.error(str(error))
-    if args.max_steps < 0:
-        if length is None:
-            parser.error("the length of these data is not known before they were read: set --max_steps")
-        args.max_steps = count_steps(length, args)
+    if args.max_steps < 0 and rows.length is None:
+        parser.error("the length of these data is not known before they were read: set --max_steps")
     name = model_path(model_args.model_name_or_path)
     bits = 4 if model_args.load_in_4bit else 8 if model_args.load_in_8bit else None
     whole = not (is_deepspeed_zero3_enabled() or is_fsdp_enabled())  # else each process has a part of the weights

@@ -3,7 +3,7 @@ Video instructions of any format -> streams of conversations: `messages`, `video
 
 A source is a file, a folder or a pattern of JSON, JSON Lines, Parquet or WebDataset files, or a dataset on the Hub.
 Its rows may be VideoChat2-IT's (`QA`), LLaVA's (`conversations`), chats (`messages`), preferences (`prompt`, `chosen`,
-`rejected`) or captions. `load_sources` brings them to one form and mixes them.
+`rejected`) or captions. `load_source` brings them to one form.
 """
 
 import glob
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from datasets import Dataset, Features, IterableDataset, List, Value, interleave_datasets, load_dataset
+from datasets import Dataset, Features, IterableDataset, List, Value, load_dataset
 from datasets.exceptions import DatasetGenerationError
 
 DESCRIBE = "Describe the video."  # is asked where a source has captions and no questions
@@ -254,40 +254,7 @@ def _with_media_parts(messages: list[dict[str, Any]], media: dict[str, list]) ->
     return messages
 
 
-# --- mixing ----------------------------------------------------------------------------------------------------------
-
-
-def load_sources(
-    sources: list[Source], seed: int = 0, stopping_strategy: str = "all_exhausted_without_replacement"
-) -> tuple[IterableDataset, int | None]:
-    """
-    The sources as one stream, mixed at random by their weights, and how many rows it has, if all of them are known.
-
-    Args:
-        sources: Without weights, each comes in proportion to its rows; all of them have weights, or none.
-        stopping_strategy: When an epoch ends, as in `datasets.interleave_datasets`. By default when each row was seen,
-            each once. With "first_exhausted" or "all_exhausted", the weights hold to the end of the epoch.
-
-    Raises:
-        ValueError: if only some sources have a weight, or streams, whose length is not known, have none.
-    """
-    loaded = [load_source(source) for source in sources]
-    lengths = [len(rows) if isinstance(rows, Dataset) else None for rows in loaded]
-    weights = [source.weight for source in sources]
-    if len(sources) > 1 and None in weights:
-        if weights != [None] * len(sources) or None in lengths:
-            raise ValueError(
-                "Give each source of a mixture a `weight`, or none of them; they all need one where a source is "
-                f"streamed, since its length is not known. Got { ({s.title: s.weight for s in sources}) }"
-            )
-        weights = lengths
-    streams = [rows.shuffle(seed).to_iterable_dataset() if isinstance(rows, Dataset) else rows for rows in loaded]
-    total = None if None in lengths else sum(lengths)
-    if len(streams) == 1:
-        return streams[0], total
-    probabilities = [weight / sum(weights) for weight in weights]
-    mixed = interleave_datasets(streams, probabilities, seed=seed, stopping_strategy=stopping_strategy)
-    return mixed, total if stopping_strategy == "all_exhausted_without_replacement" else None
+# --- naming ----------------------------------------------------------------------------------------------------------
 
 
 def read_sources(entries: list[str | dict[str, Any]], data_dir: str | None = None) -> list[Source]:

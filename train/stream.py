@@ -1,72 +1,81 @@
-"""From a stream of rows to batches: in one order whatever the number of workers, which a killed run goes on with."""
+"""From a mixture of rows to batches: in one order whatever the number of workers, which a killed run goes on with."""
 
 import hashlib
-import math
-import time
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
+from time import perf_counter
 from typing import Any
 
 import numpy as np
-from datasets import IterableDataset
-from datasets.distributed import split_dataset_by_node
-from torch import Generator
-from torch.utils.data import DataLoader
 
-from ..workers import end_with_parent, unchanged
+from ..workers import ordered_map, with_retries
 from .collator import VideoChatCollator
+from .mixture import Mixture
 from .skipped import Skipped, SkippedExamples
+
+WHOLE_ROWS = 100  # are held at most where rows come whole, with the bytes of their clips
+EXAMPLE_SECONDS = 180  # for reading and decoding an example; less than the time that processes wait for each other
 
 
 class RowStream:
     """
-    The rows of a dataset for one of several processes, shuffled, epoch after epoch without end. No row is lost or
-    comes twice in an epoch: processes take turns, or have shards of their own where there are enough.
+    The rows of a mixture for one of several processes, shuffled, epoch after epoch without end. No row is lost or
+    comes twice in an epoch. All processes go through the same order, and take turns: the row at position p is for the
+    process p modulo their number. What they go through are references, so that each reads the bytes of its own rows
+    only. Rows that come whole (see [`Mixture`]) are dealt by shards where the number of shards allows it.
 
     `place` is where it begins, a small dict that can be written as JSON; each row comes with the place behind it.
-    Blocks of `buffer_size` rows are shuffled, so that a place needs to name only where its block begins: `datasets`
-    does not save the content of its own shuffle buffer.
+    Blocks of `buffer_size` references are shuffled, so that a place needs to name only where its block begins:
+    `datasets` does not save the content of its own shuffle buffer.
 
     Args:
-        dataset: Its rows are dicts; nothing in them is decoded.
+        mixture: What is read.
         seed: Of the order.
-        buffer_size: How many rows are held and shuffled together; 1 keeps the order of the dataset.
+        buffer_size: How many references are held and shuffled together; 1 keeps the order within a shard. Of rows
+            that come whole, at most 100 are held.
         rank, world_size: Which of how many processes this is.
     """
 
-    def __init__(self, dataset: IterableDataset, seed: int, buffer_size: int, rank: int = 0, world_size: int = 1):
-        self.by_shards = world_size > 1 and dataset.num_shards % world_size == 0
-        self.dataset = split_dataset_by_node(dataset, rank, world_size) if self.by_shards else dataset
-        self.seed, self.buffer_size, self.rank, self.world_size = seed, buffer_size, rank, world_size
-        self.place = {"epoch": 0, "block": 0, "offset": 0, "position": 0, "rows": None}
+    def __init__(self, mixture: Mixture, seed: int, buffer_size: int, rank: int = 0, world_size: int = 1):
+        self.mixture = mixture
+        self.seed, self.rank, self.world_size = seed, rank, world_size
+        self.buffer_size = min(buffer_size, WHOLE_ROWS) if self.mixture.streamed else buffer_size
+        self.by_shards = self.mixture.divides(world_size)
+        self.place = {"epoch": 0, "block": 0, "offset": 0, "position": 0, "rows": None, "done": []}
+        self.place["by_shards"] = self.by_shards
 
     def __iter__(self) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
-        """Rows, each with the place behind it."""
+        """References or rows, each with the place behind it."""
         place = dict(self.place)
+        done = set(place["done"])
         while True:
             before = place["position"]
             for rows, state in self._blocks(place["epoch"], place["rows"]):
                 order = np.random.default_rng([self.seed, place["epoch"], place["block"]]).permutation(len(rows))
                 for index in order[place["offset"] :]:
-                    place = {**place, "offset": place["offset"] + 1, "position": place["position"] + 1, "rows": state}
-                    if self.by_shards or (place["position"] - 1) % self.world_size == self.rank:
+                    position = place["position"]
+                    place = {**place, "offset": place["offset"] + 1, "position": position + 1, "rows": state}
+                    if self.by_shards or (position % self.world_size == self.rank and position not in done):
                         yield rows[index], place
-                place = {**place, "block": place["block"] + 1, "offset": 0}
+                left = [position for position in place["done"] if position >= place["position"]]
+                place = {**place, "block": place["block"] + 1, "offset": 0, "done": left}
             if place["position"] == before == 0:
                 raise ValueError("The training data have no rows")
             place = {**place, "epoch": place["epoch"] + 1, "block": 0, "offset": 0, "rows": None}
 
     def _blocks(self, epoch: int, state: dict | None) -> Iterator[tuple[list[dict[str, Any]], dict | None]]:
         """Blocks of rows of an epoch, each with the dataset's state at its beginning; read one ahead, in a thread."""
-        self.dataset.set_epoch(epoch)
-        self.dataset.load_state_dict(state)
-        rows = iter(self.dataset)
+        share = (self.rank, self.world_size) if self.by_shards else (0, 1)
+        dataset = self.mixture.epoch(epoch, self.seed, *share)
+        dataset.set_epoch(epoch)  # for a stream that its owner shuffles, too
+        dataset.load_state_dict(state)
+        rows = iter(dataset)
         with ThreadPoolExecutor(1) as reader:
             block = reader.submit(_read, rows, self.buffer_size)
             while read := block.result():
-                following = self.dataset.state_dict()
+                following = dataset.state_dict()
                 block = reader.submit(_read, rows, self.buffer_size)
                 yield read, state
                 state = following
@@ -78,13 +87,14 @@ def _read(rows: Iterator[dict[str, Any]], count: int) -> list[dict[str, Any]]:
 
 class StreamLoader:
     """
-    Batches from a [`RowStream`]. Workers decode the rows in advance, this process puts them together: what cannot be
-    read is passed over, and every batch is full. Which frames are drawn depends on the seed and the row's position
-    only, so that neither the number of workers nor a resumption changes a batch.
+    Batches from a [`RowStream`]. Workers read and decode the rows in advance, this process puts them together: what
+    cannot be read is passed over, and every batch is full. Which frames are drawn depends on the seed and the row's
+    position only, so that neither the number of workers nor a resumption changes a batch.
 
     Args:
         batch_size: Examples in a batch.
-        num_workers: Processes that decode; 0 decodes in this one.
+        num_workers: Processes that read and decode; 0 does so in this one. A worker that crashes, or needs more than
+            three minutes for an example, is replaced, and its example skipped; all processes wait for it meanwhile.
         prefetch_factor: Batches that the workers decode in advance, together; 2 by default.
     """
 
@@ -105,38 +115,26 @@ class StreamLoader:
     def __iter__(self) -> Iterator[dict[str, Any]]:
         places: deque[dict[str, Any]] = deque()
 
-        def tasks() -> Iterator[tuple[dict[str, Any], int]]:
+        def tasks() -> Iterator[tuple[dict[str, Any], int, int]]:
             for row, place in self.rows:
                 places.append(place)
-                yield row, _seed(self.rows.seed, place["epoch"], row.get("id") or place["position"])
+                yield row, place["epoch"], place["position"]
 
-        workers = {}
-        if self.num_workers:
-            examples_ahead = (self.prefetch_factor or 2) * self.batch_size
-            workers["prefetch_factor"] = max(2, math.ceil(examples_ahead / self.num_workers))
-        encoded = DataLoader(
-            _Encoder(self.collator),
-            sampler=tasks(),
-            batch_size=None,
-            collate_fn=unchanged,
-            worker_init_fn=end_with_parent,
-            num_workers=self.num_workers,
-            generator=Generator(),  # or its seed would be drawn from the generator that dropout uses
-            **workers,
-        )
-        examples, began = [], time.perf_counter()
-        for row, result in encoded:
+        encode = _Encoder(self.rows.mixture, self.collator, self.rows.seed)
+        ahead = max(2 * self.num_workers, (self.prefetch_factor or 2) * self.batch_size)
+        examples, began = [], perf_counter()
+        for result in ordered_map(encode, tasks(), self.num_workers, ahead, EXAMPLE_SECONDS, encode.skip):
             self.place = places.popleft()
             if isinstance(self.skipped.count(result), Skipped):
                 continue
-            examples.append({**result, "source": row["source"], "id": row["id"]})
+            examples.append(result)
             if len(examples) == self.batch_size:
                 batch = self.collator.pad(examples)
                 batch |= {name: [example[name] for example in examples] for name in ("source", "id")}
                 batch["feature_keys"] = [key for example in examples for key in example.get("feature_keys", ())]
-                self.waited += time.perf_counter() - began
+                self.waited += perf_counter() - began
                 yield batch
-                examples, began = [], time.perf_counter()
+                examples, began = [], perf_counter()
 
     def state_dict(self) -> dict[str, Any]:
         """Where the last batch ended, and what was skipped up to there."""
@@ -147,17 +145,43 @@ class StreamLoader:
         self.skipped.load_state_dict(state["skipped"])
 
 
+def deal_anew(states: list[dict[str, Any]], rank: int) -> dict[str, Any]:
+    """
+    The state with which one of any number of processes goes on, from those of all processes that there were: at the
+    place of the one that was behind, from where what the others have done is passed over.
+    """
+    places = [state["place"] for state in states]
+    first = min(places, key=lambda place: place["position"])
+    done = {position for place in places for position in place["done"] if position >= first["position"]}
+    for old_rank, place in enumerate(places):
+        positions = range(first["position"], place["position"])
+        done |= {position for position in positions if position % len(states) == old_rank}
+    skipped = {name: sum(state["skipped"][name] for state in states) for name in states[0]["skipped"]}
+    if rank:  # the first one counts what the others had
+        skipped = dict.fromkeys(skipped, 0)
+    return {"place": {**first, "done": sorted(done)}, "skipped": skipped}
+
+
 class _Encoder:
-    """What the workers do; the sampler hands them rows in place of indices."""
+    """What the workers do: they read a row and make an example of it."""
 
-    def __init__(self, collator: VideoChatCollator):
-        self.collator = collator
+    def __init__(self, mixture: Mixture, collator: VideoChatCollator, seed: int):
+        self.mixture, self.collator, self.seed = mixture, collator, seed
 
-    def __getitem__(self, task: tuple[dict[str, Any], int]) -> tuple[dict[str, Any], dict[str, Any] | Skipped]:
-        row, seed = task
-        names = {name: str(row.get(name)) for name in ("source", "id")}
-        return names, self.collator.try_encode(row, seed)
+    def __call__(self, task: tuple[dict[str, Any], int, int]) -> dict[str, Any] | Skipped:
+        reference, epoch, position = task
+        try:
+            row = with_retries(self.mixture.read, reference)
+        except (OSError, ValueError) as error:
+            return self.skip(task, str(error))
+        result = self.collator.try_encode(row, self._frames_seed(epoch, row.get("id") or position))
+        if isinstance(result, Skipped):
+            return result
+        return {**result, **{name: str(row.get(name)) for name in ("source", "id")}}
 
+    def skip(self, task: tuple[dict[str, Any], int, int], error: str) -> Skipped:
+        source, name = self.mixture.name(task[0])
+        return Skipped(source, name, [], "unreadable", error)
 
-def _seed(seed: int, epoch: int, row: str | int) -> int:
-    return int.from_bytes(hashlib.sha256(f"{seed}/{epoch}/{row}".encode()).digest()[:8], "big") >> 1
+    def _frames_seed(self, epoch: int, row: str | int) -> int:
+        return int.from_bytes(hashlib.sha256(f"{self.seed}/{epoch}/{row}".encode()).digest()[:8], "big") >> 1

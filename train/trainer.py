@@ -25,8 +25,9 @@ from .card import build_card, global_batch_size
 from .collator import PreferenceCollator, VideoChatCollator
 from .data import Source
 from .features import FeatureCache
+from .mixture import Mixture, as_mixture
 from .skipped import SkippedExamples
-from .stream import RowStream, StreamLoader
+from .stream import RowStream, StreamLoader, deal_anew
 
 GROUPS = {"lora": "lora_", "projector": "multi_modal_projector"}  # of the trained weights, by what their names have
 
@@ -42,8 +43,9 @@ class StreamingMixin:
     - `grad_norm/lora`, `grad_norm/projector`: before clipping.
     """
 
-    def __init__(self, *args: Any, loader: StreamLoader, sources: list[Source], **kwargs: Any):
-        self.loader, self.sources = loader, sources
+    def __init__(self, *args: Any, loader: StreamLoader, sources: list[Source], rows: int | None, **kwargs: Any):
+        self.loader, self.sources, self.rows = loader, sources, rows
+        self._begun = {"step": 0, "examples": 0}
         super().__init__(*args, **kwargs)
         self._since = self._read_meters()
         self._tokens = 0
@@ -67,25 +69,37 @@ class StreamingMixin:
         return super().train(resume_from_checkpoint=resume_from_checkpoint or None, **kwargs)
 
     def _place(self) -> dict[str, Any]:
+        step = self.state.global_step
         return {
             "world_size": self.args.world_size,
-            "batch_size": self.loader.batch_size,
+            "step": step,
+            "examples": self._begun["examples"] + (step - self._begun["step"]) * global_batch_size(self.args),
             "loader": self.loader.state_dict(),
             "num_tokens": getattr(self, "_total_train_tokens", 0),
         }
 
     def _load_place(self, checkpoint: Path) -> None:
-        if not (checkpoint / _place_name(0)).exists():
+        rank, files = self.args.process_index, checkpoint.glob(_place_name("*"))
+        places = {file.name: json.loads(file.read_text(encoding="utf-8")) for file in files}
+        self._begun = places.get(_place_name(0)) or places.get(_place_name(rank))
+        if self._begun is None:
             raise ValueError(f"{checkpoint} does not say where the data stood: another trainer saved it")
-        place = json.loads((checkpoint / _place_name(0)).read_text(encoding="utf-8"))
-        for name, now in {"world_size": self.args.world_size, "batch_size": self.loader.batch_size}.items():
-            if place[name] != now:
-                raise ValueError(
-                    f"{checkpoint} was saved with {name}={place[name]}, and goes on only with that; got {now}"
-                )
-        place = json.loads((checkpoint / _place_name(self.args.process_index)).read_text(encoding="utf-8"))
-        self.loader.load_state_dict(place["loader"])
-        self._total_train_tokens = place["num_tokens"]
+        world_size = self._begun["world_size"]
+        same = world_size == self.args.world_size
+        names = [_place_name(other) for other in ([rank] if same else range(world_size))]
+        if missing := ", ".join(name for name in names if name not in places):
+            raise ValueError(f"{checkpoint} lacks what other machines saved. Copy there: {missing}")
+        if not same and (self.loader.rows.by_shards or self._begun["loader"]["place"]["by_shards"]):
+            raise ValueError(
+                f"{checkpoint} was saved by {world_size} processes, and goes on only with as many: each reads shards "
+                f"of its own, since these rows come with their clips; got {self.args.world_size}"
+            )
+        states = [places[name]["loader"] for name in names]
+        self.loader.load_state_dict(states[0] if same else deal_anew(states, rank))
+        self._total_train_tokens = self._begun["num_tokens"]
+        if self.rows is not None:  # of another batch size, what is left takes another number of steps
+            left = self.rows - self._begun["examples"]
+            self.args.max_steps = self._begun["step"] + math.ceil(left / global_batch_size(self.args))
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         # Before the rest: a checkpoint is complete when transformers has written its own state
@@ -155,6 +169,7 @@ class StreamingMixin:
             logs["tokens_per_second"] = total["tokens"] / seconds
             logs |= {f"skipped/{name}": int(total[name]) for name in ("unreadable", "too_long", "lost_turns")}
             logs |= self._grad_norms
+            self.loader.skipped.check(int(total["seen"]), int(total["unreadable"]))
             self._tokens, self._since = 0, now
             self.state.epoch = float(self.loader.place["epoch"])  # transformers takes the whole run for one
         super().log(logs, start_time)
@@ -205,11 +220,11 @@ class PllavaDPOTrainer(StreamingMixin, DPOTrainer):
 def build_trainer(
     model: PreTrainedModel | PeftModel,
     processor: ProcessorMixin,
-    train_dataset: Dataset | IterableDataset,
+    train_dataset: Dataset | IterableDataset | Mixture,
     args: SFTConfig | DPOConfig,
     peft_config: LoraConfig | None = None,
     sampling: str = "random",
-    shuffle_buffer_size: int = 100,
+    shuffle_buffer_size: int = 4000,
     max_unreadable: float = 0.2,
     feature_cache: str | None = None,
     sources: list[Source] | None = None,
@@ -219,14 +234,16 @@ def build_trainer(
 
     Args:
         train_dataset: Rows of `messages`, with `videos` and `images` (see [`VideoChatCollator`]), undecoded; for a
-            `DPOConfig` with `chosen` and `rejected`, too. A `Dataset` is shuffled as a whole, and its length gives the
-            number of steps; of an `IterableDataset`, `args.max_steps` does.
+            `DPOConfig` with `chosen` and `rejected`, too. A `Dataset` is shuffled as a whole, anew each epoch, and its
+            length gives the number of steps; of an `IterableDataset`, `args.max_steps` does. A [`Mixture`] is what
+            [`load_sources`] gives.
         args: What the collator does is switched off in it.
         peft_config: The adapter to train (then the vision tower is frozen); without one the whole model is trained.
         sampling: How the collator draws frames, "random" or "uniform".
-        shuffle_buffer_size: Rows of a stream that are shuffled together (see [`RowStream`]).
-        max_unreadable: The run stops when a larger share of the examples cannot be read. What is left out is listed in
-            `_skipped.jsonl` in the output directory, which is not pushed.
+        shuffle_buffer_size: Rows that are shuffled together where there are too many for all (see [`RowStream`]).
+        max_unreadable: The run stops when clearly more of the last thousand examples cannot be read, which is looked
+            at when figures are logged, or so many in a row that it is no chance (see [`SkippedExamples`]). What is
+            left out is listed in `_skipped.jsonl` in the output directory, which is not pushed.
         feature_cache: Directory for the vision tower's features of each clip (see [`FeatureCache`]); from the second
             epoch they are read in place of the clip.
         sources: Where the rows come from, for the card.
@@ -235,12 +252,12 @@ def build_trainer(
         ValueError: if the number of steps is not known, or what is asked for does not go together.
     """
     preference = isinstance(args, DPOConfig)
-    if isinstance(train_dataset, Dataset):
-        if args.max_steps < 0:
-            args.max_steps = count_steps(len(train_dataset), args)
-        train_dataset = train_dataset.shuffle(seed=args.seed).to_iterable_dataset()
-    elif args.max_steps < 0:
-        raise ValueError("A stream does not tell its length: set `max_steps`")
+    mixture, rows = as_mixture(train_dataset), None
+    if args.max_steps < 0:
+        if mixture.length is None:
+            raise ValueError("A stream does not tell its length: set `max_steps`")
+        rows = math.ceil(mixture.length * args.num_train_epochs)
+        args.max_steps = count_steps(mixture.length, args)
     args.remove_unused_columns = False
     args.hub_strategy = HubStrategy.END  # pushes in between would write and upload a pickle
     args.ignore_data_skip = True  # the stream itself goes on where it stood, and decodes nothing that was seen
@@ -257,9 +274,9 @@ def build_trainer(
         collator.features = FeatureCache(Path(feature_cache), tower, processor, "bf16" if args.bf16 else "")
         collator.features.watch(tower)
     seed = args.seed if args.data_seed is None else args.data_seed
-    rows = RowStream(train_dataset, seed, shuffle_buffer_size, args.process_index, args.world_size)
+    stream = RowStream(mixture, seed, shuffle_buffer_size, args.process_index, args.world_size)
     loader = StreamLoader(
-        rows, collator, args.train_batch_size, args.dataloader_num_workers, args.dataloader_prefetch_factor
+        stream, collator, args.train_batch_size, args.dataloader_num_workers, args.dataloader_prefetch_factor
     )
     set_seed(args.seed)  # TRL makes the adapter before it sets the seed, up to 1.14
     trainer_class = PllavaDPOTrainer if preference else PllavaSFTTrainer
@@ -267,11 +284,12 @@ def build_trainer(
         model=model,
         args=args,
         data_collator=collator,
-        train_dataset=train_dataset,
+        train_dataset=mixture.columns(),
         processing_class=processor,
         peft_config=peft_config,
         loader=loader,
         sources=sources or [],
+        rows=rows,
     )
     if args.bf16 and not trainer.is_deepspeed_enabled and not trainer.is_fsdp_enabled:
         for weight in trainer.model.parameters():  # AdamW's steps are lost in bfloat16's eight bits
@@ -299,7 +317,7 @@ def _is_complete(checkpoint: Path) -> bool:
     return True
 
 
-def _place_name(process_index: int) -> str:
+def _place_name(process_index: int | str) -> str:
     return f"data_state_{process_index}.json"
 
 
