@@ -81,7 +81,8 @@ def check_evaluations(state, output):
     assert list(losses) == accuracies == [2, 4] and len({entry["epoch"] for entry in state["log_history"]}) > 1
     assert state["best_metric"] == min(losses.values())
     saved, best = (
-        load_file(folder / "adapter_model.safetensors") for folder in (output, Path(state["best_model_checkpoint"]))
+        load_file(folder / "adapter_model.safetensors")
+        for folder in (output, output.parent / state["best_model_checkpoint"])
     )
     assert all(torch.equal(value, best[name]) for name, value in saved.items())
     (events,) = (output / "runs").iterdir()
