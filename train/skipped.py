@@ -74,7 +74,7 @@ class SkippedExamples:
         self.unreadable += 1
         self.in_a_row += 1
         self._last = result
-        if self.in_a_row >= self._longest_row():
+        if self.in_a_row >= self._most_in_a_row():
             raise RuntimeError(f"{self.in_a_row} examples in a row could not be read. {self._advice()}")
         return result
 
@@ -103,7 +103,7 @@ class SkippedExamples:
                 f"through. {self._advice()}"
             )
 
-    def _longest_row(self) -> int:
+    def _most_in_a_row(self) -> int:
         """How many unreadable examples in a row come about once in 10^12, where just as many as allowed are."""
         limit = min(max(self.max_unreadable, 0.001), 0.999)
         return max(ENOUGH, math.ceil(-12 / math.log10(limit)))
