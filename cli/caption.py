@@ -40,7 +40,7 @@ def caption(
     from torch.utils.data import DataLoader
     from tqdm import tqdm
 
-    from pllava.files import read_lines, to_lines
+    from pllava.files import open_to_append, read_lines, to_lines
 
     videos = list(dict.fromkeys(_find_videos(paths)))
     known = {row["video"]: row for row in read_lines(out)}
@@ -51,8 +51,7 @@ def caption(
         decoded = DataLoader(
             _DecodedVideos(todo, pipe.processor, num_frames), batch_size=batch_size, num_workers=1, collate_fn=list
         )
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with out.open("a", encoding="utf-8") as lines, tqdm(total=len(todo), desc="Captioning", unit="video") as bar:
+        with open_to_append(out) as lines, tqdm(total=len(todo), desc="Captioning", unit="video") as bar:
             for batch in decoded:
                 rows = _caption_batch(pipe, batch, prompt, max_new_tokens)
                 lines.write(to_lines(row for row in rows if known.get(row["video"]) != row))  # an error is noted once

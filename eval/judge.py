@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 from tqdm import tqdm
 
-from ..files import read_lines, to_lines
+from ..files import open_to_append, read_lines, to_lines
 from .benchmark import Benchmark, digest
 from .results import Row, texts_of
 from .server import Messages, Reply
@@ -126,7 +126,7 @@ class Judge:
             max_tokens=LIMIT,
             response_format=response_format(aspect),
         )
-        with self.cache_file.open("a", encoding="utf-8") as lines:
+        with open_to_append(self.cache_file) as lines:
             for number, reply in replies:
                 row, key = rows[missing[number]], keys[missing[number]]
                 self.counts["asked"] += 1

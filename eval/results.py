@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..files import read_lines, replace_file, to_lines
+from ..files import open_to_append, read_lines, replace_file, to_lines
 from .answers import Answer
 from .benchmark import Benchmark
 from .readers import Sample
@@ -62,7 +62,7 @@ class Results:
     def append(self, rows: Sequence[Row]) -> None:
         """In one write; an error is noted once."""
         new = [row for row in rows if self.rows.get(row["id"]) != row]
-        with self._own.open("a", encoding="utf-8") as lines:
+        with open_to_append(self._own) as lines:
             lines.write(to_lines(new))
         self.rows.update({row["id"]: row for row in new})
 

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -607,6 +608,17 @@ def test_two_runs_compared(nano, unbroken, tmp_path):
     finished = run("--compare", unbroken.parent, unbroken / "no_video")
     assert finished.returncode == 0, finished.stderr
     assert "| task | samples | first | second | difference in accuracy [95 % interval] | p |" in finished.stdout
+
+
+def test_comparing_changes_no_file(unbroken, tmp_path):
+    """Nor does it lose the last line of a file that ends without a newline."""
+    copy = shutil.copytree(unbroken, tmp_path / "copy")
+    file = copy / "predictions.jsonl"
+    file.write_bytes(file.read_bytes().rstrip())
+    before = file.read_bytes()
+    _, differences = compare(unbroken, copy)["nano"]
+    assert differences[-1].samples == len(lines(unbroken))
+    assert file.read_bytes() == before
 
 
 def test_scores_of_different_judges_are_not_compared(nano, data, tmp_path):

@@ -6,6 +6,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from ..files import read_lines
+
 logger = logging.getLogger(__name__)
 ENOUGH = 20  # examples after which a share says something
 
@@ -99,8 +101,5 @@ COUNTS = ("seen", "unreadable", "too_long", "lost_turns")
 
 def read_skipped(file: Path) -> list[Skipped]:
     """What a run has skipped, each example once. A line that the run was killed in is left out."""
-    if not file.exists():
-        return []
-    lines = file.read_text(encoding="utf-8").split("\n")[:-1]
-    found = {(skipped := Skipped(**json.loads(line))).key: skipped for line in lines}
+    found = {(skipped := Skipped(**row)).key: skipped for row in read_lines(file)}
     return list(found.values())
