@@ -17,6 +17,7 @@ from transformers import AutoConfig, BitsAndBytesConfig, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils import ADAPTER_SAFE_WEIGHTS_NAME
 
+from .configuration_pllava import PllavaConfig
 from .modeling_pllava import PllavaForConditionalGeneration, PllavaMultiModalProjector
 from .processing_pllava import HUB_OPTIONS
 
@@ -106,6 +107,21 @@ def quantization_config(bits: int) -> BitsAndBytesConfig:
     )
 
 
+def load_config(name: str, **kwargs: Any) -> PllavaConfig:
+    """
+    The config of a PLLaVA.
+
+    Raises:
+        ValueError: if the model is none.
+    """
+    config = AutoConfig.from_pretrained(name, **kwargs)
+    if config.model_type != "pllava":
+        raise ValueError(
+            f"{name!r} is a {config.model_type!r}, no PLLaVA yet: `pllava convert {name} DIRECTORY` makes it one"
+        )
+    return config
+
+
 def load_model(
     pretrained_model_name_or_path: str | os.PathLike | None = None,
     adapter: str | os.PathLike | None = None,
@@ -138,11 +154,7 @@ def load_model(
 
         pretrained_model_name_or_path = PeftConfig.from_pretrained(adapter).base_model_name_or_path
     name = os.fspath(pretrained_model_name_or_path)
-    config = AutoConfig.from_pretrained(name, **{key: kwargs[key] for key in HUB_OPTIONS & kwargs.keys()})
-    if config.model_type != "pllava":
-        raise ValueError(
-            f"{name!r} is a {config.model_type!r}, no PLLaVA yet: `pllava convert {name} DIRECTORY` makes it one"
-        )
+    load_config(name, **{key: kwargs[key] for key in HUB_OPTIONS & kwargs.keys()})
     model = PllavaForConditionalGeneration.from_pretrained(name, **kwargs)
     if adapter is not None:
         model = _with_adapter(model, adapter, is_trainable)

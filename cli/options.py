@@ -66,11 +66,9 @@ def load_checkpoint(
     if device_map is None and device is not None and bits:
         device, device_map = None, device  # what is quantised is loaded where it will be, and cannot be moved
     logging.disable_progress_bar()
-    name = "nano" if model is None and adapter is None else model
-    path = pllava.model_path(name) if name else None
     try:
         loaded = pllava.load_model(
-            path,
+            named_model(model, adapter),
             adapter,
             alpha,
             check,
@@ -84,6 +82,14 @@ def load_checkpoint(
     if device_map is None and not bits:
         loaded.to(device or PartialState().device)  # of this process, where several run
     return loaded, processor
+
+
+def named_model(model: str | None, adapter: str | None) -> str | None:
+    """The directory or Hub id of the model that these options name; None for the base of the adapter."""
+    import pllava
+
+    name = "nano" if model is None and adapter is None else model
+    return pllava.model_path(name) if name else None
 
 
 def load_pipeline(**options: Any) -> "VideoTextToTextPipeline":

@@ -3,9 +3,7 @@ A benchmark as declared data: a YAML file (`benchmarks/`), a function that reads
 answer is worth. `benchmarks/README.md` says how to declare one's own.
 """
 
-import hashlib
 import importlib.util
-import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, fields
 from functools import cached_property
@@ -15,7 +13,7 @@ from typing import Any
 import yaml
 
 from . import readers, scoring
-from .readers import Sample
+from .readers import Sample, digest
 
 DIRECTORY = Path(__file__).with_name("benchmarks")
 PROMPTS = Path(__file__).with_name("prompts.yaml")
@@ -161,11 +159,6 @@ class Benchmark:
         if not hasattr(module, function):
             raise ValueError(f"{path} has no function {function!r}")
         return getattr(module, function)
-
-
-def digest(value: Any) -> str:
-    """A short name for a value that can be written as JSON: equal for equal values."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def load_prompts(file: str | Path | None = None) -> dict[str, dict[str, str]]:

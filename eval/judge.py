@@ -17,7 +17,8 @@ from tqdm import tqdm
 from transformers import AutoTokenizer, Pipeline, pipeline
 
 from ..files import open_to_append, read_lines, to_lines
-from .benchmark import Benchmark, digest
+from .benchmark import Benchmark
+from .readers import digest
 from .results import Row, texts_of
 from .server import Messages, Reply
 from .verdicts import NoVerdictError, parse_verdict, response_format

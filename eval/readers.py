@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -59,6 +60,16 @@ class Sample:
         """The clip as our video processor takes it."""
         bounds = {"start": self.start, "end": self.end}
         return {"path": self.video, **{name: value for name, value in bounds.items() if value is not None}}
+
+
+def digest(value: Any) -> str:
+    """A short name for a value that can be written as JSON: equal for equal values."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def digest_samples(samples: Iterable[Sample]) -> str:
+    """Of what is asked, in its order, and of what is right."""
+    return digest([[sample.id, sample.questions, sample.reference] for sample in samples])
 
 
 def find_folder(data: str, folder: str) -> Path:

@@ -341,6 +341,9 @@ def test_a_local_judge(parrot, tmp_path):
     assert [row["correct"] for row in rows] == [True, True, False]
     assert spent["asked"] == 2 and spent["completion_tokens"] > 0
     assert rows[0]["judge"]["model"] == str(parrot)
+    again = LocalChat(str(parrot), "cpu")
+    spent = Judge(again, PROMPTS, tmp_path / "cache.jsonl").judge(benchmark("msvd_qa"), qa_rows("a cat", "a kitten"))
+    assert spent["from_cache"] == 2 and "pipe" not in vars(again)  # not even loaded
 
 
 def test_a_local_model_that_cannot_talk(parrot, tmp_path):
