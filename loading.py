@@ -26,6 +26,7 @@ from transformers.utils import (
 )
 
 from .checkpoint_files import fingerprint, open_weights, read_shard_index, reading_config
+from .configuration_pllava import PllavaConfig
 from .modeling_pllava import PllavaForConditionalGeneration
 from .processing_pllava import HUB_OPTIONS
 
@@ -104,6 +105,22 @@ def quantization_config(bits: int) -> BitsAndBytesConfig:
     )
 
 
+def load_config(name: str, **kwargs: Any) -> PllavaConfig:
+    """
+    The config of a PLLaVA.
+
+    Raises:
+        ValueError: if the model is none, or its config cannot be used.
+    """
+    with reading_config(name):
+        config = AutoConfig.from_pretrained(name, **kwargs)
+    if config.model_type != "pllava":
+        raise ValueError(
+            f"{name!r} is a {config.model_type!r}, no PLLaVA yet: `pllava convert {name} DIRECTORY` makes it one"
+        )
+    return config
+
+
 def load_model(
     pretrained_model_name_or_path: str | os.PathLike | None = None,
     adapter: str | os.PathLike | None = None,
@@ -148,12 +165,7 @@ def load_model(
 
 def _load_without_adapter(name: str, **kwargs: Any) -> PllavaForConditionalGeneration:
     find = partial(cached_file, name, **{key: kwargs[key] for key in HUB_OPTIONS & kwargs.keys()})
-    with reading_config(name):
-        config = AutoConfig.from_pretrained(name, **find.keywords)
-    if config.model_type != "pllava":
-        raise ValueError(
-            f"{name!r} is a {config.model_type!r}, no PLLaVA yet: `pllava convert {name} DIRECTORY` makes it one"
-        )
+    config = load_config(name, **find.keywords)
     vocabulary = config.text_config.vocab_size
     for placeholder in ("image_token_index", "video_token_index"):
         if not 0 <= (token := getattr(config, placeholder)) < vocabulary:
@@ -183,8 +195,7 @@ def describe_model(
     directory = adapter and _adapter_directory(adapter)
     lora = directory and _adapter_config(directory)
     name = name or lora.base_model_name_or_path
-    with reading_config(name):
-        config = AutoConfig.from_pretrained(name)
+    config = load_config(name)
     return {
         "model": name,
         "revision": getattr(config, "_commit_hash", None) or fingerprint(name),

@@ -2,11 +2,14 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .options import load_checkpoint, said_without_traceback, takes_model
+from .options import load_checkpoint, named_model, said_without_traceback, takes_model
+
+if TYPE_CHECKING:
+    from pllava.eval import LocalModel
 
 
 @takes_model(load_checkpoint)
@@ -39,7 +42,9 @@ def evaluate(
     sweep: Annotated[
         str | None, typer.Option(help="alpha=0,4,20,32 or pooling_shape=16x12x12,16x8x8: each in place of the own.")
     ] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Questions answered together.")] = 16,
+    batch_size: Annotated[
+        int, typer.Option(min=1, help="Questions answered together; fewer where there is not enough memory for them.")
+    ] = 16,
     workers: Annotated[int, typer.Option(min=0, help="Processes that decode clips ahead.")] = 2,
     num_frames: Annotated[int | None, typer.Option(min=1, help="Frames of a clip; the model's own number.")] = None,
     chat_template: Annotated[
@@ -65,7 +70,13 @@ def evaluate(
     judge_price: Annotated[
         tuple[float, float] | None, typer.Option(help="US dollars for a million tokens: of prompts, and of replies.")
     ] = None,
-    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Ask the judge again where it failed.")] = False,
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="Try again what failed: clips, a server's and a judge's replies.")
+    ] = False,
+    rescore: Annotated[
+        Path | None,
+        typer.Option(help="A folder of results: scores and judges the answers in it again, without the model."),
+    ] = None,
     compare: Annotated[
         tuple[Path, Path] | None, typer.Option(help="Two folders of results: prints in what they differ.")
     ] = None,
@@ -73,10 +84,6 @@ def evaluate(
 ) -> None:
     """Evaluate a model: predictions, metrics with intervals and coverage, and a report, in a folder a benchmark."""
     with said_without_traceback("eval"):
-        import torch
-        from accelerate import PartialState
-        from accelerate.utils import parse_flag_from_env
-
         from pllava import eval as evaluation
         from pllava.eval.compare import format_differences
         from pllava.eval.report import format_sweep, read_sweeps
@@ -86,62 +93,82 @@ def evaluate(
             for name, comparison in evaluation.compare(*compare).items():
                 typer.echo(f"{name}\n{format_differences(comparison)}\n")
             return
+        adapter = load.keywords["adapter"]
+        if rescore:
+            of_a_run = {"MODEL": model, "--adapter": adapter, "--data": data, "--limit": limit, "--sweep": sweep}
+            of_a_run |= {"--controls": controls, "--endpoint": endpoint, "--chat-template": chat_template}
+            if named := [name for name, value in of_a_run.items() if value]:
+                raise ValueError(f"--rescore takes the answers as they are: leave {', '.join(named)} out")
+        if judge_endpoint and not judge:
+            raise ValueError("Name the model that judges: --judge")
         wording = evaluation.load_prompts(prompts)
         benchmarks = evaluation.load_benchmarks(benchmark, wording)
-        variants = [] if sweep and not controls else [evaluation.PLAIN]
-        variants += evaluation.CONTROL_VARIANTS if controls else []
-        variants += evaluation.parse_sweep(sweep) if sweep else []
-        # accelerate joins processes on CPUs only where it is told that it is on one
-        state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available())
-        place = {"rank": state.process_index, "world_size": state.num_processes}
-        # Before a model is loaded, so that what is wrong with the data is said at once
-        samples = [each.samples(data or ".", limit) for each in benchmarks]
-        judging = None
-        if not judge and (judge_endpoint or retry_failed):
-            raise ValueError("Name the model that judges: --judge")
-        if judge and state.is_main_process:
+        state = evaluation.join_processes()
+
+        def load_judge(folder: Path) -> evaluation.Judge | None:
+            if not judge or not state.is_main_process:
+                return None
+            url = None if judge_endpoint == "openai" else judge_endpoint
             chat = (
-                evaluation.ChatServer(
-                    judge, None if judge_endpoint == "openai" else judge_endpoint, concurrency, judge_rpm
-                )
+                evaluation.ChatServer(judge, url, concurrency, judge_rpm)
                 if judge_endpoint
                 else evaluation.LocalChat(judge, state.device)
             )
-            out.mkdir(parents=True, exist_ok=True)
-            judging = evaluation.Judge(
-                chat, wording["judge"], out / "judge_cache.jsonl", judge_temperature, judge_price, retry_failed
-            )
+            cache = folder / "judge_cache.jsonl"
+            return evaluation.Judge(chat, wording["judge"], cache, judge_temperature, judge_price, retry_failed)
+
+        def show(folder: Path, found: dict[str, dict[str, Any]]) -> None:
+            for metrics in found.values():
+                typer.echo(format_summary(metrics))
+            for swept in read_sweeps(folder).items() if sweep else ():
+                typer.echo(f"\n{format_sweep(*swept)}")
+            typer.echo(f"See {folder}")
+
+        if rescore:
+            declared = {each.name: each for each in benchmarks}
+            for folder, name in evaluation.result_folders(rescore).items():
+                its = declared.get(name) or evaluation.load_benchmark(name, wording)
+                show(folder, evaluation.rescore(folder, its, load_judge(folder.parent), seed))
+            return
+        variants = [] if sweep and not controls else [evaluation.PLAIN]
+        variants += evaluation.CONTROL_VARIANTS if controls else []
+        variants += evaluation.parse_sweep(sweep) if sweep else []
+        # Before a model is loaded, so that what is wrong with the data is said at once
+        samples = [each.samples(data or ".", limit) for each in benchmarks]
+        judging = load_judge(out)
         if endpoint:
             if model is None:
                 raise ValueError(f"Name the model that {endpoint} is to be asked for")
-            if chat_template or load.keywords["adapter"]:
+            if chat_template or adapter:
                 raise ValueError("--adapter and --chat-template are for a local model; a server has its own")
             answerer = evaluation.Endpoint(
                 evaluation.ChatServer(model, endpoint, concurrency),
                 **({"num_frames": num_frames} if num_frames else {}),
-                **place,
             )
         else:
-            loaded, processor = load()
-            if num_frames:
-                processor.video_processor.num_frames = num_frames
-            answerer = evaluation.LocalModel(
-                loaded, processor, load.keywords["adapter"], chat_template, batch_size, workers, **place
-            )
-
-        def conclude(collected: evaluation.Collected) -> None:
-            for found in evaluation.conclude(collected, judging, seed).values():
-                typer.echo(format_summary(found))
-            for swept in read_sweeps(collected.folder).items() if sweep else ():
-                typer.echo(f"\n{format_sweep(*swept)}")
-            typer.echo(f"See {collected.folder}")
-
+            answerer = _local_model(load, chat_template, batch_size, workers, num_frames)
         later = []
         for each, asked in zip(benchmarks, samples, strict=True):
-            collected = evaluation.collect(each, answerer, asked, out, variants, limit)
+            collected = evaluation.collect(each, answerer, asked, out, variants, limit, retry_failed)
             if state.num_processes > 1 and judge:
                 later.append(collected)  # other processes must not wait for a judge, which may take hours
             elif state.is_main_process:
-                conclude(collected)
+                show(collected.folder, evaluation.conclude(collected, judging, seed))
         for collected in later if state.is_main_process else []:
-            conclude(collected)
+            show(collected.folder, evaluation.conclude(collected, judging, seed))
+
+
+def _local_model(
+    load: Callable[..., Any], chat_template: str | None, batch_size: int, workers: int, num_frames: int | None
+) -> "LocalModel":
+    """The model of these options, which is loaded for the first answer that is not there yet."""
+    from transformers import AutoProcessor
+
+    from pllava.eval import Checkpoint, LocalModel
+
+    model, adapter, alpha, dtype = (load.keywords[name] for name in ("model", "adapter", "alpha", "dtype"))
+    checkpoint = Checkpoint.read(named_model(model, adapter), adapter, alpha, dtype)
+    processor = AutoProcessor.from_pretrained(checkpoint.model)
+    if num_frames:
+        processor.video_processor.num_frames = num_frames
+    return LocalModel(lambda: load()[0], processor, adapter, chat_template, batch_size, workers, checkpoint)

@@ -71,7 +71,7 @@ def load_checkpoint(
     logging.disable_progress_bar()
     with _blamed_on_options(adapter):
         loaded = pllava.load_model(
-            _path(model, adapter),
+            named_model(model, adapter),
             adapter,
             alpha,
             check,
@@ -94,12 +94,12 @@ def describe_checkpoint(
     from pllava.loading import describe_model
 
     with _blamed_on_options(adapter):
-        described = describe_model(_path(model, adapter), adapter, alpha)
+        described = describe_model(named_model(model, adapter), adapter, alpha)
         return described, AutoProcessor.from_pretrained(described["model"])
 
 
-def _path(model: str | None, adapter: str | None) -> str | None:
-    """The directory or Hub id of a model; None for the base of an adapter."""
+def named_model(model: str | None, adapter: str | None) -> str | None:
+    """The directory or Hub id of the model that these options name; None for the base of the adapter."""
     import pllava
 
     return None if model is None and adapter else pllava.model_path(model or "nano")

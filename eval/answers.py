@@ -1,35 +1,32 @@
 """
 A local model's answers to many questions.
 
-What they have in common is computed once. A clip is decoded once for all questions about it and all ways to ask them,
-and its frames go through the vision tower once. All prompts begin with the video, which is most of their tokens: the
-language model reads that beginning once for all questions of a batch about a clip, and each question goes on from its
-keys and values.
+What they have in common is computed once: a clip is decoded once for all questions about it and all ways to ask them,
+and its frames go through the vision tower once. `generation.py` does the same for the language model.
 """
 
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import lru_cache, partial
+from dataclasses import asdict, dataclass
+from functools import cached_property, lru_cache, partial
+from itertools import islice
 from typing import Any
 
 import torch
-from torch.nn.utils.rnn import pad_sequence
+from torch import nn
 from transformers import PreTrainedModel, ProcessorMixin
-from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from ..chat_templates_pllava import CHAT_TEMPLATES
-from ..checkpoint_files import fingerprint
 from ..loading import set_alpha
+from .batches import plan
 from .benchmark import Benchmark
-from .clips import ClipLoader, DecodedClip
+from .checkpoint import Checkpoint
+from .clips import DecodedClip, decode_clips
+from .generation import Generator, Prompt
 from .readers import Clip, Sample
 from .variants import Variant, choose_frames
-
-BATCHES_IN_WINDOW = 4  # whose clips are held together; a process takes whole windows
-BUCKET = 32  # tokens by which the prompts of a batch differ at most
-SENTENCE = 8  # words from which a reference lets expect an answer that is longer than a phrase
 
 
 @dataclass
@@ -57,61 +54,64 @@ class Seconds:
     decode: float = 0.0
 
 
-@dataclass
-class _Prompt:
-    """A question as token ids: up to the video's last token, and behind it. `clip` counts the batch's clips."""
-
-    clip: int
-    prefix: list[int]
-    suffix: list[int]
-
-
 class LocalModel:
     """
     Args:
-        model: As `load_model` gives it.
+        model: As `load_model` gives it; or a function that does, called when the first answer is needed.
         processor: Its processor.
         adapter: Where the model's adapter is from.
         chat_template: In place of the benchmarks' own.
-        batch_size: Questions answered together.
+        batch_size: Questions answered together; fewer where there is not enough memory for them.
         num_workers: Processes that decode ahead.
-        rank, world_size: Which of how many processes this is; they share the samples.
+        checkpoint: What a model that is not loaded yet will be.
     """
 
     def __init__(
         self,
-        model: PreTrainedModel,
+        model: PreTrainedModel | Callable[[], PreTrainedModel],
         processor: ProcessorMixin,
         adapter: str | None = None,
         chat_template: str | None = None,
         batch_size: int = 16,
         num_workers: int = 2,
-        rank: int = 0,
-        world_size: int = 1,
+        checkpoint: Checkpoint | None = None,
     ):
-        self.loaded, self.processor = model, processor
-        self.model = model.get_base_model() if hasattr(model, "get_base_model") else model
-        self.adapter, self.chat_template = adapter, chat_template
+        self.processor, self.chat_template = processor, chat_template
         self.batch_size, self.num_workers = batch_size, num_workers
-        self.rank, self.world_size = rank, world_size
         self.seconds = Seconds()
-        self.alpha = next((lora.lora_alpha for lora in getattr(model, "peft_config", {}).values()), None)
-        config = self.model.config
-        self.pooling_shape = tuple(config.pooling_shape)
-        self.revision = getattr(config, "_commit_hash", None) or fingerprint(config.name_or_path)
-        self.adapter_revision = fingerprint(adapter) if adapter else None
+        self._load = (lambda: model) if isinstance(model, nn.Module) else model
+        self.checkpoint = checkpoint or _checkpoint(model, adapter)
+
+    @cached_property
+    def loaded(self) -> PreTrainedModel:
+        """
+        The model, in its adapter's wrapper if it has one.
+
+        Raises:
+            ValueError: if it is not the one that was announced.
+        """
+        loaded = self._load()
+        found = _checkpoint(loaded, self.checkpoint.adapter)
+        if found != self.checkpoint:
+            raise ValueError(f"The model that was loaded is {found}, but its configs announce {self.checkpoint}")
+        return loaded
+
+    @cached_property
+    def generator(self) -> Generator:
+        return Generator(_without_adapter(self.loaded), self.processor, self.batch_size)
+
+    @property
+    def model(self) -> PreTrainedModel:
+        return self.generator.model
 
     def describe(self, variant: Variant) -> dict[str, Any]:
         """What the answers depend on beside the benchmark."""
+        checkpoint = self.checkpoint
         return {
-            "model": self.model.config.name_or_path,
-            "revision": self.revision,
-            "adapter": self.adapter,
-            "adapter_revision": self.adapter_revision,
-            "alpha": self.alpha if variant.alpha is None else variant.alpha,
+            **asdict(checkpoint),
+            "alpha": checkpoint.alpha if variant.alpha is None else variant.alpha,
             "num_frames": self.processor.num_frames,
-            "pooling_shape": list(variant.pooling_shape or self.pooling_shape),
-            "dtype": str(self.model.dtype).removeprefix("torch."),
+            "pooling_shape": list(variant.pooling_shape or checkpoint.pooling_shape),
             "chat_template": self.chat_template,
             "control": variant.control,
         }
@@ -122,29 +122,39 @@ class LocalModel:
         samples: Sequence[Sample],
         variants: Sequence[Variant],
         is_done: Callable[[Variant, Sample], bool],
+        take: Callable[[int], bool] = lambda piece: True,
     ) -> Iterator[tuple[Variant, list[tuple[Sample, Answer]]]]:
         """
-        Batch by batch, this process's share of the answers that are not there yet.
+        Batch by batch, the answers that are not there yet.
 
         The batches are made of all samples, done or not, and a batch of which one answer is missing runs whole: so
         that a run that was killed goes on to the very numbers of one that was not, whatever the number of processes.
+
+        Args:
+            take: Whether this process is the one to do a piece of the work, by its number.
         """
         encode = lru_cache(maxsize=None)(partial(self.encode, benchmark))  # each prompt once, for plan and variants
         lengths = [max(sum(map(len, encode(q, True))) for q in sample.questions) for sample in samples]
-        windows = plan(samples, lengths, self.batch_size)[self.rank :: self.world_size]
-        missing = [
-            [[v for v in variants if not all(is_done(v, sample) for sample in batch)] for batch in window]
-            for window in windows
-        ]
-        todo = [pair for pair in zip(windows, missing, strict=True) if any(pair[1])]
-        keys = [_clips(window, variants) for window, variants in todo]
-        decoded = iter(
-            ClipLoader(self.processor, [s for each in keys for s in each.values()], self.model.dtype, self.num_workers)
-        )
-        for (window, variants_of), sources in zip(todo, keys, strict=True):
-            clips = {key: self._next(decoded) for key in sources}
+        taken: deque[tuple[list[list[Sample]], list[list[Variant]], dict[Clip, Any]]] = deque()
+
+        def sources() -> Iterator[dict[str, Any]]:
+            """Is read ahead of the answers, and takes a window of batches where it begins to decode it."""
+            for piece, window in enumerate(plan(samples, lengths, self.batch_size)):
+                missing = [
+                    [v for v in variants if not all(is_done(v, sample) for sample in batch)] for batch in window
+                ]
+                if any(missing) and take(piece):
+                    clips = _clips(window, missing)
+                    taken.append((window, missing, clips))
+                    yield from clips.values()
+
+        dtype = getattr(torch, self.checkpoint.dtype)
+        decoded = self._timed(decode_clips(self.processor, sources(), dtype, self.num_workers))
+        for first in decoded:
+            window, missing, keys = taken.popleft()
+            clips = dict(zip(keys, [first, *islice(decoded, len(keys) - 1)], strict=True))
             features: dict[Clip, torch.Tensor] = {}
-            for place, (batch, batch_variants) in enumerate(zip(window, variants_of, strict=True)):
+            for place, (batch, batch_variants) in enumerate(zip(window, missing, strict=True)):
                 began = time.perf_counter()
                 results = list(self._answer_batch(benchmark, encode, batch, batch_variants, clips, features))
                 self.seconds.model += time.perf_counter() - began
@@ -153,14 +163,15 @@ class LocalModel:
                 still_asked = {sample.clip for later in window[place + 1 :] for sample in later}
                 features = {key: value for key, value in features.items() if key in still_asked}
 
-    def _next(self, decoded: Iterator[DecodedClip]) -> DecodedClip:
+    def _timed(self, decoded: Iterator[DecodedClip]) -> Iterator[DecodedClip]:
         began = time.perf_counter()
-        clip = next(decoded)
-        if clip.pixels is not None:
-            clip.pixels = clip.pixels.clone()  # out of the shared memory, of which each tensor keeps a file open
-        self.seconds.waited += time.perf_counter() - began
-        self.seconds.decode += clip.seconds
-        return clip
+        for clip in decoded:
+            if clip.pixels is not None:
+                clip.pixels = clip.pixels.clone()  # out of the shared memory, of which each tensor keeps a file open
+            self.seconds.waited += time.perf_counter() - began
+            self.seconds.decode += clip.seconds
+            yield clip
+            began = time.perf_counter()
 
     # --- prompts -----------------------------------------------------------------------------------------------------
 
@@ -207,11 +218,11 @@ class LocalModel:
             seen = [features[key][choose_frames(variant.control, len(features[key]), str(key))] for key in order]
             with self._set(variant):
                 prompts = [
-                    _Prompt(order[sample.clip], *encode(q, variant.control != "no_video"))
+                    Prompt(order[sample.clip], *encode(q, variant.control != "no_video"))
                     for sample in asked
                     for q in sample.questions
                 ]
-                texts = iter(self._generate(benchmark, prompts, seen) if prompts else ())
+                texts = iter(self.generator.answer(benchmark, prompts, seen) if prompts else ())
             answered = []
             for sample in batch:
                 clip = keys[sample.clip]
@@ -237,9 +248,9 @@ class LocalModel:
             yield
         finally:
             if variant.alpha is not None:
-                set_alpha(self.loaded, self.alpha)
+                set_alpha(self.loaded, self.checkpoint.alpha)
             if variant.pooling_shape is not None:
-                self.model.config.pooling_shape = list(self.pooling_shape)
+                self.model.config.pooling_shape = list(self.checkpoint.pooling_shape)
 
     def _encode_frames(self, pixels: torch.Tensor) -> torch.Tensor:
         """
@@ -248,62 +259,6 @@ class LocalModel:
         """
         return self.model.model.encode_frames(pixels.to(self.model.device)).last_hidden_state
 
-    def _generate(
-        self, benchmark: Benchmark, prompts: list[_Prompt], features: list[torch.Tensor]
-    ) -> list[tuple[str, bool]]:
-        """Greedy answers, each with whether it was cut off at the length limit."""
-        tokenizer, device = self.processor.tokenizer, self.model.device
-        pad = tokenizer.pad_token_id or 0
-        ids, mask = _pad_left([prompt.suffix for prompt in prompts], pad, device)
-        inputs: dict[str, Any] = {}
-        if prompts[0].prefix:
-            prefix_ids, prefix_mask, inputs["past_key_values"] = self._read_prefixes(prompts, features, pad)
-            ids, mask = torch.cat([prefix_ids, ids], dim=1), torch.cat([prefix_mask, mask], dim=1)
-        if benchmark.stop:
-            inputs.update(stop_strings=list(benchmark.stop), tokenizer=tokenizer)
-        output = self.model.generate(
-            input_ids=ids,
-            attention_mask=mask,
-            do_sample=False,
-            num_beams=1,
-            max_new_tokens=benchmark.max_new_tokens,
-            **inputs,
-        )[:, ids.shape[1] :]
-        texts = tokenizer.batch_decode(output, skip_special_tokens=True)
-        ends = torch.tensor(_as_list(self.model.generation_config.eos_token_id) + [pad], device=device)
-        at_limit = output.shape[1] == benchmark.max_new_tokens
-        results = []
-        for text, row in zip(texts, output, strict=True):
-            kept = min([text.index(stop) for stop in benchmark.stop if stop in text], default=len(text))
-            cut = at_limit and kept == len(text) and not torch.isin(row[-1], ends)
-            results.append((text[:kept].strip(), bool(cut)))
-        return results
-
-    def _read_prefixes(
-        self, prompts: list[_Prompt], features: list[torch.Tensor], pad: int
-    ) -> tuple[torch.Tensor, torch.Tensor, Any]:
-        """
-        What the prompts begin with, as token ids and mask `(prompts, tokens)`, and the language model's keys and
-        values of it: computed once for each clip, and repeated for the prompts about it.
-        """
-        device, video = self.model.device, self.processor.video_token_id
-        count = torch.Size(self.model.config.pooling_shape).numel()
-        rows = list(dict.fromkeys((prompt.clip, *prompt.prefix[:-1]) for prompt in prompts))
-        ids, mask = _pad_left([[*row[1:], *[video] * count] for row in rows], pad, device)
-        pooled = self.model.model.pool([features[row[0]] for row in rows])
-        cache = self.model(
-            input_ids=ids,
-            attention_mask=mask,
-            position_ids=(mask.cumsum(-1) - 1).clamp(min=0),
-            mm_encoder_outputs={"video": BaseModelOutputWithPooling(pooler_output=pooled)},
-            use_cache=True,
-            logits_to_keep=1,
-        ).past_key_values
-        places = torch.tensor([rows.index((prompt.clip, *prompt.prefix[:-1])) for prompt in prompts], device=device)
-        if places.tolist() != list(range(len(rows))):
-            cache.batch_select_indices(places)
-        return ids[places], mask[places], cache
-
 
 def _clips(batches: list[list[Sample]], variants: list[list[Variant]]) -> dict[Clip, dict[str, Any]]:
     """What has to be decoded, each clip once: the sources by their keys."""
@@ -311,46 +266,12 @@ def _clips(batches: list[list[Sample]], variants: list[list[Variant]]) -> dict[C
     return {sample.clip: sample.source for sample in wanted}
 
 
-def plan(samples: Sequence[Sample], lengths: Sequence[int], batch_size: int) -> list[list[list[Sample]]]:
-    """
-    Windows of batches. Questions about the same clip stay together; in a window they are sorted into batches whose
-    prompts, and as the references let expect whose answers, are of about the same length.
-
-    Args:
-        lengths: Of the samples' prompts, in tokens.
-        batch_size: The largest number of questions in a batch; one sample may have two.
-    """
-    by_clip: dict[Clip, list[int]] = {}
-    for index, sample in enumerate(samples):
-        by_clip.setdefault(sample.clip, []).append(index)
-    grouped = [index for indices in by_clip.values() for index in indices]
-    size = BATCHES_IN_WINDOW * batch_size
-    windows = []
-    for start in range(0, len(grouped), size):
-        window = sorted(
-            grouped[start : start + size],
-            key=lambda index: (lengths[index] // BUCKET, len(samples[index].reference.split()) >= SENTENCE),
-        )
-        windows.append(_batches([samples[index] for index in window], batch_size))
-    return windows
+def _without_adapter(model: PreTrainedModel) -> PreTrainedModel:
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
-def _batches(samples: list[Sample], batch_size: int) -> list[list[Sample]]:
-    batches: list[list[Sample]] = [[]]
-    for sample in samples:
-        if batches[-1] and sum(len(each.questions) for each in [*batches[-1], sample]) > batch_size:
-            batches.append([])
-        batches[-1].append(sample)
-    return batches
-
-
-def _pad_left(rows: list[list[int]], pad: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """Token ids of different lengths -> ids and mask, `(rows, tokens)`."""
-    tensors = [torch.tensor(row, device=device) for row in rows]
-    ids = pad_sequence(tensors, batch_first=True, padding_value=pad, padding_side="left")
-    masks = [torch.ones(len(row), dtype=torch.long, device=device) for row in rows]
-    return ids, pad_sequence(masks, batch_first=True, padding_side="left")
-
-
-def _as_list(value: int | list[int] | None) -> list[int]:
-    return [] if value is None else value if isinstance(value, list) else [value]
+def _checkpoint(model: PreTrainedModel, adapter: str | None) -> Checkpoint:
+    """Of a model that is loaded."""
+    alpha = next((lora.lora_alpha for lora in getattr(model, "peft_config", {}).values()), None)
+    plain = _without_adapter(model)
+    return Checkpoint.of(plain.config, str(plain.dtype).removeprefix("torch."), adapter, alpha)

@@ -3,9 +3,7 @@ A benchmark as declared data: a YAML file (`benchmarks/`), a function that reads
 answer is worth. `benchmarks/README.md` says how to declare one's own.
 """
 
-import hashlib
 import importlib.util
-import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, fields
 from functools import cached_property
@@ -15,10 +13,11 @@ from typing import Any
 import yaml
 
 from . import readers, scoring
-from .readers import Sample
+from .readers import Sample, digest
 
 DIRECTORY = Path(__file__).with_name("benchmarks")
 PROMPTS = Path(__file__).with_name("prompts.yaml")
+MOST = 0.95  # of the clips: where more cannot be read, it is the folder that is wrong, and not the clips
 GROUPS = {"videoqa": ["msvd_qa", "msrvtt_qa", "activitynet_qa", "tgif_qa"]}
 READERS = {name: getattr(readers, f"read_{name}") for name in ("mvbench", "vcgbench", "videoqa", "recaption", "rows")}
 # What a sample is worth by itself: a bool, or a number from 0 to 5. "judge" and "caption" are scored together
@@ -79,7 +78,8 @@ class Benchmark:
             data: A folder, or a dataset on the Hub that has one of this layout.
 
         Raises:
-            ValueError: if the folder has not what the benchmark needs; the message says what is missing.
+            ValueError: if the folder has not what the benchmark needs, or (nearly) none of its clips; the message says
+                what is missing.
         """
         read = READERS[self.read] if self.read in READERS else self._function(self.read)
         samples, counts = [], {}
@@ -97,7 +97,33 @@ class Benchmark:
         ids = {sample.id for sample in samples}
         if len(ids) != len(samples):
             raise ValueError(f"{self.title}: {len(samples)} samples have only {len(ids)} different ids")
+        for sample in samples if self.score == "judge" else ():
+            self.aspects(sample.task)
+        self._look_for_clips(samples)
         return samples
+
+    def aspects(self, task: str) -> list[str]:
+        """
+        What of a task's answers is judged. A task that rows name by their "type" is judged as those that are declared.
+
+        Raises:
+            ValueError: if these are judged in different ways.
+        """
+        if task in self.tasks:
+            return self.tasks[task]["judge"]
+        first, *others = (declared["judge"] for declared in self.tasks.values())
+        if any(other != first for other in others):
+            raise ValueError(f"{self.file}: which aspects of task {task!r} are judged? Declare it with its `judge`")
+        return first
+
+    def _look_for_clips(self, samples: list[Sample]) -> None:
+        videos = {sample.video for sample in samples}
+        missing = sorted(video for video in videos if "://" not in video and not Path(video).exists())
+        if len(missing) > MOST * len(videos):
+            raise ValueError(
+                f"{self.title}: {len(missing)} of its {len(videos)} clips are not there; looked for {missing[0]}. Do "
+                f"--data and `media` in {self.file} name the right folder?"
+            )
 
     @cached_property
     def rule(self) -> Callable[[Sample, str], bool | float] | None:
@@ -137,11 +163,6 @@ class Benchmark:
         return getattr(module, function)
 
 
-def digest(value: Any) -> str:
-    """A short name for a value that can be written as JSON: equal for equal values."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:12]
-
-
 def load_prompts(file: str | Path | None = None) -> dict[str, dict[str, str]]:
     """
     The wording of questions and judges; what `file` has comes in the place of ours.
@@ -176,6 +197,13 @@ def load_benchmark(name: str, prompts: dict[str, dict[str, str]]) -> Benchmark:
     required = {"title", "read", "score", "tasks"}
     if unknown := (values.keys() - allowed) | (required - values.keys()):
         raise ValueError(f"{file}: {sorted(unknown)} missing or unknown; needed are {sorted(required)}")
+    known = load_prompts()["judge"].keys() - {"system", "correction"}
+    for task, declared in values["tasks"].items() if values["score"] == "judge" else ():
+        if not declared.get("judge") or not known.issuperset(declared["judge"]):
+            raise ValueError(
+                f"{file}: `score: judge` needs to know what of task {task!r} is judged, as in `judge: [answer]`, of "
+                f"{sorted(known)}; it has {declared.get('judge')}"
+            )
     values["stop"] = tuple(values.get("stop", ()))
     wording = prompts.get(values.get("prompts"), {})
     return Benchmark(name=file.stem, file=file, **{"wording": wording, **values})

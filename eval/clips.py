@@ -2,7 +2,7 @@
 
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,34 +30,34 @@ class DecodedClip:
     seconds: float
 
 
-class ClipLoader:
-    """Decodes `sources`, dicts as the video processor takes them, in their order."""
-
-    def __init__(
-        self, processor: ProcessorMixin, sources: Sequence[dict[str, Any]], dtype: torch.dtype, num_workers: int
-    ):
-        self.processor, self.sources, self.dtype, self.num_workers = processor, sources, dtype, num_workers
-
-    def __iter__(self) -> Iterator[DecodedClip]:
-        workers = {"prefetch_factor": 8} if self.num_workers else {}
-        return iter(
-            DataLoader(
-                self,
-                sampler=range(len(self.sources)),
-                batch_size=None,
-                collate_fn=unchanged,
-                num_workers=self.num_workers,
-                worker_init_fn=end_with_parent,
-                **workers,
-            )
+def decode_clips(
+    processor: ProcessorMixin, sources: Iterable[dict[str, Any]], dtype: torch.dtype, num_workers: int
+) -> Iterator[DecodedClip]:
+    """Decodes `sources`, dicts as the video processor takes them, in their order. Of these a few are read ahead."""
+    workers = {"prefetch_factor": 8} if num_workers else {}
+    return iter(
+        DataLoader(
+            _Decoder(processor, dtype),
+            sampler=sources,
+            batch_size=None,
+            collate_fn=unchanged,
+            num_workers=num_workers,
+            worker_init_fn=end_with_parent,
+            **workers,
         )
+    )
 
-    def __getitem__(self, index: int) -> DecodedClip:
+
+class _Decoder:
+    def __init__(self, processor: ProcessorMixin, dtype: torch.dtype):
+        self.processor, self.dtype = processor, dtype
+
+    def __getitem__(self, source: dict[str, Any]) -> DecodedClip:
         began, pixels, error = time.perf_counter(), None, None
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", VideoTruncatedWarning)
             try:
-                processed = self.processor.video_processor(self.sources[index], return_tensors="pt")
+                processed = self.processor.video_processor(source, return_tensors="pt")
                 pixels = processed["pixel_values_videos"][0].to(self.dtype)
             except VideoDecodeError as problem:
                 error = str(problem)

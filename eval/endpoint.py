@@ -20,6 +20,7 @@ from .server import ChatServer
 from .variants import Variant, choose_frames
 
 TYPES = {".mp4": "mp4", ".webm": "webm", ".mkv": "x-matroska", ".mov": "quicktime", ".avi": "x-msvideo"}
+PIECE = 16  # requests that a process takes together
 FPS = 8  # of the clips made here, whose frames are spread over the part that is asked about
 
 
@@ -29,11 +30,10 @@ class Endpoint:
         server: What answers.
         num_frames: Of a clip that has to be made: a part of a file, a folder of images, a GIF, a control. Others are
             sent as they are, and the server samples them.
-        rank, world_size: Which of how many processes this is; they share the samples.
     """
 
-    def __init__(self, server: ChatServer, num_frames: int = 32, rank: int = 0, world_size: int = 1):
-        self.server, self.num_frames, self.rank, self.world_size = server, num_frames, rank, world_size
+    def __init__(self, server: ChatServer, num_frames: int = 32):
+        self.server, self.num_frames = server, num_frames
         self.seconds = Seconds()
         self._sampler = PllavaVideoProcessor()
 
@@ -57,13 +57,24 @@ class Endpoint:
         samples: Sequence[Sample],
         variants: Sequence[Variant],
         is_done: Callable[[Variant, Sample], bool],
+        take: Callable[[int], bool] = lambda piece: True,
     ) -> Iterator[tuple[Variant, list[tuple[Sample, Answer]]]]:
-        """One by one as they come, this process's share of the answers that are not there yet."""
-        mine = samples[self.rank :: self.world_size]
-        todo = [(variant, sample) for sample in mine for variant in variants if not is_done(variant, sample)]
-        for number, answer in self.server.map(lambda each: self._answer(benchmark, *each), todo):
-            variant, sample = todo[number]
-            yield variant, [(sample, answer)]
+        """
+        One by one as they come, the answers that are not there yet.
+
+        Args:
+            take: Whether this process is the one to do a piece of the work, by its number.
+        """
+        asked = [(variant, sample) for sample in samples for variant in variants]
+
+        def answer(place: int) -> Answer | None:
+            return self._answer(benchmark, *asked[place]) if take(place // PIECE) else None
+
+        todo = [place for place, (variant, sample) in enumerate(asked) if not is_done(variant, sample)]
+        for number, answered in self.server.map(answer, todo):
+            if answered is not None:
+                variant, sample = asked[todo[number]]
+                yield variant, [(sample, answered)]
 
     def _answer(self, benchmark: Benchmark, variant: Variant, sample: Sample) -> Answer:
         began = time.perf_counter()

@@ -9,18 +9,21 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
 from tqdm import tqdm
+from transformers import AutoTokenizer, Pipeline, pipeline
 
 from ..files import open_to_append, read_lines, to_lines
-from .benchmark import Benchmark, digest
+from .benchmark import Benchmark
+from .readers import digest
 from .results import Row, texts_of
 from .server import Messages, Reply
-from .verdicts import parse_verdict, response_format
+from .verdicts import NoVerdictError, parse_verdict, response_format
 
-ATTEMPTS = 3  # for a reply that can be read; requests that fail are tried again by the server's client
+NOTHING = dict.fromkeys(("asked", "asked_again", "from_cache", "prompt_tokens", "completion_tokens"), 0)
 LIMIT = 200  # tokens of a reply; a grade takes about ten
 
 
@@ -36,7 +39,8 @@ class Judge:
     """
     Args:
         chat: The model that judges.
-        prompts: The wording, by aspect; "system" goes before each of them.
+        prompts: The wording, by aspect; "system" goes before each of them, "correction" answers a reply that is no
+            grade.
         cache: A JSON Lines file of its replies.
         temperature: Of its sampling.
         price: US dollars for a million tokens of prompt, and of reply.
@@ -55,12 +59,12 @@ class Judge:
         self.chat, self.prompts, self.temperature = chat, prompts, temperature
         self.price, self.retry_failed = price, retry_failed
         self.cache_file, self.cache = cache, {row["key"]: row["reply"] for row in read_lines(cache)}
-        self.counts = {"asked": 0, "from_cache": 0, "prompt_tokens": 0, "completion_tokens": 0}
+        self.counts = dict(NOTHING)
 
     def describe(self, benchmark: Benchmark) -> dict[str, Any]:
         """Who judged, and how: scores are comparable only where this is equal."""
-        aspects = sorted({aspect for task in benchmark.tasks.values() for aspect in task["judge"]})
-        told = [self.prompts["system"], *(self.prompts[aspect] for aspect in aspects)]
+        aspects = sorted({aspect for task in benchmark.tasks for aspect in benchmark.aspects(task)})
+        told = [self.prompts[name] for name in ("system", "correction", *aspects)]
         return {"model": self.chat.model, "temperature": self.temperature, "prompts": digest(told)}
 
     def judge(self, benchmark: Benchmark, rows: Sequence[Row]) -> dict[str, Any]:
@@ -69,13 +73,14 @@ class Judge:
         grade. An answer that is empty, or that is not there, gets 0 without being shown.
 
         Returns:
-            What this took: grades that were asked for and those that were known, tokens, and cost in US dollars.
+            What this took: requests for grades, those of them that asked again after a reply that was no grade, grades
+            that were known, tokens, and cost in US dollars.
 
         Raises:
             ServerError: if the judge cannot be reached; what was judged until then stays.
         """
         identity = self.describe(benchmark)
-        self.counts = {"asked": 0, "from_cache": 0, "prompt_tokens": 0, "completion_tokens": 0}
+        self.counts = dict(NOTHING)
         open_grades = []
         for row in rows:
             if row.get("judge") != identity:
@@ -83,7 +88,7 @@ class Judge:
                     row.pop(name, None)
             row["judge"] = identity
             scores, errors = row.setdefault("scores", {}), row.setdefault("judge_errors", {})
-            for aspect in benchmark.tasks[row["task"]]["judge"]:
+            for aspect in benchmark.aspects(row["task"]):
                 if not all(text.strip() for text in texts_of(row["prediction"])):
                     _note(row, aspect, {"pred": "no", "score": 0})
                 elif aspect not in scores and (aspect not in errors or self.retry_failed):
@@ -102,24 +107,29 @@ class Judge:
 
     def _ask(self, grades: list[tuple[Row, str]]) -> None:
         with tqdm(total=len(grades), desc=f"Judging ({self.chat.model})", unit="grade", disable=not grades) as bar:
-            for _ in range(ATTEMPTS):
-                unread: list[tuple[Row, str]] = []
-                for aspect in dict.fromkeys(aspect for _, aspect in grades):
-                    of_aspect = [row for row, each in grades if each == aspect]
-                    unread += [(row, aspect) for row in self._ask_aspect(of_aspect, aspect, bar)]
-                grades = unread
-            bar.update(len(grades))
+            for aspect in dict.fromkeys(aspect for _, aspect in grades):
+                rows = [row for row, each in grades if each == aspect]
+                chats = [self.messages(row, aspect) for row in rows]
+                corrections = self._ask_aspect(rows, chats, aspect, bar)
+                asked = self.counts["asked"]
+                # Once more, but not the same: that would be paid for again, and answered alike
+                chats = [[*chats[place], *correction] for place, correction in corrections.items()]
+                rows = [rows[place] for place in corrections]
+                bar.update(len(self._ask_aspect(rows, chats, aspect, bar)))
+                self.counts["asked_again"] += self.counts["asked"] - asked
 
-    def _ask_aspect(self, rows: list[Row], aspect: str, bar: tqdm) -> list[Row]:
-        """Notes the grades of one aspect, and why there are none; gives the rows whose reply could not be read."""
-        chats = [self.messages(row, aspect) for row in rows]
-        keys = [self._key(messages) for messages in chats]
+    def _ask_aspect(self, rows: list[Row], chats: list[Messages], aspect: str, bar: tqdm) -> dict[int, Messages]:
+        """
+        Notes the grades of one aspect, and why there are none. Gives what corrects the replies that are no grade, by
+        their places.
+        """
+        keys = [self._key(self.messages(row, aspect)) for row in rows]  # a corrected chat is about the same grade
         missing = [place for place, key in enumerate(keys) if key not in self.cache]
         for place in set(range(len(rows))) - set(missing):
             _note(rows[place], aspect, parse_verdict(self.cache[keys[place]], aspect))
             self.counts["from_cache"] += 1
             bar.update()
-        unread = []
+        corrections = {}
         replies = self.chat.replies(
             [chats[place] for place in missing],
             temperature=self.temperature,
@@ -128,23 +138,29 @@ class Judge:
         )
         with open_to_append(self.cache_file) as lines:
             for number, reply in replies:
-                row, key = rows[missing[number]], keys[missing[number]]
+                place = missing[number]
+                row, key = rows[place], keys[place]
                 self.counts["asked"] += 1
                 self.counts["prompt_tokens"] += reply.prompt_tokens
                 self.counts["completion_tokens"] += reply.completion_tokens
                 try:
                     _note(row, aspect, _read_reply(reply, aspect))
+                except NoVerdictError as error:
+                    row["judge_errors"][aspect] = str(error)
+                    corrections[place] = self._correction(reply.text, error.reason)
+                    continue
                 except ValueError as error:
                     row["judge_errors"][aspect] = str(error)
-                    if reply.text is not None:
-                        unread.append(row)
-                        continue
                 else:
                     lines.write(to_lines([{"key": key, "reply": reply.text}]))
                     lines.flush()
                     self.cache[key] = reply.text
                 bar.update()
-        return unread
+        return corrections
+
+    def _correction(self, text: str, reason: str) -> Messages:
+        told = self.prompts["correction"].replace("{reason}", reason)
+        return [{"role": "assistant", "content": text}, {"role": "user", "content": told}]
 
     def messages(self, row: Row, aspect: str) -> Messages:
         """What the judge is told about one answer."""
@@ -177,7 +193,7 @@ def _read_reply(reply: Reply, aspect: str) -> dict[str, Any]:
     if reply.text is None:
         raise ValueError(reply.error)
     if not reply.is_whole:
-        raise ValueError(f"cut off at the length limit: {reply.text[:200]!r}")
+        raise NoVerdictError("it was cut off at the length limit", reply.text)
     return parse_verdict(reply.text, aspect)
 
 
@@ -192,17 +208,21 @@ class LocalChat:
     """
 
     def __init__(self, model: str, device: Any = None, batch_size: int = 8):
-        from transformers import pipeline
-
-        self.model, self.batch_size = model, batch_size
-        self.pipe = pipeline("text-generation", model, device=device)
-        if self.pipe.tokenizer.chat_template is None:
+        self.model, self.device, self.batch_size = model, device, batch_size
+        self.tokenizer = AutoTokenizer.from_pretrained(model, padding_side="left")
+        if self.tokenizer.chat_template is None:
             raise ValueError(f"{model} has no chat template: it is no model to talk with, and cannot judge")
-        if self.pipe.tokenizer.pad_token_id is None:
-            self.pipe.tokenizer.pad_token = self.pipe.tokenizer.eos_token
-        self.pipe.tokenizer.padding_side = "left"
+        if self.tokenizer.pad_token_id is None:
+            self.tokenizer.pad_token = self.tokenizer.eos_token
+
+    @cached_property
+    def pipe(self) -> Pipeline:
+        """Loaded for the first grade that is not known yet."""
+        return pipeline("text-generation", self.model, tokenizer=self.tokenizer, device=self.device)
 
     def replies(self, chats: Sequence[Messages], max_tokens: int = LIMIT, **_: Any) -> Iterator[tuple[int, Reply]]:
+        if not chats:
+            return
         outputs = self.pipe(
             (chat for chat in chats),
             batch_size=self.batch_size,
@@ -210,9 +230,8 @@ class LocalChat:
             do_sample=False,
             return_full_text=False,
         )
-        tokenizer = self.pipe.tokenizer
         for number, output in enumerate(outputs):
             text = output[0]["generated_text"]
-            size = len(tokenizer(text, add_special_tokens=False).input_ids)
-            prompt = tokenizer.apply_chat_template(chats[number], add_generation_prompt=True, return_dict=False)
+            size = len(self.tokenizer(text, add_special_tokens=False).input_ids)
+            prompt = self.tokenizer.apply_chat_template(chats[number], add_generation_prompt=True, return_dict=False)
             yield number, Reply(text, is_whole=size < max_tokens, prompt_tokens=len(prompt), completion_tokens=size)

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
+import shutil
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..files import VIDEO_SUFFIXES
+from huggingface_hub.utils import WeakFileLock
+
+from ..files import VIDEO_SUFFIXES, read_lines
 from ..loading import fetch
 from .scoring import LETTERS
 
@@ -56,6 +61,16 @@ class Sample:
         return {"path": self.video, **{name: value for name, value in bounds.items() if value is not None}}
 
 
+def digest(value: Any) -> str:
+    """A short name for a value that can be written as JSON: equal for equal values."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def digest_samples(samples: Iterable[Sample]) -> str:
+    """Of what is asked, in its order, and of what is right."""
+    return digest([[sample.id, sample.questions, sample.reference] for sample in samples])
+
+
 def find_folder(data: str, folder: str) -> Path:
     """
     Where a benchmark's files are: `data`/`folder`, or `data` itself if there is no such folder in it.
@@ -73,13 +88,33 @@ def find_folder(data: str, folder: str) -> Path:
 
 
 def _unpack(folder: Path) -> None:
-    """Unpacks each zip archive beside itself, once: a file that is written last says that it is done."""
-    for archive in sorted(folder.rglob("*.zip")):
-        done = archive.with_suffix(".zip.unpacked")
-        if not done.exists():
-            with zipfile.ZipFile(archive) as content:
-                content.extractall(archive.parent)  # which keeps to that folder, whatever names are inside
-            done.touch()
+    """
+    Unpacks each zip archive beside itself, once: a file that is written last says that it is done. One process does
+    it, and the others wait.
+    """
+    # Unlike a pattern, it passes over folders that another process moves away
+    files = (Path(inside, name) for inside, _, names in os.walk(folder) for name in names)
+    done = {file: file.with_suffix(".zip.unpacked") for file in sorted(files) if file.suffix == ".zip"}
+    if all(mark.exists() for mark in done.values()):
+        return
+    with WeakFileLock(folder / ".unpacking.lock"):
+        for archive, mark in done.items():
+            if not mark.exists():
+                _unpack_archive(archive)
+                mark.touch()
+
+
+def _unpack_archive(archive: Path) -> None:
+    """Each file appears whole: it is written under another name, and moved."""
+    beside = archive.with_suffix(".zip.partial")
+    shutil.rmtree(beside, ignore_errors=True)  # of a process that was killed
+    with zipfile.ZipFile(archive) as content:
+        content.extractall(beside)  # which keeps to that folder, whatever names are inside
+    for file in [path for path in beside.rglob("*") if path.is_file()]:
+        target = archive.parent / file.relative_to(beside)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        file.replace(target)
+    shutil.rmtree(beside)
 
 
 def read_json(file: Path) -> list[dict[str, Any]]:
@@ -181,11 +216,9 @@ def read_rows(root: Path, benchmark: Benchmark) -> Iterator[Sample]:
     """
     for name, task in benchmark.tasks.items():
         file = root / task["file"]
-        try:
-            lines = file.read_text(encoding="utf-8").splitlines()
-        except OSError as error:
-            raise ValueError(f"{file} cannot be read: {error}") from error
-        for number, row in enumerate(map(json.loads, lines)):
+        if not file.is_file():
+            raise ValueError(f"{file} cannot be read: there is no such file")
+        for number, row in enumerate(read_lines(file)):
             yield Sample(
                 id=str(row.get("id", f"{name}/{number}")),
                 task=row.get("type", name),

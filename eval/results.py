@@ -25,13 +25,14 @@ class Results:
         folder: Is made if need be.
         run: What the answers depend on; a folder takes the answers of one run only.
         rank: Of this process.
+        retry_failed: Take samples that could not be answered before for such as were not asked yet.
 
     Raises:
         ValueError: if the folder has the answers of another run; the message says in what they differ.
     """
 
-    def __init__(self, folder: Path, run: dict[str, Any], rank: int = 0):
-        self.folder, self.run = folder, run
+    def __init__(self, folder: Path, run: dict[str, Any], rank: int = 0, retry_failed: bool = False):
+        self.folder, self.run, self.retry_failed = folder, run, retry_failed
         self.predictions = folder / "predictions.jsonl"
         self._own = self.predictions if rank == 0 else folder / f"predictions-{rank}.jsonl"
         folder.mkdir(parents=True, exist_ok=True)
@@ -55,9 +56,9 @@ class Results:
                     rows[row["id"]] = row
         return rows
 
-    def has_answer(self, sample: Sample) -> bool:
-        """What could not be read before is tried again."""
-        return "error" not in self.rows.get(sample.id, {"error": ""})
+    def is_done(self, sample: Sample) -> bool:
+        row = self.rows.get(sample.id)
+        return row is not None and not (self.retry_failed and "error" in row)
 
     def append(self, rows: Sequence[Row]) -> None:
         """In one write; an error is noted once."""
@@ -105,6 +106,22 @@ def to_row(benchmark: Benchmark, sample: Sample, answer: Answer) -> Row:
     if answer.truncated:
         row["truncated"] = True
     return {**row, **_worth(benchmark, sample, answer)}
+
+
+def from_row(row: Row) -> tuple[Sample, Answer]:
+    """What `to_row` has made a line of."""
+    sample = Sample(
+        row["id"],
+        row["task"],
+        row["video"],
+        tuple(texts_of(row["question"])),
+        row["reference"],
+        tuple(row.get("options", ())),
+        row.get("start"),
+        row.get("end"),
+    )
+    texts = tuple(texts_of(row["prediction"]))
+    return sample, Answer(texts, row.get("error"), row.get("truncated", False), row.get("damaged"))
 
 
 def _worth(benchmark: Benchmark, sample: Sample, answer: Answer) -> dict[str, bool | float]:

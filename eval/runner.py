@@ -1,6 +1,7 @@
 """An evaluation from beginning to end: answers, judge, metrics, report."""
 
 import json
+import shutil
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -12,9 +13,10 @@ from tqdm import tqdm
 
 from ..files import replace_file
 from .answers import Answer, Seconds
-from .benchmark import Benchmark, digest
+from .benchmark import MOST, Benchmark
 from .judge import Judge
-from .readers import Sample
+from .processes import Shares, join_processes
+from .readers import Sample, digest_samples
 from .report import write_report
 from .results import Results, read_metrics, score_captions, to_row
 from .summary import environment, summarise
@@ -29,7 +31,7 @@ class Answerer(Protocol):
     def describe(self, variant: Variant) -> dict[str, Any]: ...
 
     def answers(
-        self, benchmark: Benchmark, samples: Sequence[Sample], variants: Sequence[Variant], is_done: Any
+        self, benchmark: Benchmark, samples: Sequence[Sample], variants: Sequence[Variant], is_done: Any, take: Any
     ) -> Iterator[tuple[Variant, list[tuple[Sample, Answer]]]]: ...
 
 
@@ -53,6 +55,7 @@ def evaluate(
     judge: Judge | None = None,
     limit: int | None = None,
     seed: int = 0,
+    retry_failed: bool = False,
 ) -> dict[str, dict[str, Any]]:
     """
     Evaluates a model on a benchmark: [`collect`], then in the main process [`conclude`]; see there.
@@ -66,8 +69,8 @@ def evaluate(
     Raises:
         ValueError: if the data are not there.
     """
-    collected = collect(benchmark, answerer, benchmark.samples(data, limit), out, variants, limit)
-    return conclude(collected, judge, seed) if PartialState().is_main_process else {}
+    collected = collect(benchmark, answerer, benchmark.samples(data, limit), out, variants, limit, retry_failed)
+    return conclude(collected, judge, seed) if join_processes().is_main_process else {}
 
 
 def collect(
@@ -77,6 +80,7 @@ def collect(
     out: str | Path,
     variants: Sequence[Variant] = (PLAIN,),
     limit: int | None = None,
+    retry_failed: bool = False,
 ) -> Collected:
     """
     Has a model answer a benchmark, but for what `out` has already. All processes take part.
@@ -88,25 +92,32 @@ def collect(
         out: Gets a folder with the benchmark's name, with the plain run's files and a folder for each other variant.
         variants: Ways to ask; they share decoded clips and the vision tower's work.
         limit: How many samples of each task these are, if not all.
+        retry_failed: Ask again where there was no answer before: the clip could not be read, or the server failed.
 
     Raises:
         ValueError: if `out` has the results of another run.
     """
-    state = PartialState()
+    state = join_processes()
     folder = Path(out) / benchmark.name
     results = {}
     for variant in variants:
         run = {
             "benchmark": benchmark.name,
             "prompts": benchmark.prompt_hash(),
-            "samples": digest([[sample.id, sample.questions, sample.reference] for sample in samples]),
+            "samples": digest_samples(samples),
             "limit": limit,
             **answerer.describe(variant),
         }
-        results[variant] = Results(folder / variant.name, run, state.process_index)
+        results[variant] = Results(folder / variant.name, run, state.process_index, retry_failed)
+    shares = Shares(folder / "shares")
+    if state.is_main_process:
+        shutil.rmtree(shares.folder, ignore_errors=True)  # of a run that was killed
+        shares.folder.mkdir()
     state.wait_for_everyone()  # all have read what is there before one of them adds to it
-    seconds = _answer(benchmark, answerer, samples, results, state)
+    seconds = _answer(benchmark, answerer, samples, results, shares, state)
     state.wait_for_everyone()
+    if state.is_main_process:
+        shutil.rmtree(shares.folder)
     return Collected(benchmark, folder, samples, results, seconds)
 
 
@@ -120,10 +131,19 @@ def conclude(collected: Collected, judge: Judge | None = None, seed: int = 0) ->
 
     Returns:
         The metrics by variant, as metrics.json has them.
+
+    Raises:
+        ValueError: if (nearly) nothing could be answered: that says something of the data, and nothing of the model.
     """
     benchmark, samples, metrics = collected.benchmark, collected.samples, {}
     for variant, result in collected.results.items():
         rows, judging = result.merge(samples), {}
+        failed = [row for row in rows if "error" in row]
+        if len(failed) > MOST * len(samples):
+            raise ValueError(
+                f"{benchmark.title}: {len(failed)} of {len(samples)} samples in {result.folder} have no answer; the "
+                f"first failed with: {failed[0]['error']}. Nothing is scored; --retry-failed tries them again"
+            )
         if benchmark.score == "caption":
             score_captions(rows)
             result.save()
@@ -152,10 +172,11 @@ def _answer(
     answerer: Answerer,
     samples: Sequence[Sample],
     results: dict[Variant, Results],
+    shares: Shares,
     state: PartialState,
 ) -> dict[str, float]:
     """Collects the answers that are missing; a bar shows how far, and how many of them are right. Gives the times."""
-    done = sum(result.has_answer(sample) for result in results.values() for sample in samples)
+    done = sum(result.is_done(sample) for result in results.values() for sample in samples)
     began, answered, right, failed = time.perf_counter(), 0, [], 0
     answerer.seconds = Seconds()
     total = len(samples) * len(results)
@@ -163,7 +184,7 @@ def _answer(
         total=total, initial=done, desc=benchmark.title, unit="answer", disable=not state.is_main_process
     ) as bar:
         for variant, answers in answerer.answers(
-            benchmark, samples, list(results), lambda variant, sample: results[variant].has_answer(sample)
+            benchmark, samples, list(results), lambda variant, sample: results[variant].is_done(sample), shares.take
         ):
             rows = [to_row(benchmark, sample, answer) for sample, answer in answers]
             results[variant].append(rows)
@@ -171,13 +192,21 @@ def _answer(
             failed += sum("error" in row for row in rows)
             right += [row["correct"] for row in rows if "correct" in row and variant == PLAIN]
             accuracy = {"accuracy": f"{sum(right) / len(right):.1%}"} if right else {}
-            bar.update(len(rows) * state.num_processes)  # the others go on at the same pace
+            bar.update(min(len(rows) * state.num_processes, total - bar.n))  # the others go on at about the same pace
             bar.set_postfix(failed=failed, **accuracy)
+    return times(answered, time.perf_counter() - began, answerer.seconds, state.num_processes)
+
+
+def times(
+    answered: int = 0, seconds: float = 0.0, parts: Seconds | None = None, processes: int = 1
+) -> dict[str, float]:
+    """What collecting answers took, as metrics.json has it; by default, of answers that were there."""
+    parts = parts or Seconds()
     return {
         "answered": answered,
-        "seconds": time.perf_counter() - began,
-        "model_seconds": answerer.seconds.model,
-        "decode_seconds": answerer.seconds.decode,
-        "waited_for_clips_seconds": answerer.seconds.waited,
-        "processes": state.num_processes,
+        "seconds": seconds,
+        "model_seconds": parts.model,
+        "decode_seconds": parts.decode,
+        "waited_for_clips_seconds": parts.waited,
+        "processes": processes,
     }

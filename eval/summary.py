@@ -101,7 +101,7 @@ def legacy_table(benchmark: Benchmark, rows: Sequence[Row]) -> dict[str, Any] | 
         return None
     verdicts = []
     for row in rows:
-        for aspect in benchmark.tasks[row["task"]]["judge"]:
+        for aspect in benchmark.aspects(row["task"]):
             score = row["scores"].get(aspect, 0)
             right = row.get("correct", False) if aspect == "answer" else score > 3
             verdicts.append((row["task"] if aspect == "answer" else aspect, right, score))

@@ -10,6 +10,14 @@ from typing import Any
 MAX_SCORE = 5
 
 
+class NoVerdictError(ValueError):
+    """A judge's reply is no verdict. `reason` says why, without the words of the reply."""
+
+    def __init__(self, reason: str, text: str):
+        super().__init__(f"no verdict, {reason}: {text[:200]!r}")
+        self.reason = reason
+
+
 def response_format(aspect: str) -> dict[str, Any]:
     """The JSON schema of a verdict, for servers that hold a model to it."""
     properties: dict[str, Any] = {"score": {"type": "integer", "minimum": 0, "maximum": MAX_SCORE}}
@@ -32,22 +40,23 @@ def parse_verdict(text: str, aspect: str) -> dict[str, Any]:
     fence around it is let pass.
 
     Raises:
-        ValueError: if it is anything else; the message quotes it.
+        NoVerdictError: if it is anything else; the message quotes it.
     """
-    problem = f"no verdict: {text[:200]!r}"
     content = re.sub(r"\A\s*```(?:json|python)?\s*\n(.*)\n\s*```\s*\Z", r"\1", text, flags=re.DOTALL).strip()
     try:
         verdict = json.loads(content if '"' in content else content.replace("'", '"'))
     except (json.JSONDecodeError, RecursionError) as error:
-        raise ValueError(problem) from error
+        raise NoVerdictError("it is not one JSON object", text) from error
     names = {"pred", "score"} if aspect == "answer" else {"score"}
     if not isinstance(verdict, dict) or verdict.keys() != names:
-        raise ValueError(problem)
+        raise NoVerdictError(f"it is not a JSON object with the keys {sorted(names)}", text)
     score = verdict["score"]
     if isinstance(score, bool) or not isinstance(score, (int, float)) or not math.isfinite(score):
-        raise ValueError(problem)
-    if not 0 <= score <= MAX_SCORE or verdict.get("pred", "yes") not in ("yes", "no"):
-        raise ValueError(problem)
+        raise NoVerdictError('its "score" is not a number', text)
+    if not 0 <= score <= MAX_SCORE:
+        raise NoVerdictError(f'its "score" is not from 0 to {MAX_SCORE}', text)
+    if verdict.get("pred", "yes") not in ("yes", "no"):
+        raise NoVerdictError('its "pred" is neither "yes" nor "no"', text)
     return verdict
 
 

@@ -6,6 +6,7 @@ import random
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -138,3 +139,13 @@ def write_all(data: Path) -> Path:
         write_videoqa(data, name)
     write_inter4k(data)
     return data
+
+
+def metrics(folder: Path) -> dict[str, Any]:
+    """What a run has written of its figures."""
+    return json.loads((folder / "metrics.json").read_text())
+
+
+def lines(folder: Path) -> list[dict[str, Any]]:
+    """What a run has written of its answers."""
+    return [json.loads(line) for line in (folder / "predictions.jsonl").read_text().splitlines()]

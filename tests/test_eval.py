@@ -2,21 +2,18 @@
 
 import json
 import os
-import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
-import zipfile
 from pathlib import Path
 
 import benchmark_folders
 import pytest
 import yaml
-from benchmark_folders import VIDEOQA_FILES, Clips, benchmark, write_json, write_mvbench
+from benchmark_folders import VIDEOQA_FILES, benchmark, lines, metrics, write_json, write_mvbench
 from chat_server import Reply, chat_server
-from local_hub import local_hub
 from PIL import Image
 from ports import free_port
 from transformers import AutoProcessor, pipeline
@@ -33,12 +30,11 @@ from pllava.eval import (
     compare,
     evaluate,
     load_benchmark,
-    load_benchmarks,
     load_prompts,
     parse_sweep,
 )
-from pllava.eval.answers import plan
-from pllava.eval.readers import Sample, find_video
+from pllava.eval.batches import plan
+from pllava.eval.readers import Sample
 from pllava.eval.results import Results
 from pllava.eval.variants import choose_frames
 from pllava.files import to_lines
@@ -74,14 +70,6 @@ def run(*arguments, launch=(), **environment):
     command = [sys.executable, *launch, "-m", "pllava.eval", *map(str, arguments)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
     return subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
-
-
-def metrics(folder):
-    return json.loads((folder / "metrics.json").read_text())
-
-
-def lines(folder):
-    return [json.loads(line) for line in (folder / "predictions.jsonl").read_text().splitlines()]
 
 
 # --- whole benchmarks ------------------------------------------------------------------------------------------------
@@ -134,12 +122,6 @@ def test_broken_clips_stay_in_the_denominator(nano, tmp_path):
     assert found["per_task"][broken[0].task]["coverage"] == 0.5
     assert not {"legacy", "accuracy_legacy"} & found.keys()  # nano names no letters, which are all that it looks for
     assert "2 unreadable" in (tmp_path / "out" / "mvbench" / "report.md").read_text()
-    # Mended, they alone are done again
-    for sample in broken:
-        Path(sample.video).unlink(missing_ok=True)
-        Clips(tmp_path / "data" / "made").write(Path(sample.video), 0)
-    (found,) = evaluate(benchmark("mvbench"), local(nano), str(tmp_path / "data"), tmp_path / "out").values()
-    assert (found["coverage"], found["time"]["answered"]) == (1.0, 2)
 
 
 def test_nano_is_right_about_its_world(nano, world, tmp_path):
@@ -243,7 +225,7 @@ def test_what_another_process_mended_counts(tmp_path):
     (tmp_path / "predictions-1.jsonl").write_text(to_lines([right_a, broken_b]))
     samples = [Sample(name, "t", "v.mp4", ("What?",)) for name in "ab"]
     results = Results(tmp_path, {})
-    assert all(results.has_answer(sample) for sample in samples)
+    assert all(results.is_done(sample) for sample in samples)
     assert results.merge(samples) == [right_a, right_b] == lines(tmp_path)
 
 
@@ -396,148 +378,6 @@ def test_answers_that_reach_the_limit_and_stop_words(nano, world, tmp_path):
     evaluate(load_benchmark(str(file), {}), local(nano), str(world), tmp_path / "stop")
     for row in lines(tmp_path / "stop" / "mine"):
         assert "e" not in row["prediction"] and "truncated" not in row
-
-
-# --- data ------------------------------------------------------------------------------------------------------------
-
-
-def test_data_from_the_hub(nano, data, tmp_path, monkeypatch):
-    """A dataset whose files are in the original's layout, the clips in a zip archive."""
-    repository = tmp_path / "hub" / "datasets" / "someone" / "videoqa"
-    source = data / "VideoQA" / "MSVD_Zero_Shot_QA"
-    repository.mkdir(parents=True)
-    for name in ("test_q.json", "test_a.json"):
-        (repository / name).write_text((source / name).read_text())
-    with zipfile.ZipFile(repository / "videos.zip", "w") as archive:
-        for clip in (source / "videos").iterdir():
-            archive.write(clip, f"videos/{clip.name}")
-    program = (
-        "import sys; sys.path.insert(0, sys.argv[1]); from benchmark_folders import benchmark\n"
-        "for _ in range(2): print(*(s.video for s in benchmark('msvd_qa').samples('someone/videoqa')))"
-    )
-    with local_hub(tmp_path / "hub") as address:
-        environment = {"HF_ENDPOINT": address, "HF_HUB_OFFLINE": "0", "HF_HOME": str(tmp_path / "home")}
-        finished = subprocess.run(
-            [sys.executable, "-c", program, str(Path(__file__).parent)],
-            env={**os.environ, **environment},
-            capture_output=True,
-            text=True,
-        )
-    assert finished.returncode == 0, finished.stderr
-    videos = finished.stdout.split()
-    assert len(videos) == 8 and all(Path(video).is_file() for video in videos)
-
-
-def test_clips_are_found_whatever_their_suffix(tmp_path):
-    for name in ("a.gif", "a.mp4", "v_b.webm", "c.txt"):
-        (tmp_path / name).touch()
-    assert find_video(tmp_path, "a") == str(tmp_path / "a.mp4")
-    assert find_video(tmp_path, "a.gif") == str(tmp_path / "a.gif")
-    assert find_video(tmp_path, "b", "v_b") == str(tmp_path / "v_b.webm")
-    assert find_video(tmp_path, "c", "v_c") == str(tmp_path / "c")  # is not there, and will be reported
-
-
-def test_clips_are_found_wherever_they_are(tmp_path):
-    """TGIF-QA's in a folder of another name than the original has."""
-    root = benchmark_folders.write_videoqa(tmp_path, "tgif_qa")
-    (root / "videos_mp4").rename(root / "gifs")
-    assert all(Path(sample.video).is_file() for sample in benchmark("tgif_qa").samples(str(tmp_path)))
-    assert all(Path(sample.video).is_file() for sample in benchmark("tgif_qa").samples(str(root)))
-
-
-def test_the_page_on_ones_own_benchmark(nano, tmp_path):
-    """What it shows is declared, read and scored."""
-    page = (Path(pllava.__file__).parent / "eval" / "benchmarks" / "README.md").read_text()
-    declaration, functions = (re.search(rf"```{kind}\n(.*?)```", page, re.DOTALL)[1] for kind in ("yaml", "python"))
-    Clips(tmp_path / "made").write(tmp_path / "clips" / "a.mp4", 0)
-    (tmp_path / "sports.yaml").write_text(declaration)
-    row = {"video": "a.mp4", "question": "What?", "answer": "one", "options": ["two", "one"], "start": 0.5, "end": 2}
-    (tmp_path / "questions.jsonl").write_text(to_lines([{**row, "type": "easy"}, row]))
-    declared = load_benchmark(str(tmp_path / "sports.yaml"), load_prompts())
-    (found,) = evaluate(declared, local(nano), str(tmp_path), tmp_path / "out").values()
-    assert found["coverage"] == 1 and found["per_task"].keys() == {"easy", "all"}
-    (tmp_path / "sports.py").write_text(functions)
-    (tmp_path / "other.yaml").write_text(
-        declaration.replace("rows ", "sports.py:read ").replace("multiple_choice ", "sports.py:score ")
-    )
-    (tmp_path / "list.txt").write_text("clips/a.mp4\tHow many shapes are there in all?\tt\n")
-    declared = load_benchmark(str(tmp_path / "other.yaml"), load_prompts())
-    (found,) = evaluate(declared, local(nano), str(tmp_path), tmp_path / "out").values()
-    assert found["accuracy"] in (0, 1) and found["per_task"].keys() == {"sports"}
-
-
-def test_a_benchmark_of_ones_own(nano, tmp_path):
-    Clips(tmp_path / "made").write(tmp_path / "clips" / "1.mp4", 0)
-    (tmp_path / "list.txt").write_text("1.mp4\tHow many shapes are there in all?\n")
-    (tmp_path / "mine.yaml").write_text(
-        "title: My clips\nread: mine.py:read\nscore: mine.py:score\ntasks: {counting: {file: list.txt}}\n"
-    )
-    (tmp_path / "mine.py").write_text(
-        "from pllava.eval import Sample\n\n\n"
-        "def read(root, benchmark):\n"
-        "    for line in (root / benchmark.tasks['counting']['file']).read_text().splitlines():\n"
-        "        video, question = line.split('\\t')\n"
-        "        yield Sample(video, 'counting', str(root / 'clips' / video), (question,))\n\n\n"
-        "def score(sample, answer):\n"
-        "    return 5.0 if answer in ('one', 'two', 'three') else 0.0\n"
-    )
-    (declared,) = load_benchmarks(str(tmp_path / "mine.yaml"), load_prompts())
-    (found,) = evaluate(declared, local(nano), str(tmp_path), tmp_path / "out").values()
-    assert (found["score"], found["coverage"]) == (5.0, 1.0)
-    assert lines(tmp_path / "out" / "mine")[0]["score"] == 5.0
-
-
-def test_scores_of_ones_own_and_broken_clips(nano, tmp_path):
-    """They are in the denominator of a score, as 0, as they are in that of an accuracy."""
-    Clips(tmp_path / "made").write(tmp_path / "a.mp4", 0)
-    row = {"question": "What?", "answer": "one"}
-    (tmp_path / "questions.jsonl").write_text(to_lines([{**row, "video": "a.mp4"}, {**row, "video": "gone.mp4"}]))
-    (tmp_path / "mine.yaml").write_text(
-        "title: Mine\nread: rows\nscore: mine.py:score\ntasks: {all: {file: questions.jsonl}}\n"
-    )
-    (tmp_path / "mine.py").write_text("def score(sample, answer):\n    return 4.0\n")
-    (found,) = evaluate(load_benchmark(str(tmp_path / "mine.yaml"), {}), local(nano), str(tmp_path), tmp_path).values()
-    assert (found["score"], found["coverage"]) == (2.0, 0.5) and "accuracy" not in found
-    (tmp_path / "mine.py").write_text("def score(sample, answer):\n    return 'good'\n")
-    with pytest.raises(ValueError, match="gives a str, not a bool or a number"):
-        evaluate(load_benchmark(str(tmp_path / "mine.yaml"), {}), local(nano), str(tmp_path), tmp_path / "other")
-
-
-def test_answers_that_are_no_options(tmp_path):
-    write_mvbench(tmp_path, per_task=1)
-    file = tmp_path / "MVBench" / "json" / "action_count.json"
-    write_json(file, [{**row, "answer": "something else"} for row in json.loads(file.read_text())])
-    with pytest.raises(ValueError, match="MVBench, Action Count/0: the answer 'something else' is not among"):
-        benchmark("mvbench").samples(str(tmp_path))
-
-
-@pytest.mark.parametrize(
-    ("text", "problem"),
-    [
-        ("title: x\nread: rows\nscore: exact\n", "'tasks'"),
-        ("title: x\nread: rows\nscore: exact\ntasks: {}\ncolour: red\n", "'colour'"),
-        ("title: x\nread: nothing\nscore: exact\ntasks: {}\n", "'nothing' is neither"),
-        ("title: x\nread: gone.py:read\nscore: exact\ntasks: {}\n", "gone.py"),
-    ],
-)
-def test_declarations_that_cannot_be(tmp_path, text, problem):
-    (tmp_path / "mine.yaml").write_text(text)
-    with pytest.raises(ValueError, match=problem):
-        load_benchmark(str(tmp_path / "mine.yaml"), {}).samples(str(tmp_path))
-
-
-def test_data_that_are_not_there(tmp_path):
-    with pytest.raises(ValueError, match="no such benchmark; there are activitynet_qa, inter4k, .*mvbench"):
-        load_benchmark("mvbanch", {})
-    with pytest.raises(ValueError, match=r"action_sequence.json cannot be read"):
-        benchmark("mvbench").samples(str(tmp_path))
-    write_json(tmp_path / "test_q.json", [{"question_id": 1, "video_name": "a", "question": "?"}])
-    write_json(tmp_path / "test_a.json", [{"question_id": 2, "answer": "x"}])
-    with pytest.raises(ValueError, match="has no answer to question 1"):
-        benchmark("msvd_qa").samples(str(tmp_path))
-    finished = run("nano", "--benchmark", "msvd_qa", "--data", tmp_path, "--out", tmp_path / "out")
-    assert finished.returncode == 1
-    assert finished.stderr.strip().splitlines()[-1].startswith("Error: ") and "Traceback" not in finished.stderr
 
 
 # --- judged, and compared --------------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """Judges, behind a real server that misbehaves in all ways that servers do, and a real model."""
 
 import json
+import re
 import time
 from collections import Counter
 
@@ -37,7 +38,7 @@ def qa_rows(*predictions):
 
 def said(request):
     """The answer that a judge was shown."""
-    return json.loads(request["messages"][-1]["content"])["answer"]
+    return json.loads(request["messages"][1]["content"])["answer"]
 
 
 def judge_at(url, tmp_path, **options):
@@ -90,11 +91,36 @@ def test_whatever_the_server_does_the_counts_are_right(tmp_path):
     assert not {"", "   "} & {said(request) for request in stub.requests}
     assert spent["from_cache"] == 0
     unread = ["garbage", "seven", "half a verdict", injection]
-    assert spent["asked"] == 2 + 3 * len(unread) + 5  # three times what could not be read
+    assert (spent["asked"], spent["asked_again"]) == (2 + 2 * len(unread) + 5, len(unread))
     counts = Counter(map(said, stub.requests))
-    assert [counts[each] for each in unread] == [3] * 4
+    assert [counts[each] for each in unread] == [2] * 4
     assert counts["busy"] == counts["error"] == counts["half a body"] == 6  # the client tries six times
     assert counts["nothing"] == 1 and counts["refused"] == 2  # once more without a schema
+
+
+@pytest.mark.parametrize(
+    ("reply", "problem"),
+    [
+        (Reply("Quite good, {I would say}."), "not one JSON object"),
+        (Reply('{"score": 4}'), r"the keys \['pred', 'score'\]"),
+        (Reply('{"pred": "yes", "score": 7}'), '"score" is not from 0 to 5'),
+        (Reply('{"pred": "maybe", "score": 3}'), '"pred" is neither "yes" nor "no"'),
+        (Reply('{"pred": "yes", "sc', finish_reason="length"), "length limit"),
+    ],
+)
+def test_what_is_no_grade_is_asked_again_with_what_is_wrong(tmp_path, reply, problem):
+    """Once; the grade is kept for the answer, so that it is not asked for again."""
+    with chat_server(lambda request: yes(3) if len(request["messages"]) > 2 else reply) as (url, stub):
+        rows = qa_rows(*"abcde")
+        spent = judge_at(url, tmp_path).judge(benchmark("msvd_qa"), rows)
+        assert [row["score"] for row in rows] == [3] * 5
+        assert (spent["asked"], spent["asked_again"], len(stub.requests)) == (10, 5, 10)
+        first, second = ([r["messages"] for r in stub.requests if said(r) == "a"][place] for place in (0, 1))
+        assert second[:2] == first and second[2] == {"role": "assistant", "content": reply.text}
+        assert second[3]["role"] == "user" and re.search(problem, second[3]["content"])
+        assert reply.text not in second[3]["content"]  # which may repeat what the answer tells the judge to do
+        again = judge_at(url, tmp_path).judge(benchmark("msvd_qa"), qa_rows(*"abcde"))
+        assert (again["asked"], again["asked_again"], again["from_cache"]) == (0, 0, 5)
 
 
 def test_a_server_that_takes_too_long(tmp_path):
@@ -176,7 +202,7 @@ def test_failures_are_asked_again_when_told_to(tmp_path):
         assert "judge_errors" in rows[1] and len(stub.requests) == asked
         judge_at(url, tmp_path, retry_failed=True).judge(benchmark("msvd_qa"), rows)
     assert rows[1]["correct"] and "judge_errors" not in rows[1]
-    assert len(stub.requests) == asked + 1
+    assert len(stub.requests) == asked + 1 and asked == 3
 
 
 def test_another_judge_judges_anew(tmp_path):
@@ -315,6 +341,9 @@ def test_a_local_judge(parrot, tmp_path):
     assert [row["correct"] for row in rows] == [True, True, False]
     assert spent["asked"] == 2 and spent["completion_tokens"] > 0
     assert rows[0]["judge"]["model"] == str(parrot)
+    again = LocalChat(str(parrot), "cpu")
+    spent = Judge(again, PROMPTS, tmp_path / "cache.jsonl").judge(benchmark("msvd_qa"), qa_rows("a cat", "a kitten"))
+    assert spent["from_cache"] == 2 and "pipe" not in vars(again)  # not even loaded
 
 
 def test_a_local_model_that_cannot_talk(parrot, tmp_path):

@@ -1,0 +1,189 @@
+"""A second run over the same results: what is there is not done again, and what failed only when that is asked for."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+from benchmark_folders import benchmark, lines, metrics, write_videoqa
+from chat_server import Reply, chat_server
+from transformers import AutoProcessor
+from typer.testing import CliRunner
+
+import pllava
+from pllava.eval import PLAIN, Checkpoint, LocalModel, Variant, evaluate, load_benchmark
+from pllava.files import to_lines
+from pllava.nano.data import render
+from pllava_cli import app
+
+VARIANTS = [PLAIN, Variant("no_video", control="no_video")]
+
+
+@pytest.fixture(scope="module")
+def nano():
+    return LocalModel(pllava.load_model(pllava.NANO), AutoProcessor.from_pretrained(pllava.NANO), num_workers=0)
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("world")
+    render(folder, clips=4, seed=3)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def unbroken(nano, world, tmp_path_factory):
+    out = tmp_path_factory.mktemp("unbroken")
+    evaluate(benchmark("nano"), nano, str(world), out, VARIANTS)
+    return out / "nano"
+
+
+def content(folder):
+    return {file.relative_to(folder): file.read_bytes() for file in folder.rglob("*.json*")}
+
+
+def invoke(*arguments):
+    return CliRunner().invoke(app, ["eval", "--workers", "0", *map(str, arguments)])
+
+
+def never(*_, **__):
+    raise AssertionError("nothing is missing: no model is needed")
+
+
+def test_where_nothing_is_missing_no_model_is_loaded(nano, world, unbroken, tmp_path, monkeypatch):
+    """What the answers depend on is read from the configs, as it will be once the model is loaded."""
+    for variant in VARIANTS:
+        unloaded = LocalModel(never, nano.processor, checkpoint=Checkpoint.read(pllava.NANO))
+        assert unloaded.describe(variant) == nano.describe(variant)
+    shutil.copytree(unbroken, tmp_path / "nano")
+    before = content(tmp_path)
+    monkeypatch.setattr(pllava, "load_model", never)
+    finished = invoke("nano", "--data", world, "--out", tmp_path)
+    assert finished.exit_code == 0, finished.output
+    assert content(tmp_path) == before
+    with (tmp_path / "nano" / "predictions.jsonl").open("r+b") as file:
+        file.truncate(2000)
+    assert isinstance(invoke("nano", "--data", world, "--out", tmp_path).exception, AssertionError)
+
+
+def test_a_model_that_is_not_the_announced_one_is_refused(nano, world, tmp_path):
+    other = Checkpoint.read(pllava.NANO, dtype="bfloat16")
+    model = LocalModel(lambda: nano.loaded, nano.processor, num_workers=0, checkpoint=other)
+    with pytest.raises(ValueError, match="dtype='float32'.*announce.*dtype='bfloat16'"):
+        evaluate(benchmark("nano"), model, str(world), tmp_path)
+
+
+def test_what_failed_is_tried_again_only_on_request(nano, world, unbroken, tmp_path, monkeypatch):
+    """And to the very answers of a run in which nothing failed."""
+    shutil.copytree(world, tmp_path / "world")
+    clip = next((tmp_path / "world" / "clips").iterdir())
+    whole = clip.read_bytes()
+    clip.write_bytes(b"this is no video")
+    arguments = (benchmark("nano"), nano, str(tmp_path / "world"), tmp_path / "out", VARIANTS)
+    found = evaluate(*arguments)[""]
+    failed = found["unreadable"]
+    assert 0 < failed == found["expected"] - found["evaluated"]
+    clip.write_bytes(whole)
+    before = lines(tmp_path / "out" / "nano")
+    with monkeypatch.context() as context:
+        context.setattr(nano.generator, "answer", never)
+        evaluate(*arguments)
+    assert lines(tmp_path / "out" / "nano") == before
+    found = evaluate(*arguments, retry_failed=True)[""]
+    assert (found["coverage"], found["time"]["answered"]) == (1.0, len(VARIANTS) * failed)
+
+    def answers(folder):
+        return [{**row, "video": Path(row["video"]).name} for row in lines(folder)]
+
+    for variant in VARIANTS:
+        assert answers(tmp_path / "out" / "nano" / variant.name) == answers(unbroken / variant.name)
+
+
+def test_where_nearly_nothing_can_be_read_nothing_is_scored(nano, world, tmp_path):
+    shutil.copytree(world, tmp_path / "world")
+    for clip in (tmp_path / "world" / "clips").iterdir():
+        clip.write_bytes(b"version https://git-lfs.github.com/spec/v1")
+    finished = invoke("nano", "--data", tmp_path / "world", "--out", tmp_path / "out")
+    rows = lines(tmp_path / "out" / "nano")
+    assert finished.exit_code == 1
+    assert f"{len(rows)} of {len(rows)} samples in {tmp_path / 'out' / 'nano'} have no answer" in finished.stderr
+    assert rows[0]["error"] in finished.stderr and "--retry-failed" in finished.stderr
+    assert not (tmp_path / "out" / "nano" / "metrics.json").exists()
+
+
+# --- scored again ----------------------------------------------------------------------------------------------------
+
+
+def test_rescoring_needs_no_model_and_no_data(unbroken, tmp_path, monkeypatch):
+    """Answers that are right, or that were judged, stay what they are; what stands beside them is made anew."""
+    monkeypatch.setattr(pllava, "load_model", never)
+    shutil.copytree(unbroken, tmp_path / "nano")
+    before, found = lines(unbroken), metrics(unbroken)
+    for folder in (tmp_path / "nano", tmp_path / "nano" / "no_video"):
+        (folder / "predictions.jsonl").write_text(to_lines({**row, "correct": False} for row in lines(folder)))
+    finished = invoke("--rescore", tmp_path)
+    assert finished.exit_code == 0, finished.output
+    assert lines(tmp_path / "nano") == before
+    again = metrics(tmp_path / "nano")
+    assert again == found
+    assert lines(tmp_path / "nano" / "no_video") == lines(unbroken / "no_video")
+    assert (tmp_path / "nano" / "report.md").read_text() == (unbroken / "report.md").read_text()
+
+
+def test_rescoring_by_a_rule_that_changed(nano, world, tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text(
+        yaml.safe_dump(
+            {"title": "Mine", "read": "rows", "score": "mine.py:score", "tasks": {"all": {"file": "questions.jsonl"}}}
+        )
+    )
+    (tmp_path / "mine.py").write_text("def score(sample, answer):\n    return 1.0\n")
+    evaluate(load_benchmark(str(file), {}), nano, str(world), tmp_path / "out")
+    (tmp_path / "mine.py").write_text("def score(sample, answer):\n    return sample.reference in answer\n")
+    finished = invoke("--rescore", tmp_path / "out" / "mine", "--benchmark", file)
+    assert finished.exit_code == 0, finished.output
+    found = metrics(tmp_path / "out" / "mine")
+    assert found["accuracy"] > 0.5 and "score" not in found
+
+
+def test_saved_answers_are_judged(nano, tmp_path):
+    write_videoqa(tmp_path, "msvd_qa")
+    evaluate(benchmark("msvd_qa"), nano, str(tmp_path), tmp_path / "out")
+    shutil.rmtree(tmp_path / "VideoQA")
+    first = lines(tmp_path / "out" / "msvd_qa")[0]["question"]
+    unclear = True
+
+    def answer(request):
+        is_first = json.loads(request["messages"][1]["content"])["question"] == first
+        return Reply("hm" if unclear and is_first else json.dumps({"pred": "yes", "score": 4}))
+
+    with chat_server(answer) as (url, stub):
+        judge = ["--judge", "stub", "--judge-endpoint", url]
+        for more, judged, asked in (([], 3, 5), ([], 3, 0), (["--retry-failed"], 4, 1)):
+            finished = invoke("--rescore", tmp_path / "out", *judge, *more)
+            assert finished.exit_code == 0, finished.output
+            found = metrics(tmp_path / "out" / "msvd_qa")
+            assert (found["evaluated"], found["judge_failed"], found["judge"]["asked"]) == (judged, 4 - judged, asked)
+            unclear = False
+    assert len(stub.requests) == 6
+
+
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        (["nano", "--data", "x", "--controls"], "leave MODEL, --data, --controls out"),
+        ([], "has not all answers of its run"),
+    ],
+)
+def test_what_cannot_be_rescored(unbroken, tmp_path, arguments, problem):
+    shutil.copytree(unbroken, tmp_path / "nano")
+    rows = lines(unbroken)
+    (tmp_path / "nano" / "predictions.jsonl").write_text(to_lines(rows[:-1]))
+    finished = invoke(*arguments, "--rescore", tmp_path / "nano")
+    assert finished.exit_code == 1 and problem in finished.stderr
+    assert lines(tmp_path / "nano") == rows[:-1]
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    finished = invoke("--rescore", empty)
+    assert finished.exit_code == 1 and "has no results" in finished.stderr
