@@ -107,7 +107,9 @@ def test_what_a_server_fails_at_is_counted_and_tried_again(data, tmp_path, monke
         assert found["coverage"] == 1 - failing / 4
         broken.clear()
         before = len(stub.requests)
-        found = evaluate(benchmark("msvd_qa"), server(url), str(data), tmp_path)[""]
+        evaluate(benchmark("msvd_qa"), server(url), str(data), tmp_path)
+        assert len(stub.requests) == before
+        found = evaluate(benchmark("msvd_qa"), server(url), str(data), tmp_path, retry_failed=True)[""]
         assert found["coverage"] == 1 and len(stub.requests) == before + failing
 
 
