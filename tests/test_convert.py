@@ -259,7 +259,7 @@ def test_llava_of_each_text_model(tmp_path, family):
         # one frame, pooled to the tower's own grid: the tokens that LLaVA has for a picture
         torch.manual_seed(0)
         features = torch.randn(1, 3, 56, 56)
-        model.model.multi_modal_projector.pooling_shape = (1, 4, 4)
+        model.config.pooling_shape = [1, 4, 4]
         pooled = model.get_image_features(features).pooler_output
         patches = llava.model.vision_tower(features, output_hidden_states=True).hidden_states[-2][:, 1:]
         torch.testing.assert_close(pooled, llava.model.multi_modal_projector(patches), rtol=0, atol=1e-5)

@@ -455,7 +455,7 @@ def test_comparing_changes_no_file(unbroken, tmp_path):
     file = copy / "predictions.jsonl"
     file.write_bytes(file.read_bytes().rstrip())
     before = file.read_bytes()
-    _, differences = compare(unbroken, copy)["nano"]
+    differences = compare(unbroken, copy)["nano"].differences
     assert differences[-1].samples == len(lines(unbroken))
     assert file.read_bytes() == before
 

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from jinja2 import nodes
 from layouts import IMAGE_BASE
 from tokenizers import AddedToken, Tokenizer, models
@@ -70,6 +71,7 @@ class Model:
     """What an evaluation reads of a model to encode its prompts."""
 
     config = pllava.PllavaConfig(name_or_path="none")
+    dtype = torch.float32
 
 
 @pytest.mark.parametrize("way", WAYS_IN)

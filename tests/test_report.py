@@ -35,7 +35,7 @@ class Scripted:
         shape = list(variant.pooling_shape or (16, 3, 3))
         return {"model": self.model, "control": variant.control, "alpha": variant.alpha, "pooling_shape": shape}
 
-    def answers(self, benchmark, samples, variants, is_done):
+    def answers(self, benchmark, samples, variants, is_done, take):
         for variant in variants:
             for number, sample in enumerate(samples):
                 right = sample.options.index(sample.reference) if sample.options else 0
@@ -148,9 +148,9 @@ def test_what_the_originals_matcher_cannot_read_is_left_out(tmp_path):
 
 def test_clips_that_cannot_be_read_are_a_task_of_the_originals_table(tmp_path):
     class Blind(Scripted):
-        def answers(self, benchmark, samples, variants, is_done):
+        def answers(self, benchmark, samples, variants, is_done, take):
             yield PLAIN, [(samples[1], Answer(error="no such file"))]
-            yield from super().answers(benchmark, [samples[0], *samples[2:]], variants, is_done)
+            yield from super().answers(benchmark, [samples[0], *samples[2:]], variants, is_done, take)
 
     found = run(tmp_path, answerer=Blind())[0][""]
     assert found["legacy"]["error_reading_video"] == 0 and found["legacy"]["Avg"] == 100 * found["accuracy_legacy"]

@@ -43,7 +43,7 @@ def find_medium(item: Any) -> Medium:
     while isinstance(item, dict):
         name = item.get("path") or item.get("url") or name
         bounds |= {key: item[key] for key in ("start", "end") if item.get(key) is not None}
-        item = dict_source(item)
+        item = item["image"] if item.get("image") is not None else dict_source(item)
     if isinstance(item, os.PathLike):
         item = os.fspath(item)
     if isinstance(item, bytes):

@@ -110,10 +110,11 @@ class Mixture:
         return sum(len(part.rows) for part in self.parts)
 
     def columns(self) -> Dataset:
-        """One row without content, from which TRL learns what columns there are."""
+        """One row without content, from which TRL learns what columns there are, and that they hold conversations."""
         rows = self.parts[0].rows if not isinstance(self.parts[0], Shards) else None
         names = list(FEATURES if rows is None else rows.column_names or next(iter(rows)))
-        return Dataset.from_dict({name: [None] for name in names})
+        row = {**dict.fromkeys(names), "messages": [{"role": "user", "content": ""}]}
+        return Dataset.from_list([row])
 
     def epoch(self, number: int, seed: int, rank: int = 0, world_size: int = 1) -> IterableDataset:
         """References and whole rows of an epoch, those of one of `world_size` processes."""

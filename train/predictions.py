@@ -57,8 +57,6 @@ class PredictionsCallback(TrainerCallback):
             trainer.processing_class,
             batch_size=args.per_device_eval_batch_size,
             num_workers=args.dataloader_num_workers,
-            rank=args.process_index,
-            world_size=args.world_size,
         )
 
     def on_step_end(
@@ -81,12 +79,17 @@ class PredictionsCallback(TrainerCallback):
     def _ask(self, step: int) -> pd.DataFrame:
         rows = []
         with self.trainer.accelerator.autocast():
-            for _, answers in self.answerer.answers(self.benchmark, self.samples, [PLAIN], lambda *_: False):
+            for _, answers in self.answerer.answers(
+                self.benchmark, self.samples, [PLAIN], lambda *_: False, self._is_own_piece
+            ):
                 rows += [{"step": step, **to_row(self.benchmark, *pair)} for pair in answers]
         order = {sample.id: place for place, sample in enumerate(self.samples)}
         rows = sorted(gather_object(rows), key=lambda row: order[row["id"]])
         table = pd.DataFrame(rows)
         return table[[column for column in COLUMNS if column in table]]
+
+    def _is_own_piece(self, piece: int) -> bool:
+        return piece % self.trainer.args.world_size == self.trainer.args.process_index
 
     def _log_table(self, table: pd.DataFrame, step: int) -> None:
         for callback in self.trainer.callback_handler.callbacks:
