@@ -161,11 +161,13 @@ def test_the_command_names_each_bad_clip_and_writes_all_figures(media, tmp_path)
     command = [PLLAVA, "data", "inspect", good, bad, "--media", media, "--out", tmp_path / "out"]
     result = run(*command, HF_HOME=str(tmp_path / "home"))
     assert result.returncode == 1, result.stderr
-    assert "1 missing, 5 unreadable, 1 malformed: training would pass over 8 of 11 samples" in result.stdout
+    counts = f"1 missing, {len(BAD) - 1} unreadable, 1 malformed: training would pass over {len(BAD) + 2} of"
+    assert f"{counts} {len(rows) + 2} samples" in result.stdout
     *lines, last = [json.loads(line) for line in (tmp_path / "out" / "unreadable.jsonl").read_text().splitlines()]
-    reason = f"{bad}, line 9: `answer` is empty: there is nothing to learn"
-    assert last == {"source": "bad", "id": "bad.jsonl#8", "media": None, "reason": reason}
-    assert f"bad bad.jsonl#8: {reason}" in result.stdout.splitlines()
+    reason = f"{bad}, line {len(rows)}: `answer` is empty: there is nothing to learn"
+    identity = f"bad.jsonl#{len(rows) - 1}"
+    assert last == {"source": "bad", "id": identity, "media": None, "reason": reason}
+    assert f"bad {identity}: {reason}" in result.stdout.splitlines()
     assert [Path(line["media"]).name for line in lines] == [*BAD, "missing.mp4"]
     for number, line in enumerate(lines):
         assert (line["source"], line["id"]) == ("bad", f"bad.jsonl#{number}")

@@ -169,7 +169,7 @@ def test_the_command_evaluates_and_judges_at_servers(data, tmp_path):
         again = runner.invoke(app, [*arguments, "--out", str(tmp_path)])
         assert again.exit_code == 0, again.output
     assert len(stub.requests) == 16 and len(judge_stub.requests) <= 16  # the second run asked nothing
-    assert "msvd_qa: accuracy 0.0" in finished.output
+    assert "msvd_qa: accuracy (%) 0.0" in finished.output
     found = json.loads((tmp_path / "tgif_qa" / "metrics.json").read_text())
     assert (found["accuracy"], found["score"], found["judge"]["model"]) == (0, 1, "grader")
     assert found["judge"]["asked"] == 0

@@ -365,8 +365,9 @@ def test_options_are_listed_as_the_original_does(tmp_path):
     recorded = PROMPTS["mvbench_qa_template"]
     file = tmp_path / "rows.json"
     file.write_text(json.dumps([{"video": "a.mp4", **recorded["data"]}]))
-    (tmp_path / "a.mp4").touch()
-    tasks = {"task": {"file": "rows.json"}}
+    (tmp_path / "clips").mkdir()
+    (tmp_path / "clips" / "a.mp4").touch()
+    tasks = {"task": {"file": "rows.json", "media": "clips"}}
     (sample,) = Benchmark("mine", "mine", "mvbench", "multiple_choice", tasks).samples(str(tmp_path))
     assert sample.questions == (recorded["question"],)
     assert with_letter(sample.reference, sample.options) == recorded["answer"]
