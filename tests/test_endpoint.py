@@ -178,7 +178,6 @@ def test_the_command_evaluates_and_judges_at_servers(data, tmp_path):
     for wrong, told in {
         "--chat-template plain": "for a local model",
         "--adapter mine": "for a local model",
-        "--retry-failed": "--judge",
         f"--judge-endpoint {judge_url}": "--judge",
     }.items():
         values = ["eval", "served", "--endpoint", url, "--data", str(data), "--benchmark", "msvd_qa", *wrong.split()]
@@ -208,7 +207,6 @@ def test_processes_share_what_a_server_is_asked_and_one_of_them_judges(data, tmp
     found = {name: json.loads((tmp_path / name / "metrics.json").read_text()) for name in ("vcgbench", "msvd_qa")}
     assert (found["vcgbench"]["score"], found["msvd_qa"]["accuracy"]) == (4, 1)
     assert all(each["coverage"] == 1 and each["time"]["processes"] == 2 for each in found.values())
-    assert found["vcgbench"]["time"]["answered"] < 9
     assert len(stub.requests) == 6 + 2 * 3 + 40 + 4  # each question once, whichever process asks
     assert len(judge_stub.requests) == 15 + 4
     for name in ("vcgbench", "mvbench", "msvd_qa"):

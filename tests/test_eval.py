@@ -213,8 +213,7 @@ def test_two_processes_give_what_one_does(world, unbroken, tmp_path):
         assert lines(tmp_path / "nano" / folder) == lines(unbroken / folder)
         assert same(metrics(tmp_path / "nano" / folder)) == same(metrics(unbroken / folder))
     assert not list(tmp_path.rglob("predictions-*.jsonl"))
-    total = sum(len(lines(folder)) for folder in unbroken.glob("*/") if folder.is_dir()) + len(lines(unbroken))
-    assert 0 < metrics(tmp_path / "nano")["time"]["answered"] < total  # this process's share
+    assert metrics(tmp_path / "nano")["time"]["processes"] == 2
 
 
 def test_what_another_process_mended_counts(tmp_path):

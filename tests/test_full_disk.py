@@ -42,9 +42,9 @@ def test_a_training_run_names_the_checkpoint_to_go_on_from(tmp_path, monkeypatch
         save(value, "/dev/full" if full else file, *args, **kwargs)
 
     monkeypatch.setattr(torch, "save", save_until_full)
-    options = ["--save_steps", "1", "--max_steps", "3", "--per_device_train_batch_size", "1"]
-    options += ["--dataloader_num_workers", "0", "--use_cpu", "true", "--report_to", "none"]
-    monkeypatch.setattr(sys, "argv", ["train", "--config", "train/recipes/nano.yaml", *options])
+    options = ["--model_name_or_path", "nano", "--datasets", "world/questions.jsonl", "--output_dir", "my-nano"]
+    options += ["--save_steps", "1", "--max_steps", "3", "--per_device_train_batch_size", "1", "--use_cpu", "true"]
+    monkeypatch.setattr(sys, "argv", ["train", *options, "--bf16", "false", "--report_to", "none"])
     with pytest.raises(SystemExit) as ended:
         main()
     said = str(ended.value)
