@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-slow test-oldest test-lmms-eval lint benchmark clean
+.PHONY: demo test test-slow test-readme test-oldest test-lmms-eval lint benchmark clean
 
 demo: .venv/installed
 	$(BIN)/python -m pllava.nano demo
@@ -12,6 +12,9 @@ test: .venv/installed
 
 test-slow: .venv/installed
 	$(BIN)/python -m pytest -m slow
+
+test-readme: .venv/installed
+	$(BIN)/python -m pytest -m slow tests/test_readme.py
 
 test-oldest: .venv-oldest/installed
 	.venv-oldest/bin/python -m pytest tests/test_model_contract.py tests/test_modeling.py tests/test_original.py \

@@ -166,7 +166,7 @@ def same(found):
     return {name: value for name, value in found.items() if name != "time"}
 
 
-@pytest.mark.parametrize("wanted", [1, 200])
+@pytest.mark.parametrize("wanted", [pytest.param(1, marks=pytest.mark.slow), 200])
 def test_a_killed_run_goes_on(world, unbroken, tmp_path, wanted):
     command = [sys.executable, "-m", "pllava.eval", "nano", "--data", world, "--out", tmp_path, "--batch-size", "4"]
     killed = subprocess.Popen(

@@ -12,6 +12,7 @@ from chat_server import Reply, chat_server, grade
 from layouts import write_official
 from local_hub import local_hub
 
+pytestmark = pytest.mark.slow  # five minutes; CI runs it by `make test-readme`
 ROOT = Path(__file__).resolve().parent.parent
 SNIPPETS = re.findall(r"```(python|bash)\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
 

@@ -170,6 +170,7 @@ def test_another_number_of_processes_and_batch_size_go_on(run):
         assert len(set(epoch)) == ROWS
 
 
+@pytest.mark.slow
 def test_two_processes_of_fsdp_are_as_one(run):
     config = Path(pllava.__file__).parent / "train" / "accelerate" / "fsdp.yaml"
     launcher = ["-m", "accelerate.commands.launch", "--config_file", str(config), "--num_processes", "2"]
