@@ -22,7 +22,7 @@ from transformers.video_processing_utils import BaseVideoProcessor
 from transformers.video_utils import VideoMetadata
 
 from .video_decoding_pllava import VideoDecodeError, load_frames, read_image
-from .video_source_pllava import check_size
+from .video_source_pllava import check_aspect
 
 MAX_FRAMES = 512  # that `fps` may give: prepared at 336 x 336 they take 0.7 GB, whatever length a broken header claims
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp")  # of still images: a list of these is one video
@@ -287,7 +287,7 @@ def _channels_first(video: Any) -> torch.Tensor:
             f"frame; got {tuple(video.shape)}"
         )
     video = video if channel_axes[0] == 1 else video.permute(0, 3, 1, 2)
-    check_size("the decoded video", video.shape[3], video.shape[2])
+    check_aspect("the decoded video", video.shape[3], video.shape[2])
     return video
 
 

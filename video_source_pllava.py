@@ -81,7 +81,10 @@ class Source:
             raise self.error(f"it is damaged or too large ({str(error) or type(error).__name__})") from error
 
     def check_size(self, width: int, height: int) -> None:
-        check_size(self.name, width, height, self.advice)
+        """Raises `VideoDecodeError` for frames that are too large or too thin."""
+        if width * height > MAX_PIXELS:
+            raise self.error(f"its frames are {width} x {height}, more than {MAX_PIXELS:,} pixels")
+        check_aspect(self.name, width, height, self.advice)
 
     def check_work(self, frames: int, width: int, height: int) -> None:
         """Raises `VideoDecodeError` if it would take too long to decode so many frames for a file of its size."""
@@ -91,14 +94,10 @@ class Source:
             raise self.error(f"{frames:,} frames of {width} x {height} are too many to decode for {self.size:,} bytes")
 
 
-def check_size(name: str, width: int, height: int, advice: str = "Give smaller frames.") -> None:
-    """Raises `VideoDecodeError` for frames that are too large or too thin; 0 stands for a side not known yet."""
-    problem = ""
-    if width * height > MAX_PIXELS:
-        problem = f"more than {MAX_PIXELS:,} pixels"
-    elif max(width, height) > MAX_ASPECT * min(width, height) > 0:
+def check_aspect(name: str, width: int, height: int, advice: str = "Give frames of another shape.") -> None:
+    """Raises `VideoDecodeError` for frames that are too thin; 0 stands for a side not known yet."""
+    if max(width, height) > MAX_ASPECT * min(width, height) > 0:
         problem = f"one side is more than {MAX_ASPECT} times the other"
-    if problem:
         raise VideoDecodeError(f"Cannot decode {name}: its frames are {width} x {height}, {problem}. {advice}")
 
 

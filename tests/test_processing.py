@@ -278,6 +278,14 @@ def statistics(processor: PllavaProcessor) -> tuple[list[float], list[float]]:
     return processor.video_processor.image_mean, processor.video_processor.image_std
 
 
+def test_decoded_frames_may_be_large_but_not_thin(processor: PllavaProcessor) -> None:
+    """They are in memory already; a thin frame, resized by its shorter side, would become larger than any limit."""
+    large = np.broadcast_to(np.uint8(7), (1, 10_000, 6_000, 3))  # as inference engines ask for, to measure memory
+    assert frames_of(processor, large, [0]).shape == (1, 1, 3, 48, 48)
+    with pytest.raises(VideoDecodeError, match="more than 32 times the other"):
+        frames_of(processor, np.zeros((1, 2, 100, 3), np.uint8), [0])
+
+
 def test_an_image_gives_the_pixels_of_a_one_frame_video(processor: PllavaProcessor) -> None:
     frame = moving_frames(1, height=90, width=120)
     image = processor.image_processor(Image.fromarray(frame[0]), return_tensors="pt")["pixel_values"]

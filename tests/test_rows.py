@@ -198,3 +198,10 @@ def test_what_caption_writes_can_be_trained_on(processor, clips, tmp_path):
     assert load_source(source)[0]["messages"][0]["content"][1]["text"] == "What happens in it?"
     moved = Source(source.path, media=str(tmp_path / "elsewhere"))
     assert load_source(moved)[0]["videos"][0]["path"] == str(tmp_path / "elsewhere" / "clips" / clips[0].name)
+
+
+def test_a_placeholder_in_an_answer_is_text():
+    row = {"video": "a.mp4", "conversations": [{"from": "human", "value": "<video>\nWhat?"}]}
+    row["conversations"].append({"from": "gpt", "value": "A <video> tag."})
+    (_, answer) = read_conversation(row, Source("rows.json"), "0", "")["messages"]
+    assert answer["content"] == [{"type": "text", "text": "A <video> tag."}]

@@ -157,7 +157,8 @@ def _messages(turns: Any, field: str, role: str = "assistant") -> list[dict[str,
 
 def _message(role: str, content: Any, field: str) -> dict[str, Any]:
     if not isinstance(content, list):
-        pieces = re.split(r"(<video>|<image>)\s*", _text(content, field))
+        text = _text(content, field)
+        pieces = re.split(r"(<video>|<image>)\s*", text) if ROLES.get(role, role) == "user" else [text]
         content = [{"type": piece[1:-1]} if piece in ("<video>", "<image>") else {"text": piece} for piece in pieces]
         content = [part for part in content if part.get("text") != ""] or [{"text": ""}]
     parts = [_part(part, f"{field}[{number}]") for number, part in enumerate(content)]
