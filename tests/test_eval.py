@@ -17,6 +17,7 @@ from chat_server import Reply, chat_server
 from PIL import Image
 from ports import free_port
 from transformers import AutoProcessor, pipeline
+from typer.testing import CliRunner
 from video_files import white_png
 
 import pllava
@@ -39,6 +40,7 @@ from pllava.eval.results import Results
 from pllava.eval.variants import choose_frames
 from pllava.files import to_lines
 from pllava.nano.data import read_questions, render
+from pllava_cli import app
 
 ALL = ["mvbench", "vcgbench", *VIDEOQA_FILES, "inter4k"]
 EXPECTED = {"mvbench": 40, "vcgbench": 9, "inter4k": 3, **dict.fromkeys(VIDEOQA_FILES, 4)}
@@ -66,10 +68,19 @@ def local(nano, **options):
     return LocalModel(*nano, **{"num_workers": 0, **options})
 
 
-def run(*arguments, launch=(), **environment):
-    command = [sys.executable, *launch, "-m", "pllava.eval", *map(str, arguments)]
+def run(*arguments):
+    """`pllava eval`, in this process."""
+    finished = CliRunner().invoke(app, ["eval", *map(str, arguments)])
+    assert finished.exit_code == 0, finished.output
+    return finished
+
+
+def launch(*arguments, launcher=(), **environment):
+    """`python -m pllava.eval`, or what a launcher makes of it."""
+    command = [sys.executable, *launcher, "-m", "pllava.eval", *map(str, arguments)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
-    return subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
+    finished = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
+    assert finished.returncode == 0, finished.stderr
 
 
 # --- whole benchmarks ------------------------------------------------------------------------------------------------
@@ -77,7 +88,6 @@ def run(*arguments, launch=(), **environment):
 
 def test_all_benchmarks_in_their_original_layouts(data, tmp_path):
     finished = run("nano", "--benchmark", "mvbench,vcgbench,videoqa,inter4k", "--data", data, "--out", tmp_path)
-    assert finished.returncode == 0, finished.stderr
     for name in ALL:
         folder = tmp_path / name
         found, rows = metrics(folder), lines(folder)
@@ -156,8 +166,7 @@ def test_batches_of_any_size_give_the_same_answers(nano, world, tmp_path):
 @pytest.fixture(scope="module")
 def unbroken(world, tmp_path_factory):
     out = tmp_path_factory.mktemp("unbroken")
-    finished = run("nano", "--data", world, "--out", out, "--batch-size", 4, "--controls")
-    assert finished.returncode == 0, finished.stderr
+    run("nano", "--data", world, "--out", out, "--batch-size", 4, "--controls")
     return out / "nano"
 
 
@@ -187,8 +196,7 @@ def test_a_killed_run_goes_on(world, unbroken, tmp_path, wanted):
     before = written()
     total = sum(len(lines(unbroken / folder)) for folder in folders)
     assert wanted <= before < total
-    finished = run("nano", "--data", world, "--out", tmp_path, "--batch-size", 4, "--controls")
-    assert finished.returncode == 0, finished.stderr
+    run("nano", "--data", world, "--out", tmp_path, "--batch-size", 4, "--controls")
     for folder in folders:
         assert lines(tmp_path / "nano" / folder) == lines(unbroken / folder), folder
         assert same(metrics(tmp_path / "nano" / folder)) == same(metrics(unbroken / folder)), folder
@@ -197,18 +205,16 @@ def test_a_killed_run_goes_on(world, unbroken, tmp_path, wanted):
 
 def test_a_finished_run_does_nothing_more(world, unbroken):
     before = {file: file.read_bytes() for file in unbroken.rglob("*.json*")}
-    finished = run("nano", "--data", world, "--out", unbroken.parent, "--batch-size", 4, "--controls")
-    assert finished.returncode == 0, finished.stderr
+    run("nano", "--data", world, "--out", unbroken.parent, "--batch-size", 4, "--controls")
     assert {file: file.read_bytes() for file in unbroken.rglob("*.json*")} == before
 
 
 def test_two_processes_give_what_one_does(world, unbroken, tmp_path):
     config = Path(pllava.__file__).parent / "train" / "accelerate" / "ddp.yaml"
-    launch = ["-m", "accelerate.commands.launch", "--config_file", str(config), "--num_processes", "2"]
-    launch += ["--mixed_precision", "no", "--main_process_port", free_port()]
+    launcher = ["-m", "accelerate.commands.launch", "--config_file", str(config), "--num_processes", "2"]
+    launcher += ["--mixed_precision", "no", "--main_process_port", free_port()]
     arguments = ["nano", "--data", world, "--out", tmp_path, "--batch-size", 4, "--controls"]
-    finished = run(*arguments, launch=launch, ACCELERATE_USE_CPU="true")
-    assert finished.returncode == 0, finished.stderr
+    launch(*arguments, launcher=launcher, ACCELERATE_USE_CPU="true")
     for folder in ["", *(variant.name for variant in CONTROL_VARIANTS)]:
         assert lines(tmp_path / "nano" / folder) == lines(unbroken / folder)
         assert same(metrics(tmp_path / "nano" / folder)) == same(metrics(unbroken / folder))
@@ -306,11 +312,9 @@ def test_a_sweep_of_alpha(world, tmp_path):
     adapted.save_pretrained(tmp_path / "adapter")
     out, sweep = tmp_path / "out", ["--sweep", "alpha=0,8,32"]
     finished = run("--adapter", tmp_path / "adapter", "--data", world, "--out", out, "--limit", 3, *sweep)
-    assert finished.returncode == 0, finished.stderr
     assert "| accuracy (%) by alpha | 0 | 8 | 32 |" in finished.stdout and (out / "nano" / "sweep_alpha.png").exists()
     for name, arguments in {"base": ["nano"], "own": ["--adapter", tmp_path / "adapter"]}.items():
-        finished = run(*arguments, "--data", world, "--out", tmp_path / name, "--limit", 3)
-        assert finished.returncode == 0, finished.stderr
+        run(*arguments, "--data", world, "--out", tmp_path / name, "--limit", 3)
 
     def answers(folder):
         return [row["prediction"] for row in lines(folder)]
@@ -443,7 +447,6 @@ def test_two_runs_compared(nano, unbroken, tmp_path):
     assert overall.p_value < 0.01
     assert {each.task for each in differences} == {*plain["per_task"], "all"}
     finished = run("--compare", unbroken.parent, unbroken / "no_video")
-    assert finished.returncode == 0, finished.stderr
     heads = "| task | samples | nano | nano, no video | difference in accuracy (%) [95 % interval] | p |"
     assert heads in finished.stdout
 

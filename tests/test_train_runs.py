@@ -117,6 +117,7 @@ def test_no_worker_outlives_a_killed_run(run, tmp_path):
     run("killed", dies=True, kill_in_step=0, datasets=[str(tmp_path / "long.jsonl")], args=args)
 
 
+@pytest.mark.slow
 def test_two_processes_are_as_one(run):
     """The same rows in each global batch, the same losses; no row is lost or comes twice in an epoch."""
     one, two = run("one", dropout=0.0), run("two", processes=2, dropout=0.0)
