@@ -10,6 +10,7 @@ import time
 from functools import partial
 from pathlib import Path
 
+import forked
 import pytest
 import torch
 from layouts import (
@@ -611,17 +612,12 @@ def test_the_command_converts_a_repository_of_the_hub(tmp_path):
     write_official(tmp_path / "hub" / "ermu2001" / "pllava-7b", shards=2)
     (tmp_path / "hub" / "ermu2001" / "pllava-7b" / "pytorch_model.bin").write_bytes(b"a pickle, which is not fetched")
     with local_hub(tmp_path / "hub") as address:
-        run = partial(
-            subprocess.run,
-            cwd=tmp_path,
-            env={**os.environ, "HF_ENDPOINT": address, "HF_HUB_OFFLINE": "0", "HF_HOME": str(tmp_path / "home")},
-            capture_output=True,
-            text=True,
-        )
-        done = run([PLLAVA, "convert", "ermu2001/pllava-7b", "out", "--alpha", "0.25"])
+        environment = {"HF_ENDPOINT": address, "HF_HUB_OFFLINE": "0", "HF_HOME": str(tmp_path / "home")}
+        run = partial(forked.run, "pllava", "convert", cwd=tmp_path, **environment)
+        done = run("ermu2001/pllava-7b", "out", "--alpha", "0.25")
         assert done.returncode == 0, done.stderr
         assert "an official PLLaVA checkpoint" in done.stdout and "Converting: 100%" in done.stderr
-        missing = run([PLLAVA, "convert", "ermu2001/pllava-8b", "out2"])
+        missing = run("ermu2001/pllava-8b", "out2")
     assert missing.returncode == 1 and "ermu2001/pllava-8b" in missing.stderr and "Traceback" not in missing.stderr
     assert not list((tmp_path / "home").rglob("*.bin"))
     model = pllava.load_model(tmp_path / "out")

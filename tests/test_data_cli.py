@@ -2,13 +2,12 @@
 
 import json
 import os
-import subprocess
-import sys
 import tarfile
 import tracemalloc
 from pathlib import Path
 
 import datasets
+import forked
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -27,7 +26,6 @@ from pllava.train.rows import FEATURES
 from pllava.train.skipped import Skipped
 from pllava_cli import app
 
-PLLAVA = str(Path(sys.executable).with_name("pllava"))
 BAD = {  # names of broken files, and a word of what is said about each
     "missing.mp4": "no such file",
     "empty.mp4": "empty",
@@ -76,9 +74,7 @@ def write_rows(path, rows):
 
 
 def run(*command, **environment):
-    result = subprocess.run(
-        list(map(str, command)), capture_output=True, text=True, timeout=240, env={**os.environ, **environment}
-    )
+    result = forked.run(*command, **environment)
     assert "Traceback" not in result.stderr, result.stderr
     return result
 
@@ -153,12 +149,12 @@ def test_the_command_names_each_bad_clip_and_writes_all_figures(media, tmp_path)
     bad = write_rows(tmp_path / "bad.jsonl", rows)
     listed = [{"path": "good.jsonl", "name": "fine", "media": str(media)}]
     (tmp_path / "sources.yaml").write_text(json.dumps(listed))
-    command = [PLLAVA, "data", "inspect", tmp_path / "sources.yaml", "--media", tmp_path]
+    command = ["pllava", "data", "inspect", tmp_path / "sources.yaml", "--media", tmp_path]
     whole = run(*command, "--workers", 1, HF_HOME=str(tmp_path / "home"))
     assert whole.returncode == 0, whole.stderr
     assert good.exists() and whole.stdout.splitlines()[2].split() == ["fine", "2", "0", "0", "2", "0", "0", "0"]
 
-    command = [PLLAVA, "data", "inspect", good, bad, "--media", media, "--out", tmp_path / "out"]
+    command = ["pllava", "data", "inspect", good, bad, "--media", media, "--out", tmp_path / "out"]
     result = run(*command, HF_HOME=str(tmp_path / "home"))
     assert result.returncode == 1, result.stderr
     counts = f"1 missing, {len(BAD) - 1} unreadable, 1 malformed: training would pass over {len(BAD) + 2} of"
@@ -252,7 +248,7 @@ def test_what_is_pushed_reads_back_as_the_same_examples(hub, media, tmp_path):
     rows += [{"video": "0.mp4", "caption": ""}]
     path = write_rows(tmp_path / "rows.jsonl", rows)
     options = ["--media", media, "--max-shard-size", "25KB", "--license", "CC-BY-4.0"]
-    result = run(PLLAVA, "data", "push", path, "me/clips", *options, **environment)
+    result = run("pllava", "data", "push", path, "me/clips", *options, **environment)
     assert result.returncode == 0, result.stderr
     assert "3 samples with 3 clips and 1 images" in result.stdout
     assert "4 samples were left out, for 2 clips or images and 1 malformed rows" in result.stdout
@@ -269,7 +265,7 @@ def test_what_is_pushed_reads_back_as_the_same_examples(hub, media, tmp_path):
     assert str(media) not in card + (folder / "me" / "clips" / "splits.json").read_text()
 
     kept = ",".join(f"rows.jsonl#{number}" for number in (0, 2, 4))
-    read = run(sys.executable, "-c", READ_BACK, path, media, "me/clips", kept, **environment)
+    read = run("-c", READ_BACK, path, media, "me/clips", kept, **environment)
     assert read.returncode == 0, read.stderr
     assert [line.split()[1:] for line in read.stdout.splitlines()] == [["1", "0"], ["1", "0"], ["1", "1"]]
 
@@ -304,7 +300,7 @@ def test_a_split_is_replaced_others_stay_and_foreign_files_are_not_touched(hub, 
     rows = write_rows(tmp_path / "rows.jsonl", [asked("0.mp4"), asked("1.mp4"), asked("2.mp4")])
     chosen = {"video": "0.mp4", "prompt": "What?", "chosen": "A bar.", "rejected": "Nothing."}
     preferences = write_rows(tmp_path / "preferences.jsonl", [chosen])
-    result = run(sys.executable, "-c", PUSH, rows, media, preferences, **environment)
+    result = run("-c", PUSH, rows, media, preferences, **environment)
     assert result.returncode == 0, result.stderr
     said = [line for line in result.stdout.splitlines() if not line.startswith("left out:")]
     assert said[:3] == ["3", "1", "1"]

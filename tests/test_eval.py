@@ -3,13 +3,13 @@
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import benchmark_folders
+import forked
 import pytest
 import yaml
 from benchmark_folders import VIDEOQA_FILES, benchmark, lines, metrics, write_json, write_mvbench
@@ -177,26 +177,24 @@ def same(found):
 
 @pytest.mark.parametrize("wanted", [pytest.param(1, marks=pytest.mark.slow), 200])
 def test_a_killed_run_goes_on(world, unbroken, tmp_path, wanted):
-    command = [sys.executable, "-m", "pllava.eval", "nano", "--data", world, "--out", tmp_path, "--batch-size", "4"]
-    killed = subprocess.Popen(
-        [*map(str, command), "--controls"], stderr=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": "1"}
-    )
+    arguments = ["nano", "--data", world, "--out", tmp_path, "--batch-size", "4", "--controls"]
+    killed = forked.start("-m", "pllava.eval", *arguments)
     folders = ["", *(variant.name for variant in CONTROL_VARIANTS)]
     files = [tmp_path / "nano" / folder / "predictions.jsonl" for folder in folders]
 
     def written():
         return sum(file.read_bytes().count(b"\n") for file in files if file.exists())
 
-    while killed.poll() is None and written() < wanted:
+    while killed.is_alive() and written() < wanted:
         time.sleep(0.002)
-    killed.send_signal(signal.SIGKILL)
-    killed.wait()
+    killed.kill()
+    killed.join()
     with files[0].open("ab") as file:
         file.write(b'{"id": "all/0", "pred')  # killed while it wrote a line
     before = written()
     total = sum(len(lines(unbroken / folder)) for folder in folders)
     assert wanted <= before < total
-    run("nano", "--data", world, "--out", tmp_path, "--batch-size", 4, "--controls")
+    run(*arguments)
     for folder in folders:
         assert lines(tmp_path / "nano" / folder) == lines(unbroken / folder), folder
         assert same(metrics(tmp_path / "nano" / folder)) == same(metrics(unbroken / folder)), folder

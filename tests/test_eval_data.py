@@ -5,13 +5,12 @@ import json
 import multiprocessing
 import os
 import re
-import subprocess
-import sys
 import time
 import zipfile
 from pathlib import Path
 
 import benchmark_folders
+import forked
 import pytest
 import yaml
 from benchmark_folders import Clips, benchmark, lines, write_json, write_mvbench
@@ -42,17 +41,12 @@ def test_data_from_the_hub(tmp_path):
         for clip in (source / "videos").iterdir():
             archive.write(clip, f"videos/{clip.name}")
     program = (
-        "import sys; sys.path.insert(0, sys.argv[1]); from benchmark_folders import benchmark\n"
+        "from benchmark_folders import benchmark\n"
         "for _ in range(2): print(*(s.video for s in benchmark('msvd_qa').samples('someone/videoqa')))"
     )
     with local_hub(tmp_path / "hub") as address:
         environment = {"HF_ENDPOINT": address, "HF_HUB_OFFLINE": "0", "HF_HOME": str(tmp_path / "home")}
-        finished = subprocess.run(
-            [sys.executable, "-c", program, str(Path(__file__).parent)],
-            env={**os.environ, **environment},
-            capture_output=True,
-            text=True,
-        )
+        finished = forked.run("-c", program, **environment)
     assert finished.returncode == 0, finished.stderr
     videos = finished.stdout.split()
     assert len(videos) == 8 and all(Path(video).is_file() for video in videos)

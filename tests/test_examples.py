@@ -1,10 +1,9 @@
 """The example scripts run, as a newcomer would run them."""
 
 import csv
-import subprocess
-import sys
 from pathlib import Path
 
+import forked
 import pytest
 
 import pllava
@@ -27,9 +26,7 @@ def folder(tmp_path):
 
 def test_captions_are_fine_tuned_on(folder, tmp_path):
     assert len(SCRIPT.read_text().splitlines()) <= 44
-    result = subprocess.run(
-        [sys.executable, str(SCRIPT), str(folder)], cwd=tmp_path, capture_output=True, text=True, timeout=300
-    )
+    result = forked.run(SCRIPT, folder, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     assert result.stdout.count("'loss'") == 6
     assert not [file for file in (tmp_path / "my-captioner").iterdir() if file.suffix == ".bin"]

@@ -8,6 +8,7 @@ import sys
 from datetime import timedelta
 from pathlib import Path
 
+import forked
 import pytest
 import torch
 import trl
@@ -37,8 +38,8 @@ def folder(tmp_path_factory):
     return folder
 
 
-def launch(folder, *options, module="pllava.train", **environment):
-    command = [*LAUNCH, "-m", module, *options]
+def launch(folder, *options, **environment):
+    command = [*LAUNCH, "-m", "pllava.train", *options]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
 
@@ -63,9 +64,7 @@ def test_a_recipe_is_trained_pushed_and_loaded(folder):
         assert "Training in progress, step 2" in (folder / "hub" / ".commits").read_text().splitlines()
         card = (repository / "README.md").read_text()
         assert "| world |" in card and "me/my-nano" in card and "| steps | 4 of 4 |" in card
-        loaded = subprocess.run(
-            [sys.executable, "-c", LOAD], env={**os.environ, **online}, capture_output=True, text=True, timeout=300
-        )
+        loaded = forked.run("-c", LOAD, **online)
         assert loaded.returncode == 0, loaded.stderr[-3000:]
     state = json.loads((folder / "my-nano" / "trainer_state.json").read_text())
     # TRL gives the tokens' losses, and with them the sources', from 1.16 on
@@ -105,7 +104,7 @@ def test_preferences_from_the_command_line(folder):
     (folder / "world" / "preferences.jsonl").write_text("\n".join(map(json.dumps, rows)))
     options = ["--model_name_or_path", "nano", "--datasets", "world/preferences.jsonl", "--output_dir", "dpo"]
     options += ["--max_steps", "2", "--per_device_train_batch_size", "2", "--bf16", "false", "--logging_steps", "1"]
-    result = launch(folder, *options, module="pllava.train.dpo")
+    result = forked.run("-m", "pllava.train.dpo", *options, "--use_cpu", "true", cwd=folder)
     assert result.returncode == 0, result.stderr[-3000:]
     assert (folder / "dpo" / "adapter_model.safetensors").exists()
     assert "rewards/margins" in (folder / "dpo" / "trainer_state.json").read_text()

@@ -10,6 +10,8 @@ import sys
 from collections import Counter, defaultdict
 from pathlib import Path
 
+import forked
+import psutil
 import pytest
 import torch
 from ports import free_port
@@ -54,16 +56,21 @@ def run(data, checkpoint, tmp_path):
         }
         file = tmp_path / "options.json"
         file.write_text(json.dumps(options))
-        if processes > 1 and not launcher:
-            launcher = ("-m", "torch.distributed.run", "--nproc_per_node", str(processes))
-            launcher += ("--master_port", free_port())
-        environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-        command = [sys.executable, *launcher, str(SCRIPT), str(file)]
-        result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200)
-        if dies:
-            assert result.returncode == -signal.SIGKILL or processes > 1, result.stderr
-        else:
+        if launcher:
+            environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+            command = [sys.executable, *launcher, str(SCRIPT), str(file)]
+            result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200)
             assert result.returncode == 0, result.stderr[-3000:]
+            return output
+        group = {"WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
+        started = []
+        for rank in map(str, range(processes)):
+            environment = {**group, "RANK": rank, "LOCAL_RANK": rank} if processes > 1 else {}
+            said = tmp_path / f"{name}-{rank}.txt"
+            started.append(forked.start(SCRIPT, file, output=said, ACCELERATE_USE_CPU="true", **environment))
+        for rank, process in enumerate(started):
+            expected = -signal.SIGKILL if dies else 0
+            assert forked.wait(process) == expected, (tmp_path / f"{name}-{rank}.txt.err").read_text()[-3000:]
         return output
 
     return start
@@ -110,11 +117,21 @@ def test_killed_and_resumed_is_as_never_killed(run):
 
 
 def test_no_worker_outlives_a_killed_run(run, tmp_path):
-    """Not even one that waits for a text longer than a pipe takes; the run's output would stay open."""
+    """Not even one that waits for a text longer than a pipe takes; it would hold the run's output open."""
     rows = [{"question": f"What is {n}?", "answer": "red " * 20_000} for n in range(ROWS)]
     (tmp_path / "long.jsonl").write_text("\n".join(map(json.dumps, rows)))
     args = {"dataloader_num_workers": 2, "max_length": None}
     run("killed", dies=True, kill_in_step=0, datasets=[str(tmp_path / "long.jsonl")], args=args)
+    workers = [process for process in psutil.process_iter() if holds(process, tmp_path / "killed-0.txt.err")]
+    _, alive = psutil.wait_procs(workers, timeout=10)
+    assert not alive
+
+
+def holds(process, path):
+    try:
+        return str(path) in {file.path for file in process.open_files()}
+    except psutil.Error:  # ended in between, or another user's
+        return False
 
 
 @pytest.mark.slow
