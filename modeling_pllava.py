@@ -1,13 +1,13 @@
 """PLLaVA: an image LLaVA reads a video by average-pooling the visual tokens of its frames (arXiv 2404.16994)."""
 
 import copy
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from transformers import AutoModel, LlavaForConditionalGeneration, LlavaModel
+from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling, CausalLMOutputWithPast
 from transformers.models.llava.modeling_llava import LlavaMultiModalProjector, LlavaPreTrainedModel
 from transformers.utils import can_return_tuple
@@ -76,9 +76,7 @@ class PllavaModel(PllavaPreTrainedModel, LlavaModel):
         self.post_init()
 
     @can_return_tuple
-    def get_video_features(
-        self, pixel_values_videos: Sequence[Tensor], **kwargs
-    ) -> tuple | BaseModelOutputWithPooling:
+    def get_video_features(self, pixel_values_videos: Sequence[Tensor], **kwargs) -> BaseModelOutputWithPooling:
         """
         The tokens that stand for each video in the text.
 
@@ -96,7 +94,7 @@ class PllavaModel(PllavaPreTrainedModel, LlavaModel):
         outputs.pooler_output = self.pool(outputs.last_hidden_state.split([shape[0] for shape in shapes]))
         return outputs
 
-    def get_image_features(self, pixel_values: Sequence[Tensor], **kwargs) -> tuple | BaseModelOutputWithPooling:
+    def get_image_features(self, pixel_values: Sequence[Tensor], **kwargs) -> BaseModelOutputWithPooling:
         """`(images, 3, height, width)` -> as [`get_video_features`]: an image is a video of one frame."""
         return self.get_video_features([image[None] for image in pixel_values], **kwargs)
 
@@ -104,8 +102,8 @@ class PllavaModel(PllavaPreTrainedModel, LlavaModel):
         """What the vision tower gives: `last_hidden_state` is `(frames, patches, C)`, without CLS."""
         for name in FIXED:
             own, asked = getattr(self.config, name), kwargs.pop(name, None)
-            if asked not in (None, own):
-                raise ValueError(f"The vision tower was built for {name}={own!r}: load the model with {asked!r}")
+            if asked not in (None, own) or self.config.num_vision_layers != self.vision_tower.config.num_hidden_layers:
+                raise ValueError(f"The tower was built for {name} as it was: load the model for {asked or own!r}")
         # Gradient checkpointing makes the tower's embeddings require a gradient: a frozen one would keep activations
         trained = any(tensor.requires_grad for tensor in [frames, *self.vision_tower.parameters()])
         with torch.set_grad_enabled(torch.is_grad_enabled() and trained):
@@ -115,13 +113,17 @@ class PllavaModel(PllavaPreTrainedModel, LlavaModel):
 
     def pool(self, features: Sequence[Tensor]) -> Tensor:
         """Projects and pools the features of each video, `(frames, patches, C)`: `(videos, T' * h' * w', D)`."""
-        dtype = next((w.dtype for w in self.multi_modal_projector.parameters() if w.is_floating_point()), None)
+        weights = [*self.multi_modal_projector.parameters()][::-1]  # in PEFT's wrapper the last are those that run
+        dtype = next((weight.dtype for weight in weights if weight.is_floating_point()), None)
+        features = [frames.to(dtype=dtype) for frames in features]
+        projected = map(self.multi_modal_projector, features)  # one by one: together they take more memory
+        if is_deepspeed_zero3_enabled():  # processes wait for each other in each call
+            projected = self.multi_modal_projector(torch.cat(features)).split([len(frames) for frames in features])
         num_frames, videos = self.config.num_frames, []
-        for frames in features:
-            tokens = self.multi_modal_projector(frames.to(dtype=dtype))
+        for tokens in projected:
             if len(tokens) < num_frames:  # as the original does, each frame several times in a row
                 tokens = tokens.repeat_interleave(num_frames // len(tokens) + 1, dim=0)[:num_frames]
-            side = math.isqrt(tokens.shape[1])
+            side = round(tokens.shape[1] ** 0.5)
             videos.append(adaptive_average_pool(tokens.unflatten(1, (side, side)), self.config.pooling_shape))
         return torch.stack(videos).flatten(1, 3)
 
@@ -157,24 +159,24 @@ class PllavaModel(PllavaPreTrainedModel, LlavaModel):
             raise ValueError("Pass either `input_ids` or `inputs_embeds`, and not both")
         inputs_embeds = self.get_input_embeddings()(input_ids) if inputs_embeds is None else inputs_embeds
         options = {name: kwargs.pop(name, None) for name in FIXED}
-        pixels, features = {"image": pixel_values, "video": pixel_values_videos}, {}
-        for modality, encode in {"image": self.get_image_features, "video": self.get_video_features}.items():
-            output = (mm_encoder_outputs or {}).get(modality)
-            if pixels[modality] is not None:
-                if output is not None:
-                    raise ValueError(f"Pass either the pixels of {modality}s or their `mm_encoder_outputs`, not both")
-                output = encode(pixels[modality], return_dict=True, **options)
-            if output is not None:
-                tokens = output.pooler_output.to(inputs_embeds)
-                mask = self.get_placeholder_mask(input_ids, inputs_embeds, tokens, modality)
-                inputs_embeds = inputs_embeds.masked_scatter(mask, tokens)
-                features[f"{modality}_hidden_states"] = tokens
-        if self.training and not features:
-            # Processes that train together wait for each other's gradients: those of a text are zero, not missing
-            blank = inputs_embeds.new_zeros(1, 3, *[self.config.vision_config.image_size] * 2)
-            unseen = self.get_image_features(blank, return_dict=True).pooler_output
-            inputs_embeds = inputs_embeds + 0.0 * unseen.sum().to(inputs_embeds)
-        return PllavaModelOutputWithPast(**self.language_model(inputs_embeds=inputs_embeds, **kwargs), **features)
+        images = [] if pixel_values is None else [image[None] for image in pixel_values]
+        videos = [] if pixel_values_videos is None else list(pixel_values_videos)
+        tokens = {name: output.pooler_output for name, output in (mm_encoder_outputs or {}).items() if output}
+        if wrong := [name for name in tokens if {"image": images, "video": videos}.get(name, True)]:
+            raise ValueError(f"Pass either pixels or `mm_encoder_outputs` of an image and of a video; got {wrong}")
+        # Processes that work together wait for each other: the tower runs once in each, for a text with a blank image
+        alone = not (images or videos or tokens) and (self.training or is_deepspeed_zero3_enabled())
+        blank = [inputs_embeds.new_zeros(1, 3, *[self.config.vision_config.image_size] * 2)] * alone
+        if pixels := images + videos + blank:
+            made = self.get_video_features(pixels, return_dict=True, **options).pooler_output.to(inputs_embeds)
+            *parts, unseen = made.split([len(images), len(videos), len(blank)])
+            tokens |= {name: part for name, part in zip(("image", "video"), parts, strict=True) if len(part)}
+            inputs_embeds = inputs_embeds + 0.0 * unseen.sum()
+        for name, part in tokens.items():
+            mask = self.get_placeholder_mask(input_ids, inputs_embeds, part, name)
+            inputs_embeds = inputs_embeds.masked_scatter(mask, part.to(inputs_embeds))
+        outputs = self.language_model(inputs_embeds=inputs_embeds, return_dict=True, **kwargs)
+        return PllavaModelOutputWithPast(**outputs, **{f"{name}_hidden_states": part for name, part in tokens.items()})
 
 
 class PllavaForConditionalGeneration(PllavaPreTrainedModel, LlavaForConditionalGeneration):
@@ -186,9 +188,7 @@ class PllavaForConditionalGeneration(PllavaPreTrainedModel, LlavaForConditionalG
         self.lm_head = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
         self.post_init()
 
-    def get_video_features(
-        self, pixel_values_videos: Sequence[Tensor], **kwargs
-    ) -> tuple | BaseModelOutputWithPooling:
+    def get_video_features(self, pixel_values_videos: Sequence[Tensor], **kwargs) -> BaseModelOutputWithPooling:
         return self.model.get_video_features(pixel_values_videos, **kwargs)
 
     @can_return_tuple

@@ -3,16 +3,25 @@
 import copy
 import inspect
 import json
+from collections import Counter
 from pathlib import Path
 
 import pytest
 import torch
+from peft import get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import CLIPVisionModel, DynamicCache
 from transformers.generation import utils as generation
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from pllava import PllavaConfig, PllavaForConditionalGeneration, PllavaModel, PllavaProcessor
+from pllava import (
+    PllavaConfig,
+    PllavaForConditionalGeneration,
+    PllavaModel,
+    PllavaProcessor,
+    lora_config,
+    modeling_pllava,
+)
 
 VIDEO_TOKENS = 36  # 4 x 3 x 3
 # Before, transformers passes a chunked prefill no media
@@ -95,6 +104,15 @@ def test_options_that_the_tower_was_not_built_for_are_refused(
     assert model(**inputs, **own).logits.isfinite().all()
 
 
+def test_another_layer_set_behind_the_tower_is_refused(
+    model: PllavaForConditionalGeneration, inputs: dict[str, torch.Tensor]
+) -> None:
+    changed = copy.deepcopy(model)
+    changed.config.vision_feature_layer = -1
+    with pytest.raises(ValueError, match="built for vision_feature_layer as it was"):
+        changed(**inputs)
+
+
 def test_all_outputs_have_the_tokens_of_the_media(
     model: PllavaForConditionalGeneration, inputs: dict[str, torch.Tensor]
 ) -> None:
@@ -120,12 +138,23 @@ def test_pixels_and_encoded_media_exclude_each_other(
     model: PllavaForConditionalGeneration, inputs: dict[str, torch.Tensor]
 ) -> None:
     encoded = {"video": model.get_video_features(inputs["pixel_values_videos"])}
-    with pytest.raises(ValueError, match="either the pixels of videos or their `mm_encoder_outputs`"):
+    with pytest.raises(ValueError, match=r"either pixels or `mm_encoder_outputs` .* got \['video'\]"):
         model(**inputs, mm_encoder_outputs=encoded)
     image_only = {name: value for name, value in inputs.items() if name != "pixel_values_videos"}
     with torch.no_grad():
         logits = model(**image_only, mm_encoder_outputs={**encoded, "image": None}).logits
         torch.testing.assert_close(logits, model(**inputs).logits)
+    with pytest.raises(ValueError, match=r"got \['videos'\]"):
+        model(**image_only, mm_encoder_outputs={"videos": encoded["video"]})
+
+
+def test_a_text_model_that_gives_tuples(
+    model: PllavaForConditionalGeneration, inputs: dict[str, torch.Tensor]
+) -> None:
+    plain = copy.deepcopy(model)
+    plain.config.text_config.return_dict = False
+    with torch.no_grad():
+        torch.testing.assert_close(plain(**inputs).logits, model(**inputs).logits)
 
 
 @pytest.mark.parametrize("shape", [(4, 3, 48, 48), (1, 4, 36, 32), (3, 48, 48)])
@@ -289,12 +318,39 @@ def test_a_text_only_batch_is_not_changed_by_it(trainable: PllavaForConditionalG
         )
 
 
-def test_a_float32_projector_in_a_bfloat16_model(
-    model: PllavaForConditionalGeneration, inputs: dict[str, torch.Tensor]
+@pytest.mark.parametrize("sharded", [False, True], ids=["", "ZeRO-3"])
+def test_processes_run_the_same_layers_whatever_their_batch(
+    trainable: PllavaForConditionalGeneration, inputs: dict[str, torch.Tensor], monkeypatch, sharded: bool
 ) -> None:
-    """As PEFT's `modules_to_save` leaves it for training."""
+    """Where each layer's weights are gathered from all processes, one that ran it another time would wait for ever."""
+    monkeypatch.setattr(modeling_pllava, "is_deepspeed_zero3_enabled", lambda: sharded)
+    calls = Counter()
+    for name in ("vision_tower", "multi_modal_projector"):
+        module = getattr(trainable.model, name)
+        module.register_forward_hook(lambda *_, name=name: calls.update([name]))
+    text = {"input_ids": torch.tensor([[5, 6, 7]])}
+    places = torch.full((1, VIDEO_TOKENS), trainable.config.video_token_id)
+    video = {"input_ids": places, "pixel_values_videos": inputs["pixel_values_videos"]}
+    for batch in (text, video, inputs):
+        trainable(**batch)
+    assert calls == {"vision_tower": 3, "multi_modal_projector": 3 if sharded else 4}
+    trainable.eval()(**text)
+    assert calls["vision_tower"] == (4 if sharded else 3)
+
+
+@pytest.mark.parametrize("wrapped", [False, True], ids=["", "PEFT"])
+def test_a_float32_projector_in_a_bfloat16_model(
+    model: PllavaForConditionalGeneration, inputs: dict[str, torch.Tensor], wrapped: bool
+) -> None:
+    """The projector that is trained is in float32; PEFT keeps the original beside it."""
     mixed = copy.deepcopy(model).to(torch.bfloat16)
-    mixed.model.multi_modal_projector.float()
+    if wrapped:
+        mixed = get_peft_model(mixed, lora_config(r=4))
+        for weight in mixed.parameters():
+            weight.data = weight.data.float() if weight.requires_grad else weight.data
+    else:
+        mixed.model.multi_modal_projector.float()
+    mixed.eval()
     with torch.no_grad():
         output = mixed(**inputs)
         expected = model(**inputs).logits
