@@ -7,8 +7,13 @@ from functools import partial
 
 import pytest
 import torch
+from datasets import Dataset
+from safetensors.torch import load_file
+from transformers import AutoModelForImageTextToText
+from trl import SFTConfig
 
-from pllava.train import VideoChatCollator
+from pllava import lora_config
+from pllava.train import VideoChatCollator, build_trainer
 from pllava.train.features import FeatureCache
 from pllava.train.media import find_medium
 
@@ -55,3 +60,33 @@ def test_a_full_cache_takes_no_more(processor, model, tmp_path, caplog):
     assert fill(["a"]) == [True] and fill(["b", "c"], processes=2) == [False, False]
     assert fill(["b", "c"]) == [True, False] and fill(["d"]) == [False]
     assert caplog.text.count("has reached its size") == 3
+
+
+@pytest.mark.parametrize("batch_size", [1, 2])
+def test_the_videos_of_an_evaluation_are_nobodys(processor, checkpoint, clips, tmp_path, batch_size):
+    """What is kept of the training's clips is the same with an evaluation between its steps."""
+    turns = [{"role": "user", "content": [{"type": "video"}]}]
+    turns += [{"role": "assistant", "content": [{"type": "text", "text": "It leaves."}]}]
+    rows = [{"messages": turns, "videos": [str(clip)]} for clip in clips]
+
+    def cached(name, **evaluation):
+        args = SFTConfig(
+            str(tmp_path / name),
+            max_steps=3,
+            per_device_train_batch_size=1,
+            per_device_eval_batch_size=batch_size,
+            use_cpu=True,
+            bf16=False,
+            report_to="none",
+            eval_strategy="steps" if evaluation else "no",
+            eval_steps=1,
+            eval_on_start=bool(evaluation),
+        )
+        model, train = AutoModelForImageTextToText.from_pretrained(checkpoint), Dataset.from_list(rows[:1])
+        cache = tmp_path / f"{name}-cache"
+        build_trainer(model, processor, train, args, lora_config(r=4), feature_cache=str(cache), **evaluation).train()
+        return {file.name: load_file(file)["features"] for file in cache.rglob("*.safetensors")}
+
+    alone, evaluated = cached("alone"), cached("evaluated", eval_dataset=Dataset.from_list(rows[1:]))
+    assert len(alone) == 1 and alone.keys() == evaluated.keys()
+    assert all(torch.equal(features, evaluated[name]) for name, features in alone.items())

@@ -64,7 +64,7 @@ class FeatureCache:
             digest.update(name.encode())
             digest.update(weight.detach().cpu().contiguous().view(torch.uint8).numpy())
         self._base = digest.hexdigest()
-        self._keys: list[str | None] = []
+        self._keys: list[str | None] | None = None
 
     def key(self, clip: Medium, sampling: str) -> str:
         """
@@ -106,23 +106,24 @@ class FeatureCache:
         model.register_forward_pre_hook(self._encode_videos, with_kwargs=True)
 
     def expect(self, keys: list[str | None]) -> None:
-        """The keys of the videos of the next batch; none for a video that is not to be kept."""
+        """The keys of the videos of the next batch, and of no further one; None for a video that is not to be kept."""
         self._keys = keys
 
     def _encode_videos(self, model: PllavaModel, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
-        videos = kwargs.pop("pixel_values_videos", None)
-        if videos is None:
+        keys, self._keys = self._keys, None
+        videos = kwargs.get("pixel_values_videos")
+        if keys is None or videos is None:  # an evaluation's batch, or a text
             return args, kwargs
         pixels = [video for video in videos if video.ndim == 4]
         if pixels:
             frames = model.encode_frames(torch.cat(pixels)).last_hidden_state
             encoded = iter(frames.split([len(video) for video in pixels]))
         features = [next(encoded) if video.ndim == 4 else video for video in videos]
-        for video, key, kept in zip(videos, self._keys, features, strict=True):
+        for video, key, kept in zip(videos, keys, features, strict=True):
             if video.ndim == 4 and key is not None:
                 self.save(key, kept)
         tokens = BaseModelOutputWithPooling(pooler_output=model.pool(features))
-        return args, {**kwargs, "mm_encoder_outputs": {"video": tokens}}
+        return args, {**kwargs, "pixel_values_videos": None, "mm_encoder_outputs": {"video": tokens}}
 
     def _file(self, key: str) -> Path:
         return self.directory / key[:2] / f"{key}.safetensors"
