@@ -24,7 +24,8 @@ MARK = "\ufdd0"  # stands in no text: Unicode keeps it for the inner use of prog
 _BODY = """\
 {%- macro plain(text) -%}
     {%- set marked = namespace(text=text | replace('<|', '<' + mark + '|')) -%}
-    {%- for token in ['<image>', '<video>', bos_token, eos_token, unk_token, pad_token] if token -%}
+    {%- set own = ['<image>', '<video>', bos_token, eos_token, unk_token, pad_token] -%}
+    {%- for token in own + (extra_special_tokens | default([])) if token -%}
         {%- set marked.text = marked.text | replace(token, token[0] + mark + token[1:]) -%}
     {%- endfor -%}
     {{- marked.text -}}

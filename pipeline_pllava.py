@@ -85,7 +85,7 @@ class VideoTextToTextPipeline(ImageTextToTextPipeline):
         return {**outputs, "generated_sequence": sequences.reshape(len(samples), -1, sequences.shape[-1])}
 
     def postprocess(self, model_outputs: dict[str, Any], **kwargs) -> list[dict[str, Any]]:
-        # Of several sequences for a sample, transformers 5.16 drops all but one: give it a prompt with each
+        # Of several sequences for a sample, transformers 5.19 drops all but one: give it a prompt with each
         sequences = model_outputs["generated_sequence"].flatten(0, 1)
         prompt = model_outputs["prompt_text"]
         prompts = (prompt if isinstance(prompt, list) else [prompt]) * len(sequences)

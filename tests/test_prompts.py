@@ -1,5 +1,6 @@
 """Prompts, on every way to token ids: what is written in a message is text, and what engines read in the templates."""
 
+import copy
 from pathlib import Path
 
 import numpy as np
@@ -93,6 +94,17 @@ def test_text_that_looks_like_a_special_token_is_encoded_as_text(any_processor: 
     special = set(tokenizer.added_tokens_decoder)
     assert [token for token in tricky if token in special] == [token for token in plain if token in special]
     assert tokenizer.decode(tricky) == tokenizer.decode(plain).replace("words", LOOKS_SPECIAL)
+
+
+@pytest.mark.parametrize("way", WAYS_IN.keys() - {"engine"})  # the tokenizer tells a template of no other tokens
+def test_special_tokens_of_ones_own_are_told_from_text(processor: PllavaProcessor, way: str) -> None:
+    processor = copy.deepcopy(processor)
+    own = ["<mask>", "[INST]"]
+    processor.tokenizer.add_special_tokens({"additional_special_tokens": own})
+    parts = [{"type": "video", "video": CLIP}, {"type": "text", "text": "Say <mask> and [INST]."}]
+    answer = {"role": "assistant", "content": [{"type": "text", "text": "I say [INST]."}]}
+    ids = WAYS_IN[way](processor, [{"role": "user", "content": parts}, answer])
+    assert not {processor.tokenizer.convert_tokens_to_ids(token) for token in own} & set(ids)
 
 
 def test_text_has_the_tokens_that_it_has_without_special_tokens(any_processor: PllavaProcessor) -> None:
