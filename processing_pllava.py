@@ -3,28 +3,25 @@
 import json
 import math
 import os
-import re
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from tokenizers import AddedToken, normalizers
 from transformers import PreTrainedTokenizerBase
-from transformers.feature_extraction_utils import BatchFeature
 from transformers.image_utils import make_flat_list_of_images
 from transformers.processing_utils import MultiModalData, ProcessingKwargs, ProcessorMixin
 from transformers.utils import cached_file
-from transformers.utils.chat_template_utils import render_jinja_template
 
 from .chat_templates_pllava import CHAT_TEMPLATES, MARK
 from .video_processing_pllava import PllavaVideosKwargs, flatten_videos
+from .video_source_pllava import read_image
 
 HUB_OPTIONS = {"cache_dir", "revision", "token", "local_files_only", "subfolder"}  # of `from_pretrained`
 
 
 class PllavaProcessorKwargs(ProcessingKwargs, total=False):
     videos_kwargs: PllavaVideosKwargs
-    _defaults = {}  # transformers 5.16 reads chats only where this is
+    _defaults = {}  # transformers 5.19 reads chats only where this is
 
 
 class PllavaProcessor(ProcessorMixin):
@@ -35,7 +32,8 @@ class PllavaProcessor(ProcessorMixin):
     Text in a message is text: a `</s>`, `<|im_end|>` or `<video>` that somebody writes there is encoded letter by
     letter. Our chat templates write a mark (U+FDD0) into each of them, so that the tokenizer finds no special token
     there, and the tokenizer drops the mark when it encodes the rest. That holds wherever a chat is rendered and
-    encoded; a template of one's own has to write the marks, too.
+    encoded (where an engine renders it with the tokenizer alone, for special tokens that have a role, such as the end
+    of a text, and for those like `<|im_end|>`); a template of one's own has to write the marks, too.
 
     Args:
         image_processor ([`CLIPImageProcessor`]): Prepares images.
@@ -124,7 +122,6 @@ class PllavaProcessor(ProcessorMixin):
         self,
         conversation: list,
         chat_template: str | None = None,
-        return_assistant_tokens_mask: bool = False,
         **kwargs,
     ) -> Any:
         """
@@ -134,49 +131,20 @@ class PllavaProcessor(ProcessorMixin):
         """
         chat_template = CHAT_TEMPLATES.get(chat_template, chat_template)
         conversation = _with_sub_clips(conversation)
-        if not return_assistant_tokens_mask or kwargs.get("continue_final_message"):
-            return super().apply_chat_template(
-                conversation, chat_template, return_assistant_tokens_mask=return_assistant_tokens_mask, **kwargs
-            )
-        processor_kwargs = {**(kwargs.pop("processor_kwargs", None) or {}), "return_offsets_mapping": True}
-        outputs = super().apply_chat_template(conversation, chat_template, processor_kwargs=processor_kwargs, **kwargs)
-        masks = self._assistant_masks(conversation, chat_template, outputs.pop("offset_mapping"))
-        outputs.update(BatchFeature({"assistant_masks": masks}, tensor_type=kwargs.get("return_tensors")))
-        return outputs
+        kwargs.setdefault("extra_special_tokens", self._special_tokens)
+        return super().apply_chat_template(conversation, chat_template, **kwargs)
 
-    def _assistant_masks(self, conversation: list, chat_template: str | None, offsets: Any) -> list[list[int]]:
-        """
-        1 for the tokens that the template marks as the assistant's, 0 for others; `offsets` are the tokens' places
-        `(batch, sequence, 2)`. As transformers does it, but for 5.16, which forgets that placeholders were expanded.
-        """
-        prompts, spans = render_jinja_template(
-            conversations=[conversation] if isinstance(conversation[0], dict) else conversation,
-            chat_template=chat_template or self.chat_template,
-            return_assistant_tokens_mask=True,
-            **self.tokenizer.special_tokens_map,
-        )
-        placeholder = re.compile(f"{re.escape(self.image_token)}|{re.escape(self.video_token)}")
-        masks = []
-        for prompt, row_spans, row_offsets in zip(prompts, spans, offsets, strict=True):
-            media = list(placeholder.finditer(prompt))
-
-            def expanded(place: int, media: list[re.Match] = media) -> int:
-                before = sum(len(found[0]) for found in media if found.end() <= place)
-                return place + before * (self.num_visual_tokens - 1)
-
-            starts, ends = np.asarray(row_offsets).T
-            mask = np.zeros(len(starts), dtype=int)
-            for first, last in row_spans:
-                mask[(starts < expanded(last)) & (ends > expanded(first))] = 1
-            masks.append(mask.tolist())
-        return masks
+    @property
+    def _special_tokens(self) -> list[str]:
+        """All of the tokenizer's: a template is told those alone that have a role, such as the end of a text."""
+        return [token.content for token in self.tokenizer.added_tokens_decoder.values() if token.special]
 
     def validate_inputs(self, images=None, text=None, videos=None, audio=None, **kwargs) -> None:
         """
         Raises:
             ValueError: if the text has not as many placeholders as there are images and videos.
         """
-        # transformers 5.16 does not compare them; later versions do, but know as videos only strings and arrays
+        # transformers 5.19 does not compare them; later versions do, but know as videos only strings and arrays
         videos = None if videos is None else ["video"] * len(flatten_videos(videos))
         counts = {
             self.image_token: 0 if images is None else len(make_flat_list_of_images(images)),
@@ -187,6 +155,10 @@ class PllavaProcessor(ProcessorMixin):
             if found != given:
                 raise ValueError(f"The text has {found} {token} placeholders, but {given} were passed to fill them")
         super().validate_inputs(images=images, text=text, videos=videos, audio=audio, **kwargs)
+
+    def prepare_inputs_layout(self, images=None, text=None, videos=None, audio=None, **kwargs) -> tuple:
+        """Reads images that are paths, addresses or bytes within the limits that hold for videos."""
+        return super().prepare_inputs_layout(_read_images(images), text, videos, audio, **kwargs)
 
     def _process_videos(self, videos: Any, **kwargs) -> tuple[dict, list[str]]:
         processed = self.video_processor(videos, **kwargs)
@@ -227,14 +199,23 @@ def _drop_mark(tokenizer: PreTrainedTokenizerBase) -> None:
             )
 
 
+def _read_images(images: Any) -> Any:
+    """`images`, nested in any way, of which those that are still to be read are PIL images."""
+    if isinstance(images, (list, tuple)):
+        return [_read_images(image) for image in images]
+    return read_image(images) if isinstance(images, (str, os.PathLike, bytes)) else images
+
+
 def _with_sub_clips(value: Any) -> Any:
-    """A chat, or chats, in which the video parts that transformers would read in part are dicts that we read."""
+    """A chat, or chats, in which the parts that transformers would read in part, or in another way, are ours."""
     if isinstance(value, (list, tuple)):
         return [_with_sub_clips(item) for item in value]
     if isinstance(value, dict) and "content" in value:
         return {**value, "content": _with_sub_clips(value["content"])}
     if isinstance(value, dict) and value.get("type") == "video" and value.keys() & {"start", "end", "bytes"}:
         return {"type": "video", "video": {key: part for key, part in value.items() if key != "type"}}
+    if isinstance(value, dict) and value.get("type") == "image" and "base64" in value:
+        return {"type": "image", "url": f"data:;base64,{value['base64']}"}
     return value
 
 

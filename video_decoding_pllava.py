@@ -23,7 +23,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from itertools import chain, takewhile
+from itertools import accumulate, chain, takewhile
 
 import av
 import numpy as np
@@ -180,8 +180,9 @@ def _open_stream(source: Source) -> Iterator[VideoStream]:
 def _load_video(request: _Request) -> tuple[Result, PacketIndex]:
     source = request.source
     with source.open() as file:
-        if (claimed := sum(claimed_samples(file, source.size))) > source.size:
-            raise source.error(f"its header claims {claimed:,} samples, which is more than it has bytes")
+        for claimed in accumulate(claimed_samples(file, source.size)):
+            if claimed > source.size:
+                raise source.error(f"its header claims {claimed:,} samples, which is more than it has bytes")
     with _open_stream(source) as stream:
         index = read_index(stream)
         if stream.container.format.name == "gif":

@@ -5,7 +5,10 @@ Which frames there are, when each is shown, and from which keyframe it has to be
 
 from __future__ import annotations
 
+import io
+import re
 import struct
+import zlib
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -118,28 +121,53 @@ def _promised_frames(stream: VideoStream, index: PacketIndex, start: float, end:
 
 # --- what a file says of itself --------------------------------------------------------------------------------------
 
-MP4_CONTAINERS = {b"moov", b"trak", b"mdia", b"minf", b"stbl", b"moof", b"traf"}
+# Those in which ffmpeg looks for further boxes; that of a moov passes as "free" or "hoov", too.
+MP4_CONTAINERS = set(
+    b"moov trak mdia minf stbl moof traf mvex edts dinf udta tref ilst wave sinf schi iprp ipco free hoov".split()
+)
 
 
 def claimed_samples(file: BinaryIO, end: int) -> Iterator[int]:
     """
     How many samples each track and fragment of an mp4 claims to have, in the bytes from where `file` is to `end`.
-    ffmpeg makes an entry in memory for each on opening, whether there is data for it or not.
+    ffmpeg makes an entry in memory for each on opening, whether there is data for it or not, and wherever in its
+    headers the table stands.
     """
     while len(header := file.read(8)) == 8 and (start := file.tell() - 8) < end:
         size, kind = struct.unpack(">I4s", header)
         if size == 1:
             size = int.from_bytes(file.read(8), "big")
+            size = 0 if size == 8 else size  # as ffmpeg takes it
         if size == 0:
             size = end - start
         if size < 8:
             return
-        if kind in MP4_CONTAINERS:
-            yield from claimed_samples(file, min(start + size, end))
-        elif kind in (b"stsz", b"trun"):
-            fields = file.read(12)
-            yield int.from_bytes(fields[8:12] if kind == b"stsz" else fields[4:8], "big")
+        yield from _claimed_in_box(kind, file, min(start + size, end))
         file.seek(min(start + size, end))
+
+
+def _claimed_in_box(kind: bytes, file: BinaryIO, end: int) -> Iterator[int]:
+    """As [`claimed_samples`], of a box whose content begins where `file` is."""
+    if kind in MP4_CONTAINERS:
+        yield from claimed_samples(file, end)
+    elif kind in (b"stsz", b"stz2", b"trun"):
+        fields = file.read(12)
+        yield int.from_bytes(fields[4:8] if kind == b"trun" else fields[8:12], "big")
+    elif kind == b"meta":  # has its boxes from the first "hdlr" on
+        while file.tell() < end and (word := file.read(4)) and word != b"hdlr":
+            pass
+        file.seek(-8, 1)
+        yield from claimed_samples(file, end)
+    elif kind in (b"stsd", b"iref"):  # their entries have boxes behind fields, which are of each codec's own
+        start = file.tell()
+        for found in re.finditer(b"(?=(stsz|stz2|trun|cmov))", file.read(end - start)):
+            file.seek(start + found.start() + 4)
+            yield from _claimed_in_box(found[1], file, end)
+    elif kind == b"cmov":  # a compressed moov, for which ffmpeg takes the memory that it says
+        length = int.from_bytes(file.read(24)[20:], "big")
+        yield length // 8  # an entry has more bytes
+        moov = zlib.decompressobj().decompress(file.read(end - file.tell()), length or 1)
+        yield from claimed_samples(io.BytesIO(moov), len(moov))
 
 
 def is_whole_gif(file: BinaryIO) -> bool:

@@ -134,8 +134,8 @@ class PllavaVideoProcessor(BaseVideoProcessor):
                 folder of images that are numbered from 1, they count from number 0, as in the original.
 
         Raises:
-            VideoDecodeError: if seconds are asked for of a video without a frame rate, `start` lies past the video's
-                end, `end` before `start`, one of them is infinite or no number, or `fps` gives too many frames.
+            VideoDecodeError: if seconds are asked for of a video without a frame rate, `start` is the video's end or
+                past it, `end` before `start`, one of them is infinite or no number, or `fps` gives too many frames.
         """
         if metadata.fps is None and (start, end, fps) != (None, None, None):
             raise VideoDecodeError(
@@ -238,10 +238,10 @@ def _bounds(metadata: VideoMetadata, start: float | None, end: float | None) -> 
     if start is not None and end is not None and end < start:
         raise VideoDecodeError(f"The sub-clip ends (`end`={end}) before it starts (`start`={start})")
     length = (metadata.total_num_frames + number) / metadata.fps
-    if start is not None and start > length:
+    if start is not None and start >= length:
         raise VideoDecodeError(
-            f"The sub-clip starts (`start`={start}{'' if end is None else f', `end`={end}'}) past the video's end: it "
-            f"has {length:.3f} s. Bounds are in seconds"
+            f"The sub-clip starts (`start`={start}{'' if end is None else f', `end`={end}'}) at or past the video's "
+            f"end: it has {length:.3f} s. Bounds are in seconds"
         )
 
     def frame_at(seconds: float) -> int:

@@ -121,17 +121,38 @@ def resolve(video: VideoSource, advice: str = VIDEO_ADVICE) -> Source:
     return source
 
 
+def is_address(text: str) -> bool:
+    """Whether this is no path: `https://...`, `data:...`."""
+    return "://" in text or text.startswith("data:")
+
+
+def public_name(address: str) -> str:
+    """
+    `address` for messages: without a user's name and password, without a query, which may hold a signature, and of a
+    data URL only its beginning.
+    """
+    if address.startswith("data:"):
+        return f"{address[:40]}..."
+    try:
+        parts = urlsplit(address)
+        port = parts.port
+    except ValueError:  # no telling where a password ends
+        return re.sub(r"(?s)\?.*", "?...", re.sub("(?s)://.*@", "://", address))
+    host = f"{parts.hostname or ''}{'' if port is None else f':{port}'}"
+    return f"{parts.scheme}://{host}{parts.path}{'?...' if parts.query else ''}"
+
+
 def _resolve_address(address: str, advice: str) -> Source:
     scheme, colon, _ = address.lower().partition(":")
     scheme = scheme if colon else ""
     if scheme in ("http", "https"):
-        return Source(_without_secrets(address), _download(address), advice)
+        return Source(public_name(address), _download(address), advice)
     if scheme == "data":  # as OpenAI-compatible servers get their videos
         return Source(f"{address[:40]}...", _read_data_url(address), advice)
-    source = Source(address, address, advice)
+    source = Source(public_name(address) if "://" in address else address, address, advice)
     if scheme == "file":
         with source.reading():
-            return Source(address, unquote(urlsplit(address).path), advice)
+            return Source(source.name, unquote(urlsplit(address).path), advice)
     if "://" in address:
         raise source.error(f"{scheme}:// is not a kind of address that is read")
     return source
@@ -162,7 +183,7 @@ def _read_data_url(url: str) -> bytes:
 def _download(url: str) -> bytes:
     def error(reason: str) -> VideoDecodeError:
         advice = "Check the address, or give a local file."
-        return VideoDecodeError(f"Cannot download {_without_secrets(url)}: {reason}. {advice}")
+        return VideoDecodeError(f"Cannot download {public_name(url)}: {reason}. {advice}")
 
     try:
         # Cancelled as a whole when its time is up, whatever the server does. In a thread of its own, since this one
@@ -194,17 +215,6 @@ async def _fetch(url: str) -> bytes:
             if content.tell() > MAX_DOWNLOAD_BYTES:
                 raise ValueError(f"it has more than {MAX_DOWNLOAD_BYTES:,} bytes")
     return content.getvalue()
-
-
-def _without_secrets(url: str) -> str:
-    """`url` for messages: without a user's name and password, and without a query, which may hold a signature."""
-    try:
-        parts = urlsplit(url)
-        port = parts.port
-    except ValueError:  # no telling where a password ends
-        return re.sub("://.*@", "://", url)
-    host = f"{parts.hostname or ''}{'' if port is None else f':{port}'}"
-    return f"{parts.scheme}://{host}{parts.path}{'?...' if parts.query else ''}"
 
 
 # --- still images ----------------------------------------------------------------------------------------------------

@@ -19,11 +19,11 @@ from video_files import moving_frames, white_png, write_video
 from pllava.train import inspection
 from pllava.train.collator import VideoChatCollator
 from pllava.train.data import Source, load_source
-from pllava.train.inspection import inspect_source
+from pllava.train.inspection import format_problem, inspect_source
 from pllava.train.inspection_report import format_reports
 from pllava.train.publishing import Split, kept_rows, write_shards
 from pllava.train.rows import FEATURES
-from pllava.train.skipped import Skipped
+from pllava.train.skipped import Skipped, SkippedExamples, read_skipped
 from pllava_cli import app
 
 BAD = {  # names of broken files, and a word of what is said about each
@@ -189,6 +189,57 @@ def test_what_the_template_does_not_take_is_listed_and_what_ends_the_inspection_
     assert isinstance(result.exception, SystemExit), result.exception
     assert "rows rows.jsonl#0: the chat template does not take it" in result.stdout
     assert result.exit_code == 1 and "training would pass over 1 of 2 samples" in result.stdout
+
+
+SECRET = [  # addresses, and what of them is told
+    ("http://bob:hunter2@127.0.0.1:9/a.mp4?X-Sig=hunter3", "http://127.0.0.1:9/a.mp4?..."),
+    ("http://bob:hunter2@[::1/a.mp4?X-Sig=hunter3", "http://[::1/a.mp4?..."),
+    ("s3://bob:hunter2@clips/a.mp4?X-Sig=hunter3", "s3://clips/a.mp4?..."),
+    ("data:video/mp4;base64," + "A" * 9000, "data:video/mp4;base64," + "A" * 18 + "..."),
+]
+
+
+def test_addresses_are_named_without_their_secrets(processor, tmp_path, monkeypatch):
+    monkeypatch.setattr("pllava.workers.PAUSES", ())
+    source = Source(str(write_rows(tmp_path / "rows.jsonl", [asked(address) for address, _ in SECRET])))
+    report = inspect_source(source, processor, workers=0)
+    skipped = SkippedExamples(tmp_path / "_skipped.jsonl")
+    for row in load_source(source):
+        skipped.count(VideoChatCollator(processor).try_encode(row))
+    listed = read_skipped(tmp_path / "_skipped.jsonl")
+    names = [name for _, name in SECRET]
+    assert [problem.media for problem in report.problems] == [row.media[0] for row in listed] == names
+    told = [format_problem("rows", problem) for problem in report.problems]
+    told += [str(row) for row in listed] + [skipped._advice()]
+    assert not [line for line in told if "bob" in line or "hunter" in line or "A" * 50 in line]
+
+
+ODD = ["file://[::1/a.mp4", "a" * 5000 + ".mp4", "a\0b.mp4", "http://[::1"]  # paths that no file can have
+
+
+def test_odd_paths_are_problems_of_their_rows(processor, media, tmp_path):
+    path = write_rows(tmp_path / "rows.jsonl", [*map(asked, ODD), asked("0.mp4")])
+    source, told = Source(str(path), str(media)), []
+    report = inspect_source(source, processor, workers=0)
+    for number, (problem, name) in enumerate(zip(report.problems, ODD, strict=True)):
+        assert problem.id == f"rows.jsonl#{number}" and problem.media.endswith(name)
+        assert problem.reason.startswith("Cannot d") and problem.media in problem.reason
+    kept = kept_rows(source, 0, Split("rows", None, []), told.append)
+    assert [row["id"] for row in kept] == ["rows.jsonl#4"] and len(told) == len(ODD)
+    results = [VideoChatCollator(processor).try_encode(row) for row in load_source(source)]
+    assert [result.id for result in results if isinstance(result, Skipped)] == [item.id for item in report.problems]
+    with pytest.raises(RuntimeError, match="in a row could not be read. The last one: rows rows.jsonl#0 file://"):
+        skipped = SkippedExamples()
+        while True:
+            skipped.count(results[0])
+
+
+def test_bytes_may_have_any_name(processor, clips, tmp_path):
+    row = {"video": {"bytes": clips[0].read_bytes(), "path": ODD[1]}, "caption": "A bar."}
+    pq.write_table(pa.Table.from_pylist([row]), tmp_path / "rows.parquet")
+    source = Source(str(tmp_path / "rows.parquet"))
+    (kept,) = kept_rows(source, 0, Split("rows", None, []), print)
+    assert kept["videos"][0]["bytes"] == clips[0].read_bytes()
 
 
 def test_a_file_that_kills_a_worker_is_narrowed_down(processor, media, tmp_path, monkeypatch):

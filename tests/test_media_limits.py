@@ -9,7 +9,9 @@ import sys
 import threading
 import time
 import warnings
+import zlib
 from collections.abc import Callable, Iterator
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -76,6 +78,77 @@ def test_small_files_take_little_memory_and_time(tmp_path):
         assert (outcome.error is None) == (expected is None), (path, outcome)
         if expected is not None:
             assert str(path) in outcome.error and re.search(expected, outcome.error), outcome
+
+
+def box(kind: bytes, body: bytes) -> bytes:
+    return struct.pack(">I4s", 8 + len(body), kind) + body
+
+
+def rebuilt(content: bytes, level: bytes, change: Callable[[bytes], bytes]) -> bytes:
+    """The boxes of an mp4; each `level` among them becomes what `change` makes of its body."""
+    made = b""
+    while content:
+        size, kind = struct.unpack(">I4s", content[:8])
+        body, content = content[8:size], content[size:]
+        if kind == level:
+            made += change(body)
+        else:
+            made += box(kind, rebuilt(body, level, change) if kind in (b"moov", b"trak", b"mdia", b"minf") else body)
+    return made
+
+
+def moved(place: Callable[[bytes, bytes], bytes]) -> Callable[[bytes], bytes]:
+    """The table of samples stands where `place`, given the other tables and this one, puts it."""
+
+    def change(body: bytes) -> bytes:
+        start = body.index(b"stsz") - 4
+        end = start + int.from_bytes(body[start : start + 4], "big")
+        return box(b"stbl", place(body[:start] + body[end:], body[start:end]))
+
+    return change
+
+
+def in_sample_entry(others: bytes, table: bytes) -> bytes:
+    size = int.from_bytes(others[:4], "big")  # of the descriptions, which are the first of the tables
+    entry = box(others[20:24], others[24:size] + table)
+    return box(b"stsd", others[8:16] + entry) + others[size:]
+
+
+def compressed(moov: bytes) -> bytes:
+    content = zlib.compress(box(b"moov", moov))
+    fields = struct.pack(">I4s4sI4sI", 12, b"dcom", b"zlib", 12 + len(content), b"cmvd", 8 + len(moov))
+    return box(b"moov", box(b"cmov", fields + content))
+
+
+HANDLER = box(b"hdlr", bytes(8) + b"mdir" + bytes(13))
+HIDDEN = {  # where a table of samples stands, and ffmpeg finds it
+    **{
+        kind: (b"stbl", moved(lambda others, table, kind=kind: others + box(kind.encode(), table)))
+        for kind in ("dinf", "edts", "ilst", "mvex", "schi", "sinf", "tref", "udta", "wave")
+    },
+    "meta": (b"stbl", moved(lambda others, table: others + box(b"meta", bytes(8) + HANDLER + table))),
+    "sample entry": (b"stbl", moved(in_sample_entry)),
+    "hoov": (b"moov", partial(box, b"hoov")),
+    "free": (b"moov", partial(box, b"free")),
+    "cmov": (b"moov", compressed),
+    "no length": (b"moov", lambda moov: struct.pack(">I4sQ", 1, b"moov", 8) + moov),
+}
+
+
+@pytest.mark.parametrize("place", HIDDEN)
+def test_samples_are_counted_wherever_ffmpeg_looks_for_them(tmp_path, place):
+    level, change = HIDDEN[place]
+    whole = write_video(tmp_path / "whole.mp4", moving_frames(20), g=5).read_bytes()
+    assert len(load_frames(rebuilt(whole, level, change))[0]) == 20
+    lying = claiming(b"stsz", 4, struct.pack(">2I", 1, MANY))(tmp_path / "lying.mp4")
+    with pytest.raises(VideoDecodeError, match="claims 33,000,[0-9]+ samples"):
+        load_frames(rebuilt(lying, level, change))
+
+
+def test_a_compressed_header_is_not_unpacked_beyond_its_limit(tmp_path):
+    """Of a few hundred kilobytes, ffmpeg would make as many megabytes."""
+    with pytest.raises(VideoDecodeError, match="claims 25,000,00[0-9] samples"):
+        load_frames(compressed(bytes(200_000_000)))
 
 
 # --- addresses -------------------------------------------------------------------------------------------------------
@@ -178,6 +251,15 @@ def test_malformed_addresses_are_the_one_error(url):
     with pytest.raises(VideoDecodeError, match="^Cannot download http.*Check the address") as caught:
         load_frames(url)
     assert "ter2" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "address", ["s3://user:hunter2@clips", "file://user:hunter2@clips", "http://user:hunter2@[::1"]
+)
+def test_addresses_that_cannot_be_read_tell_no_secrets(address):
+    with pytest.raises(VideoDecodeError, match=f"{address[:4]}.*/a.mp4") as caught:
+        load_frames(f"{address}/a.mp4?signature=hunter3")
+    assert not re.search("user|hunter", f"{caught.value}")
 
 
 # --- GIFs that end early ---------------------------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 """The processor: every kind of video, frame sampling, chats, masks, saving, and clear errors."""
 
+import base64
 import copy
 import io
 import threading
@@ -14,7 +15,7 @@ import torch
 from PIL import Image
 from transformers import AutoProcessor, CLIPImageProcessor
 from transformers.video_utils import VideoMetadata
-from video_files import decode_all, moving_frames, write_video
+from video_files import decode_all, moving_frames, white_png, write_video
 
 from pllava import PllavaForConditionalGeneration, PllavaProcessor, PllavaVideoProcessor
 from pllava.video_decoding_pllava import VideoDecodeError
@@ -200,7 +201,7 @@ def test_sub_clips(processor: PllavaProcessor, clips: list[Path], decoded: np.nd
     assert taken(processor, {"path": clips[0], "start": 1.5, "end": 9.0}) == taken(
         processor, {"path": clips[0], "start": 1.5}
     )
-    assert taken(processor, {"path": clips[0], "start": 2.0}) == [19] * 4  # the end itself: lengths are rounded
+    assert taken(processor, {"path": clips[0], "start": 1.95, "end": 2.0}) == [19] * 4
     rate = [{"total_num_frames": 20, "fps": 10.0}]
     assert taken(processor, {"video": decoded, "start": 0.5, "end": 1.2}, video_metadata=rate) == [5, 7, 9, 10]
     assert taken(processor, {"video": decoded, "start": 0.5, "end": 1.2}, video_metadata=rate[0]) == [5, 7, 9, 10]
@@ -211,9 +212,10 @@ def test_sub_clips(processor: PllavaProcessor, clips: list[Path], decoded: np.nd
     ("bounds", "message"),
     [
         # Here the original counts backwards, and takes frames from before the segment
-        ({"start": 100, "end": 120}, r"starts \(`start`=100, `end`=120\) past the video's end: it has 2.000 s"),
-        ({"start": 2.01}, r"`start`=2.01\) past"),
-        ({"start": 1e308}, r"`start`=1e\+308\) past"),
+        ({"start": 100, "end": 120}, r"starts \(`start`=100, `end`=120\) at or past the video's end: it has 2.000 s"),
+        ({"start": 2.0}, r"`start`=2.0\) at or past"),
+        ({"start": 2.01}, r"`start`=2.01\) at or past"),
+        ({"start": 1e308}, r"`start`=1e\+308\) at or past"),
         ({"start": float("inf")}, "`start` is inf"),
         ({"start": 0.5, "end": float("nan")}, "`end` is nan"),
         ({"start": 1.5, "end": 0.5}, r"ends \(`end`=0.5\) before it starts"),
@@ -410,6 +412,40 @@ def test_options_of_a_chat(processor: PllavaProcessor, clips: list[Path]) -> Non
         assert all(isinstance(outputs[key], kind) for key in ("input_ids", "attention_mask", "pixel_values_videos"))
         assert np.shape(outputs["pixel_values_videos"][0]) == (4, 3, 48, 48)
     assert encode(part, num_frames=32)["input_ids"].tolist() == encode(part)["input_ids"].tolist()
+
+
+def image_of(processor: PllavaProcessor, **part) -> torch.Tensor:
+    chat = [{"role": "user", "content": [{"type": "image", **part}]}]
+    options = {"tokenize": True, "return_dict": True, "return_tensors": "pt"}
+    return processor.apply_chat_template(chat, **options)["pixel_values"]
+
+
+def test_an_image_of_a_chat_may_be_given_in_any_way(processor: PllavaProcessor, tmp_path: Path) -> None:
+    image, file = Image.fromarray(moving_frames(1)[0]), tmp_path / "an image.png"
+    image.save(file)
+    text = base64.b64encode(file.read_bytes()).decode()
+    expected = image_of(processor, image=image)
+    for key, given in {
+        "image": [str(file), file, file.read_bytes(), np.array(image), f"data:image/png;base64,{text}"],
+        "url": [file.as_uri()],
+        "path": [str(file)],
+        "base64": [text],
+    }.items():
+        for one in given:
+            assert torch.equal(image_of(processor, **{key: one}), expected), (key, one)
+    beside = processor(images=[[str(file)], [image]], text=["<image>", "<image>"], return_tensors="pt")
+    assert torch.equal(beside["pixel_values"], expected.repeat(2, 1, 1, 1))
+
+
+@pytest.mark.parametrize("name", ["large.png", "thin.png", "drawing.eps", "none.png"])
+def test_images_of_a_chat_have_limits_and_the_one_error(processor: PllavaProcessor, tmp_path: Path, name: str) -> None:
+    file = tmp_path / name
+    if name == "drawing.eps":
+        Image.new("RGB", (48, 48)).save(file)
+    elif name != "none.png":
+        file.write_bytes(white_png(*((9000, 9000) if name == "large.png" else (20000, 1))))
+    with pytest.raises(VideoDecodeError, match=f"^Cannot decode {file}: .* Give a whole image file"):
+        image_of(processor, path=str(file))
 
 
 def test_a_call_leaves_what_it_is_given_as_it_was(processor: PllavaProcessor, clips: list[Path]) -> None:

@@ -177,6 +177,15 @@ def test_a_byte_order_mark_is_no_part_of_the_row(tmp_path, name):
     assert row["error"] is None
 
 
+def test_rows_are_read_anew_when_another_path_is_an_address(tmp_path, monkeypatch):
+    """What decides it stands in another module than the rest of the reader."""
+    source = write_lines(tmp_path / "rows.jsonl", [answered(video="disk:a.mp4")])
+    assert load_source(source)[0]["videos"][0]["path"] == str(tmp_path / "disk:a.mp4")
+    for module in ("rows", "data"):
+        monkeypatch.setattr(f"pllava.train.{module}.is_address", lambda text: text.startswith("disk:"), raising=False)
+    assert load_source(source)[0]["videos"][0]["path"] == "disk:a.mp4"
+
+
 def test_what_caption_writes_can_be_trained_on(processor, clips, tmp_path):
     """Its rows say where their videos are, whatever folder they were named from and its file is in."""
     made = {"prompt": "What happens in it?", "model": "nano"}

@@ -21,6 +21,7 @@ from datasets import Dataset, IterableDataset, load_dataset
 from datasets.exceptions import DatasetGenerationError
 from datasets.fingerprint import Hasher
 
+from ..video_source_pllava import is_address
 from .rows import FEATURES, read_conversation
 
 SUFFIXES = {".json": "json", ".jsonl": "json", ".parquet": "parquet", ".tar": "webdataset"}
@@ -100,7 +101,8 @@ def load_source(source: Source) -> Dataset | IterableDataset:
 
 def _load_json(source: Source, files: list[Path]) -> Dataset:
     # The cache knows when files were changed, and the code that read them: neither is served as it was before
-    code = [inspect.getsource(part) for part in (inspect.getmodule(read_conversation), _json_rows, _read_json)]
+    parts = (inspect.getmodule(read_conversation), is_address, _json_rows, _read_json)
+    code = [inspect.getsource(part) for part in parts]
     fingerprint = Hasher.hash([source, [(str(file.absolute()), file.stat().st_mtime_ns) for file in files], code])
     try:
         return Dataset.from_generator(

@@ -7,6 +7,7 @@ that is whole, and zeros where its last frames should be. Damage in between that
 find: that takes decoding everything.
 """
 
+import os
 import warnings
 from collections import deque
 from collections.abc import Hashable, Iterable, Iterator
@@ -66,7 +67,7 @@ def check_clip(kind: str, item: dict[str, Any], processor: ProcessorMixin) -> Cl
         read_image(medium.content)
         return Clip(kind, medium.name)
     except (ValueError, VideoTruncatedWarning) as error:
-        missing = medium.file is not None and not medium.file.exists()
+        missing = medium.file is not None and not os.path.exists(medium.file)  # a name may be too long to ask
         return Clip(kind, medium.name, problem=str(error), missing=missing)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 from urllib.parse import unquote, urlparse
 
 from ..video_processing_pllava import dict_source
-from ..video_source_pllava import resolve
+from ..video_source_pllava import is_address, public_name, resolve
 
 
 @dataclass(frozen=True)
@@ -16,7 +16,8 @@ class Medium:
     A video or an image.
 
     Args:
-        name: How lists and errors call it: its path or address, or what kind of thing it is.
+        name: How lists and errors call it: its path, its address without passwords and signatures, or what kind of
+            thing it is.
         content: What is to be opened: a local path, the address of a file elsewhere, the bytes of a file, or what the
             processor takes besides (arrays, images).
         bounds: `start` and `end` in seconds, where a part of a video is meant.
@@ -47,12 +48,21 @@ def find_medium(item: Any) -> Medium:
     if isinstance(item, os.PathLike):
         item = os.fspath(item)
     if isinstance(item, bytes):
-        return Medium(name or "<bytes>", item, bounds)
+        return Medium(_name(name) if name else "<bytes>", item, bounds)
     if not isinstance(item, str):
         return Medium(f"<{type(item).__name__}>", item, bounds)
-    if is_address(item):
-        return Medium(item, unquote(urlparse(item).path) if item.startswith("file://") else item, bounds)
-    return Medium(item, item, bounds)
+    return Medium(_name(item), _local_path(item) if item.startswith("file://") else item, bounds)
+
+
+def _name(path: str) -> str:
+    return public_name(path) if is_address(path) else path
+
+
+def _local_path(address: str) -> str:
+    try:
+        return unquote(urlparse(address).path)
+    except ValueError:  # it is said where the file is opened
+        return address
 
 
 def fetch(medium: Medium) -> str | bytes:
@@ -66,8 +76,3 @@ def fetch(medium: Medium) -> str | bytes:
     if not isinstance(medium.content, str | bytes):
         raise ValueError(f"Features are kept for videos in files or bytes; got {medium.name}")
     return resolve(medium.content).content
-
-
-def is_address(text: str) -> bool:
-    """Whether this is no path: `https://...`, `data:...`."""
-    return "://" in text or text.startswith("data:")

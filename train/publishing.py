@@ -6,6 +6,7 @@ that our clips are files. Here a file on the disk is filled to the size that was
 """
 
 import json
+import os
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
@@ -134,7 +135,7 @@ def kept_rows(source: Source, workers: int, counts: Split, report: Callable[[str
 def _embeddable(clip: Clip) -> Clip:
     """The clip; it has a problem, too, where it can be trained on and its bytes cannot be put into a column."""
     file = find_medium(clip.name).file
-    if clip.problem or file is None or not file.exists():
+    if clip.problem or file is None or not os.path.exists(file):  # of bytes, the name is any
         return clip
     if file.is_dir():
         return replace(clip, problem="a folder of images cannot be put into a file: make a video of it")

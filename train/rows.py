@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from datasets import Features, List, Value
 
-from .media import is_address
+from ..video_source_pllava import is_address
 
 if TYPE_CHECKING:
     from .data import Source
