@@ -1,29 +1,55 @@
-"""Files that a killed run leaves whole: lines that are appended, and files that are replaced at once."""
+"""Files that a killed run leaves whole: lines that are appended, files that are replaced, and who may write them."""
 
 import errno
 import json
 import os
-from collections.abc import Iterable
+import platform
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
+from filelock import FileLock, Timeout
 
-def read_lines(file: Path) -> list[dict[str, Any]]:
+PATIENCE = 3  # seconds for which a lock outlives a process that was killed: its workers have to see that
+
+
+def read_lines(file: Path, *names: str) -> list[dict[str, Any]]:
     """
     The objects of a JSON Lines file, if there is one. It is read only: another process may be writing it.
 
     A last line without a newline counts if it is whole; if its writer was killed in it, or is not done with it, it is
     passed over. Empty lines are, too.
 
+    Args:
+        names: That each object must have.
+
     Raises:
-        ValueError: if a line is no JSON object; the message names the file and the line.
+        ValueError: if a line is no such JSON object; the message names the file and the line.
     """
     if not file.exists():
         return []
     *lines, last = file.read_bytes().split(b"\n")
     if _is_torn(last):
         last = b""
-    return [_read_object(line, file, number) for number, line in enumerate([*lines, last], start=1) if line.strip()]
+    return [
+        _to_object(line, f"{file}, line {number}", names)
+        for number, line in enumerate([*lines, last], start=1)
+        if line.strip()
+    ]
+
+
+def read_object(file: Path, *names: str) -> dict[str, Any]:
+    """
+    The object of a JSON file.
+
+    Args:
+        names: That it must have.
+
+    Raises:
+        ValueError: if there is no such object in the file, which the message names.
+    """
+    return _to_object(file.read_bytes(), str(file), names)
 
 
 def open_to_append(file: Path) -> TextIO:
@@ -48,7 +74,8 @@ def _end_last_line(file: Path) -> None:
     if _is_torn(last):
         os.truncate(file, len(content) - len(last))
         return
-    _read_object(last, file, content.count(b"\n") + 1)
+    number = content.count(b"\n") + 1
+    _to_object(last, f"{file}, line {number}")
     with file.open("ab") as lines:
         lines.write(b"\n")
 
@@ -62,13 +89,15 @@ def _is_torn(last: bytes) -> bool:
     return False
 
 
-def _read_object(line: bytes, file: Path, number: int) -> dict[str, Any]:
+def _to_object(content: bytes, where: str, names: Iterable[str] = ()) -> dict[str, Any]:
     try:
-        value = json.loads(line)
+        value = json.loads(content)
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{file}, line {number} is no JSON: {error}") from error
+        raise ValueError(f"{where} is no JSON: {error}") from error
     if not isinstance(value, dict):
-        raise ValueError(f"{file}, line {number} is no JSON object, but {type(value).__name__}")
+        raise ValueError(f"{where} is no JSON object, but {type(value).__name__}")
+    if lacking := [name for name in names if name not in value]:
+        raise ValueError(f"{where} lacks {', '.join(map(repr, lacking))}: it has {list(value)}")
     return value
 
 
@@ -81,6 +110,26 @@ def replace_file(file: Path, text: str) -> None:
     beside = file.with_name(f"{file.name}.partial")
     beside.write_text(text, encoding="utf-8")
     beside.replace(file)
+
+
+@contextmanager
+def held(path: Path) -> Iterator[None]:
+    """
+    Keeps other processes from writing a file or a folder until this one is done, however it ends: by a lock beside it,
+    whatever name for it they are given.
+
+    Raises:
+        ValueError: if another process holds it.
+    """
+    file = path.resolve().with_name(f"{path.resolve().name}.lock")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(file, timeout=PATIENCE):
+            file.write_text(f"process {os.getpid()} on {platform.node()}", encoding="utf-8")
+            yield
+    except Timeout as error:
+        holder = file.read_text(encoding="utf-8") or "another process"
+        raise ValueError(f"{holder} is writing {path}: wait for it, or name another --out") from error
 
 
 # Files that are taken for videos, in the order in which they are preferred where names differ in the suffix only

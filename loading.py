@@ -7,19 +7,18 @@ peft takes a second to import: the functions import it when they run.
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from huggingface_hub import snapshot_download
-from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, BitsAndBytesConfig, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils import (
     ADAPTER_SAFE_WEIGHTS_NAME,
-    CONFIG_NAME,
     SAFE_WEIGHTS_INDEX_NAME,
     SAFE_WEIGHTS_NAME,
     cached_file,
@@ -32,7 +31,9 @@ from .processing_pllava import HUB_OPTIONS
 
 if TYPE_CHECKING:
     from peft import LoraConfig, PeftConfig, PeftModel
+    from transformers.utils.quantization_config import QuantizationConfigMixin
 
+WEIGHTS_PER_BYTE = 2  # of the densest format, with four bits a weight
 CHECKED_TOKENS = 8  # of a video: enough to see whether any of it arrives, and no work for a model of any size
 
 
@@ -138,7 +139,8 @@ def load_model(
         alpha: The adapter's strength (see [`set_alpha`]); its own by default.
         check: Whether to run [`check_model`].
         is_trainable: Whether the adapter is to be trained on.
-        kwargs: For `from_pretrained`: `dtype`, `device_map="auto"`, `quantization_config`, `revision`, ...
+        kwargs: For `from_pretrained`: `dtype`, `device_map="auto"`, `quantization_config`, `revision`, ...; there is
+            no `variant`.
 
     Raises:
         ValueError: if the model is no PLLaVA, a file of it is broken or names one elsewhere, the adapter does not fit
@@ -152,6 +154,8 @@ def load_model(
         if adapter is None:
             raise ValueError("Name a model or an adapter")
         pretrained_model_name_or_path = _adapter_config(adapter).base_model_name_or_path
+    if kwargs.get("variant"):
+        raise ValueError(f"Weights are read from {SAFE_WEIGHTS_NAME}, without a variant; got {kwargs['variant']!r}")
     name = os.fspath(pretrained_model_name_or_path)
     model = _load_without_adapter(name, **kwargs)
     if adapter is not None:
@@ -170,24 +174,50 @@ def _load_without_adapter(name: str, **kwargs: Any) -> PllavaForConditionalGener
     for placeholder in ("image_token_index", "video_token_index"):
         if not 0 <= (token := getattr(config, placeholder)) < vocabulary:
             raise ValueError(f"`{placeholder}` is {token}, and the text model's vocabulary ends at {vocabulary - 1}")
+    _check_weight_files(name, config, find)
+    return PllavaForConditionalGeneration.from_pretrained(name, use_safetensors=True, **kwargs)
+
+
+def _check_weight_files(name: str, config: PllavaConfig, find: Callable[..., str | None]) -> None:
+    """
+    Raises a `ValueError` if a file of weights, which `find` gives, is broken, lies elsewhere, or is too small to hold
+    what the config describes: before memory is taken for it.
+    """
+    if weights_name := getattr(config, "transformers_weights", None):
+        raise ValueError(
+            f"{name}: its config has its weights in {weights_name!r}, and they are read from {SAFE_WEIGHTS_NAME}, or "
+            f"the shards in {SAFE_WEIGHTS_INDEX_NAME}, only: remove `transformers_weights`"
+        )
     optional = {"_raise_exceptions_for_missing_entries": False}
-    if find(SAFE_WEIGHTS_NAME, **optional) is None and (index := find(SAFE_WEIGHTS_INDEX_NAME, **optional)):
-        read_shard_index(Path(index))
-    try:
-        return PllavaForConditionalGeneration.from_pretrained(name, use_safetensors=True, **kwargs)
-    except SafetensorError:  # does not say in which file
-        for file in sorted(Path(find(CONFIG_NAME)).parent.glob("*.safetensors")):
-            with open_weights(file):
-                pass
-        raise
+    if file := find(SAFE_WEIGHTS_NAME, **optional):
+        files = [Path(file)]
+    elif index := find(SAFE_WEIGHTS_INDEX_NAME, **optional):
+        files = [Path(find(shard)) for shard in read_shard_index(Path(index))]
+    else:
+        return  # transformers says what is missing
+    with reading_config(name), torch.device("meta"):
+        described = PllavaForConditionalGeneration(config).num_parameters()
+    for file in files:
+        with open_weights(file):  # reads where its tensors lie
+            pass
+    stored = sum(file.stat().st_size for file in files)
+    if described > stored * WEIGHTS_PER_BYTE:
+        raise ValueError(
+            f"{name}: its config describes {described:,} weights, too many for the {stored:,} bytes of its files"
+        )
 
 
 def describe_model(
-    name: str | None = None, adapter: str | None = None, alpha: float | None = None
+    name: str | None = None,
+    adapter: str | None = None,
+    alpha: float | None = None,
+    dtype: str = "auto",
+    quantization_config: QuantizationConfigMixin | None = None,
 ) -> dict[str, str | float | None]:
     """
     Which model [`load_model`] gives for the same arguments, told from configs, without loading weights: "model",
-    "revision", "adapter", "adapter_revision" and "alpha". A revision is a commit of the Hub, or a [`fingerprint`].
+    "revision", "adapter", "adapter_revision", "alpha", "dtype" and "quantization". A revision is a commit of the Hub,
+    or a [`fingerprint`].
 
     Raises:
         OSError, ValueError: if there is no such model or adapter.
@@ -202,7 +232,20 @@ def describe_model(
         "adapter": adapter,
         "adapter_revision": directory and fingerprint(directory),
         "alpha": lora.lora_alpha if lora and alpha is None else alpha,
+        "dtype": str(config.dtype).removeprefix("torch.") if dtype == "auto" else dtype,
+        "quantization": name_quantization(getattr(config, "quantization_config", quantization_config)),
     }
+
+
+def name_quantization(found: QuantizationConfigMixin | dict[str, Any] | None) -> str | None:
+    """What a model's `quantization_config` makes of its weights, such as "nf4", "llm_int8" or "gptq", if anything."""
+    from transformers.quantizers import AutoQuantizationConfig
+
+    if isinstance(found, dict):  # as a checkpoint has it
+        found = AutoQuantizationConfig.from_dict(found)
+    if isinstance(found, BitsAndBytesConfig):
+        return found.quantization_method()
+    return found and found.quant_method.value
 
 
 @torch.no_grad()

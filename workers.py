@@ -13,6 +13,7 @@ from queue import SimpleQueue
 from threading import Thread
 from typing import Any
 
+import av
 import torch
 
 PAUSES = (1, 5, 20)  # seconds before each further attempt
@@ -59,12 +60,27 @@ def is_passing(error: BaseException | None) -> bool:
     if error is None:
         return False
     status = getattr(error, "code", None) or getattr(getattr(error, "response", None), "status_code", None)
+    if isinstance(error, av.FFmpegError):
+        failed = error.errno in PASSING and _cannot_be_read(error.filename)
+    else:
+        failed = isinstance(error, (ConnectionError, TimeoutError))
+        failed |= isinstance(error, OSError) and error.errno in PASSING
     return (
-        isinstance(error, (ConnectionError, TimeoutError))
-        or (isinstance(error, OSError) and error.errno in PASSING)
+        failed
         or (isinstance(status, int) and (status >= 500 or status in TOO_BUSY))
         or is_passing(error.__cause__ or error.__context__)
     )
+
+
+def _cannot_be_read(file: str | None) -> bool:
+    """Whether a plain read fails, too: ffmpeg reports EIO for damaged headers as well."""
+    try:
+        with open(str(file).removeprefix("file:"), "rb") as content:
+            while content.read(1 << 20):
+                pass
+    except OSError as error:
+        return error.errno in PASSING
+    return False
 
 
 # --- an ordered map over processes -----------------------------------------------------------------------------------

@@ -1,9 +1,7 @@
 """`pllava caption`: captions for many videos, batch by batch, into a JSON Lines file that a later run goes on with."""
 
 import os
-import platform
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any
@@ -42,10 +40,10 @@ def caption(
     model, frames), or with the "error" if it cannot be read. A file takes captions made in one way: asked for another
     prompt, model or choice of frames, the command refuses.
     """
-    with said_without_traceback(), _held(out):
-        from pllava.files import read_lines
+    with said_without_traceback():
+        from pllava.files import held, read_lines
 
-        videos = list(dict.fromkeys(chain.from_iterable(map(_find_videos, paths))))
+        videos = {_place(_named(video)): video for video in chain.from_iterable(map(_find_videos, paths))}
         model, processor = describe_checkpoint(**load.keywords)
         request = {
             "prompt": prompt,
@@ -55,9 +53,10 @@ def caption(
             "pooling_shape": processor.pooling_shape,
             "max_new_tokens": max_new_tokens,
         }
-        known = _index(read_lines(out), request, out)
-        todo = [video for video in videos if "caption" not in known.get(video, {})]
-        failed = _caption_videos(load(), todo, known, request, out, batch_size) if todo else 0
+        with held(out):
+            known = _index(read_lines(out), request, out)
+            todo = [video for place, video in videos.items() if "caption" not in known.get(place, {})]
+            failed = _caption_videos(load(), todo, known, request, out, batch_size) if todo else 0
     typer.echo(
         f"{len(todo) - failed} captioned, {len(videos) - len(todo)} done before, {failed} failed"
         + (f' (see the lines with "error" in {out})' if failed else "")
@@ -94,33 +93,12 @@ def _search(folder: Path) -> list[str]:
         elif path.suffix.lower() in VIDEO_SUFFIXES:
             found.append(str(path))
         holds_images |= path.suffix.lower() in IMAGE_SUFFIXES
-    return [str(folder)] if holds_images and all(map(os.path.isdir, found)) else found
-
-
-@contextmanager
-def _held(out: Path) -> Iterator[None]:
-    """
-    Keeps other processes from captioning into `out`, until this one ends, however it ends.
-
-    Raises:
-        ValueError: if another one does so already.
-    """
-    from filelock import FileLock, Timeout
-
-    out.parent.mkdir(parents=True, exist_ok=True)
-    file = out.with_name(f"{out.name}.lock")
-    try:
-        with FileLock(file, timeout=0):
-            file.write_text(f"process {os.getpid()} on {platform.node()}", encoding="utf-8")
-            yield
-    except Timeout as error:
-        holder = file.read_text(encoding="utf-8") or "another process"
-        raise ValueError(f"{holder} is captioning into {out}: wait for it, or name another --out") from error
+    return found or ([str(folder)] if holds_images else [])
 
 
 def _index(rows: list[dict[str, Any]], request: dict[str, Any], out: Path) -> dict[str, dict[str, Any]]:
     """
-    The newest row of each video.
+    The newest row of each video, by its place.
 
     Raises:
         ValueError: if a caption was made with something else than is requested, or a row is none of this command's.
@@ -132,7 +110,12 @@ def _index(rows: list[dict[str, Any]], request: dict[str, Any], out: Path) -> di
         if other:
             was, now = ({name: values.get(name) for name in sorted(other)} for values in (row, request))
             raise ValueError(f"{out} has captions made with {was}, and not with {now}: name another --out")
-    return {row["video"]: row for row in rows}
+    return {_place(row): row for row in rows}
+
+
+def _place(row: dict[str, str]) -> str:
+    """What is the same however a video was named: where its file is, or its address."""
+    return row.get("path", row["video"])
 
 
 # --- captioning ------------------------------------------------------------------------------------------------------
@@ -159,7 +142,7 @@ def _caption_videos(
     with open_to_append(out) as lines, tqdm(total=len(videos), desc="Captioning", unit="video") as bar:
         for batch in decoded:
             rows = _caption_batch(pipe, batch, request)
-            lines.write(to_lines(row for row in rows if known.get(row["video"]) != row))
+            lines.write(to_lines(row for row in rows if known.get(_place(row)) != row))
             lines.flush()
             failed += sum("error" in row for row in rows)
             bar.update(len(batch))
@@ -207,5 +190,6 @@ def _caption_batch(pipe: Any, batch: list[tuple[str, Any]], request: dict[str, A
 
 def _named(video: str) -> dict[str, str]:
     """A video as it was given, and where a file is found from any folder."""
-    is_address = "://" in video or video.startswith("data:")
-    return {"video": video} if is_address else {"video": video, "path": os.path.abspath(video)}
+    from pllava.video_source_pllava import is_address
+
+    return {"video": video} if is_address(video) else {"video": video, "path": os.path.abspath(video)}

@@ -6,15 +6,22 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .options import load_checkpoint, named_model, said_without_traceback, takes_model
+from .options import asked_quantization, load_checkpoint, named_model, said_without_traceback, takes_model
 
 if TYPE_CHECKING:
     from pllava.eval import LocalModel
+
+# Options that are for a judge, for one behind a server, for a model that is loaded here, and for scoring without one
+JUDGE = {"judge_endpoint", "judge_temperature", "judge_rpm", "judge_price"}
+JUDGE_AT_SERVER = {"judge_temperature", "judge_rpm"}
+LOCAL = {"batch_size", "workers", "chat_template", "sweep"}  # beside those that load it
+RESCORE = {"benchmark", "prompts", "concurrency", "judge", *JUDGE, "retry_failed", "rescore", "seed"}
 
 
 @takes_model(load_checkpoint)
 def evaluate(
     load: Callable[..., Any],
+    context: typer.Context,
     model: Annotated[
         str | None,
         typer.Argument(
@@ -87,20 +94,28 @@ def evaluate(
         from pllava import eval as evaluation
         from pllava.eval.compare import format_differences
         from pllava.eval.report import format_sweep, read_sweeps
+        from pllava.eval.runner import hold
         from pllava.eval.summary import format_summary
 
+        named = _named(context)
         if compare:
+            _refuse(named, named.keys() - {"compare"}, "--compare takes the figures as they are")
             for name, comparison in evaluation.compare(*compare).items():
                 typer.echo(f"{name}\n{format_differences(comparison)}\n")
             return
-        adapter = load.keywords["adapter"]
         if rescore:
-            of_a_run = {"MODEL": model, "--adapter": adapter, "--data": data, "--limit": limit, "--sweep": sweep}
-            of_a_run |= {"--controls": controls, "--endpoint": endpoint, "--chat-template": chat_template}
-            if named := [name for name, value in of_a_run.items() if value]:
-                raise ValueError(f"--rescore takes the answers as they are: leave {', '.join(named)} out")
-        if judge_endpoint and not judge:
-            raise ValueError("Name the model that judges: --judge")
+            _refuse(named, named.keys() - RESCORE, "--rescore takes the answers as they are")
+        if not judge:
+            _refuse(named, JUDGE, "There is no --judge")
+        if not judge_endpoint:
+            _refuse(named, JUDGE_AT_SERVER, "A judge without --judge-endpoint is greedy, and no server")
+        if not endpoint and not judge_endpoint:
+            _refuse(named, {"concurrency"}, "There is neither --endpoint nor --judge-endpoint")
+        if endpoint:
+            of_local = LOCAL | load.keywords.keys() - {"model"}
+            _refuse(named, of_local, "What is set for a local model is not for an --endpoint")
+            if model is None:
+                raise ValueError(f"Name the model that {endpoint} is to be asked for")
         wording = evaluation.load_prompts(prompts)
         benchmarks = evaluation.load_benchmarks(benchmark, wording)
         state = evaluation.join_processes()
@@ -126,7 +141,7 @@ def evaluate(
 
         if rescore:
             declared = {each.name: each for each in benchmarks}
-            for folder, name in evaluation.result_folders(rescore).items():
+            for folder, name in evaluation.result_folders(rescore).items() if state.is_main_process else ():
                 its = declared.get(name) or evaluation.load_benchmark(name, wording)
                 show(folder, evaluation.rescore(folder, its, load_judge(folder.parent), seed))
             return
@@ -137,10 +152,6 @@ def evaluate(
         samples = [each.samples(data or ".", limit) for each in benchmarks]
         judging = load_judge(out)
         if endpoint:
-            if model is None:
-                raise ValueError(f"Name the model that {endpoint} is to be asked for")
-            if chat_template or adapter:
-                raise ValueError("--adapter and --chat-template are for a local model; a server has its own")
             answerer = evaluation.Endpoint(
                 evaluation.ChatServer(model, endpoint, concurrency),
                 **({"num_frames": num_frames} if num_frames else {}),
@@ -148,14 +159,30 @@ def evaluate(
         else:
             answerer = _local_model(load, chat_template, batch_size, workers, num_frames)
         later = []
-        for each, asked in zip(benchmarks, samples, strict=True):
-            collected = evaluation.collect(each, answerer, asked, out, variants, limit, retry_failed)
-            if state.num_processes > 1 and judge:
-                later.append(collected)  # other processes must not wait for a judge, which may take hours
-            elif state.is_main_process:
+        with hold(out, benchmarks):
+            for each, asked in zip(benchmarks, samples, strict=True):
+                collected = evaluation.collect(each, answerer, asked, out, variants, limit, retry_failed)
+                if state.num_processes > 1 and judge:
+                    later.append(collected)  # other processes must not wait for a judge, which may take hours
+                elif state.is_main_process:
+                    show(collected.folder, evaluation.conclude(collected, judging, seed))
+            for collected in later if state.is_main_process else []:
                 show(collected.folder, evaluation.conclude(collected, judging, seed))
-        for collected in later if state.is_main_process else []:
-            show(collected.folder, evaluation.conclude(collected, judging, seed))
+
+
+def _named(context: typer.Context) -> dict[str, str]:
+    """The parameters that this call names, and how they are written there."""
+    return {
+        each.name: each.opts[0] if each.param_type_name == "option" else each.name.upper()
+        for each in context.command.params
+        if context.get_parameter_source(each.name).name != "DEFAULT"
+    }
+
+
+def _refuse(named: dict[str, str], unused: set[str], why: str) -> None:
+    """What would be ignored is refused."""
+    if written := [text for name, text in named.items() if name in unused]:
+        raise ValueError(f"{why}: leave {', '.join(written)} out")
 
 
 def _local_model(
@@ -167,7 +194,8 @@ def _local_model(
     from pllava.eval import Checkpoint, LocalModel
 
     model, adapter, alpha, dtype = (load.keywords[name] for name in ("model", "adapter", "alpha", "dtype"))
-    checkpoint = Checkpoint.read(named_model(model, adapter), adapter, alpha, dtype)
+    quantization = asked_quantization(*(load.keywords[name] for name in ("load_in_4bit", "load_in_8bit")))
+    checkpoint = Checkpoint.read(named_model(model, adapter), adapter, alpha, dtype, quantization)
     processor = AutoProcessor.from_pretrained(checkpoint.model)
     if num_frames:
         processor.video_processor.num_frames = num_frames

@@ -10,7 +10,7 @@ import typer
 
 if TYPE_CHECKING:
     import numpy as np
-    from transformers import PreTrainedModel
+    from transformers import BitsAndBytesConfig, PreTrainedModel
 
     from pllava import PllavaProcessor, VideoTextToTextPipeline
 
@@ -61,12 +61,10 @@ def load_checkpoint(
     if dtype != "auto" and not isinstance(getattr(torch, dtype, None), torch.dtype):
         message = f"{dtype!r} is not a dtype of torch; try float32, bfloat16 or float16"
         raise typer.BadParameter(message, param_hint="--dtype")
-    bits = {(True, False): 4, (False, True): 8}.get((load_in_4bit, load_in_8bit))
-    if (load_in_4bit and load_in_8bit) or (device and device_map):
-        raise typer.BadParameter(
-            "Choose one of --load-in-4bit and --load-in-8bit, and one of --device and --device-map"
-        )
-    if device_map is None and device is not None and bits:
+    quantization = asked_quantization(load_in_4bit, load_in_8bit)
+    if device and device_map:
+        raise typer.BadParameter("Choose one of --device and --device-map")
+    if device_map is None and device is not None and quantization:
         device, device_map = None, device  # what is quantised is loaded where it will be, and cannot be moved
     logging.disable_progress_bar()
     with _blamed_on_options(adapter):
@@ -77,24 +75,40 @@ def load_checkpoint(
             check,
             dtype=dtype,
             device_map=device_map,
-            quantization_config=pllava.quantization_config(bits) if bits else None,
+            quantization_config=quantization,
         )
         processor = AutoProcessor.from_pretrained(loaded.name_or_path)
-    if device_map is None and not bits:
+    if device_map is None and not quantization:
         loaded.to(device or PartialState().device)  # of this process, where several run
     return loaded, processor
 
 
+def asked_quantization(load_in_4bit: bool, load_in_8bit: bool) -> "BitsAndBytesConfig | None":
+    """What these options of `load_checkpoint` make of the model."""
+    import pllava
+
+    if load_in_4bit and load_in_8bit:
+        raise typer.BadParameter("Choose one of --load-in-4bit and --load-in-8bit")
+    return pllava.quantization_config(4 if load_in_4bit else 8) if load_in_4bit or load_in_8bit else None
+
+
 def describe_checkpoint(
-    model: str | None, adapter: str | None, alpha: float | None, **options: Any
+    model: str | None,
+    adapter: str | None,
+    alpha: float | None,
+    dtype: str,
+    load_in_4bit: bool,
+    load_in_8bit: bool,
+    **options: Any,
 ) -> "tuple[dict[str, Any], PllavaProcessor]":
     """What `load_checkpoint` gives for the same options: which model (see `describe_model`), and its processor."""
     from transformers import AutoProcessor
 
     from pllava.loading import describe_model
 
+    quantization = asked_quantization(load_in_4bit, load_in_8bit)
     with _blamed_on_options(adapter):
-        described = describe_model(named_model(model, adapter), adapter, alpha)
+        described = describe_model(named_model(model, adapter), adapter, alpha, dtype, quantization)
         return described, AutoProcessor.from_pretrained(described["model"])
 
 

@@ -15,6 +15,7 @@ from itertools import islice
 from typing import Any
 
 import torch
+from accelerate.utils.memory import should_reduce_batch_size
 from torch import nn
 from transformers import PreTrainedModel, ProcessorMixin
 
@@ -24,7 +25,7 @@ from .batches import plan
 from .benchmark import Benchmark
 from .checkpoint import Checkpoint
 from .clips import DecodedClip, decode_clips
-from .generation import Generator, Prompt
+from .generation import Generator, Prompt, too_little_memory
 from .readers import Clip, Sample
 from .variants import Variant, choose_frames
 
@@ -256,8 +257,16 @@ class LocalModel:
         """
         `(frames, 3, height, width)` -> what the vision tower makes of them, `(frames, patches, C)`. A clip by itself:
         with others, rounding would depend on which are new.
+
+        Raises:
+            RuntimeError: if there is not enough memory for it.
         """
-        return self.model.model.encode_frames(pixels.to(self.model.device)).last_hidden_state
+        try:
+            return self.model.model.encode_frames(pixels.to(self.model.device)).last_hidden_state
+        except RuntimeError as error:
+            if not should_reduce_batch_size(error):
+                raise
+            raise too_little_memory(self.model, f"the {len(pixels)} frames of one clip", str(error)) from error
 
 
 def _clips(batches: list[list[Sample]], variants: list[list[Variant]]) -> dict[Clip, dict[str, Any]]:

@@ -12,6 +12,7 @@ from typing import Any
 
 import yaml
 
+from ..video_source_pllava import is_address
 from . import readers, scoring
 from .readers import Sample, digest
 
@@ -19,7 +20,14 @@ DIRECTORY = Path(__file__).with_name("benchmarks")
 PROMPTS = Path(__file__).with_name("prompts.yaml")
 MOST = 0.95  # of the clips: where more cannot be read, it is the folder that is wrong, and not the clips
 GROUPS = {"videoqa": ["msvd_qa", "msrvtt_qa", "activitynet_qa", "tgif_qa"]}
-READERS = {name: getattr(readers, f"read_{name}") for name in ("mvbench", "vcgbench", "videoqa", "recaption", "rows")}
+NEEDED = {  # of a task, by its reader: where its files are
+    "mvbench": {"file", "media"},
+    "vcgbench": {"file"},
+    "videoqa": {"questions", "answers"},
+    "recaption": {"file"},
+    "rows": {"file"},
+}
+READERS = {name: getattr(readers, f"read_{name}") for name in NEEDED}
 # What a sample is worth by itself: a bool, or a number from 0 to 5. "judge" and "caption" are scored together
 RULES: dict[str, Callable[[Sample, str], bool | float]] = {
     "multiple_choice": lambda sample, answer: scoring.multiple_choice_correct(
@@ -118,7 +126,7 @@ class Benchmark:
 
     def _look_for_clips(self, samples: list[Sample]) -> None:
         videos = {sample.video for sample in samples}
-        missing = sorted(video for video in videos if "://" not in video and not Path(video).exists())
+        missing = sorted(video for video in videos if not is_address(video) and not Path(video).exists())
         if len(missing) > MOST * len(videos):
             raise ValueError(
                 f"{self.title}: {len(missing)} of its {len(videos)} clips are not there; looked for {missing[0]}. Do "
@@ -168,10 +176,10 @@ def load_prompts(file: str | Path | None = None) -> dict[str, dict[str, str]]:
     The wording of questions and judges; what `file` has comes in the place of ours.
 
     Raises:
-        ValueError: if the file has a name that there is no prompt of.
+        ValueError: if the file is no such YAML, or has a name that there is no prompt of.
     """
-    prompts = yaml.safe_load(PROMPTS.read_text(encoding="utf-8"))
-    others = yaml.safe_load(Path(file).read_text(encoding="utf-8")) if file else {}
+    prompts = _read_yaml(PROMPTS)
+    others = _read_yaml(Path(file)) if file else {}
     for section, texts in others.items():
         unknown = {section} - prompts.keys() or texts.keys() - prompts[section].keys()
         if unknown:
@@ -186,27 +194,51 @@ def load_benchmark(name: str, prompts: dict[str, dict[str, str]]) -> Benchmark:
         name: Of one of ours, or the path of a YAML file.
 
     Raises:
-        ValueError: if there is no such benchmark, or its file has a key that no benchmark has.
+        ValueError: if there is no such benchmark, its file is no such YAML, has a key that no benchmark has, or lacks
+            what a reader or a judge needs to know of a task.
     """
     file = Path(name) if name.endswith((".yaml", ".yml")) else DIRECTORY / f"{name}.yaml"
     if not file.is_file():
         known = sorted([path.stem for path in DIRECTORY.glob("*.yaml")] + list(GROUPS))
         raise ValueError(f"{name}: no such benchmark; there are {', '.join(known)}, and YAML files of one's own")
-    values = yaml.safe_load(file.read_text(encoding="utf-8"))
+    values = _read_yaml(file)
     allowed = {each.name for each in fields(Benchmark)} - {"name", "file"}
     required = {"title", "read", "score", "tasks"}
     if unknown := (values.keys() - allowed) | (required - values.keys()):
-        raise ValueError(f"{file}: {sorted(unknown)} missing or unknown; needed are {sorted(required)}")
-    known = load_prompts()["judge"].keys() - {"system", "correction"}
-    for task, declared in values["tasks"].items() if values["score"] == "judge" else ():
-        if not declared.get("judge") or not known.issuperset(declared["judge"]):
-            raise ValueError(
-                f"{file}: `score: judge` needs to know what of task {task!r} is judged, as in `judge: [answer]`, of "
-                f"{sorted(known)}; it has {declared.get('judge')}"
-            )
+        raise ValueError(f"{file}: {sorted(unknown, key=str)} missing or unknown; needed are {sorted(required)}")
+    _check_tasks(file, **{name: values[name] for name in ("tasks", "read", "score")})
     values["stop"] = tuple(values.get("stop", ()))
     wording = prompts.get(values.get("prompts"), {})
     return Benchmark(name=file.stem, file=file, **{"wording": wording, **values})
+
+
+def _read_yaml(file: Path) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{file} is no YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{file} is no mapping of names to values, but {type(values).__name__}")
+    return values
+
+
+def _check_tasks(file: Path, tasks: Any, read: str, score: str) -> None:
+    """Whether each task says where its files are, and what of its answers is judged."""
+    if not isinstance(tasks, dict) or not all(isinstance(declared, dict) for declared in tasks.values()):
+        raise ValueError(
+            f"{file}: `tasks` are mappings by name, as in `tasks: {{all: {{file: a.jsonl}}}}`; got {tasks}"
+        )
+    aspects = load_prompts()["judge"].keys() - {"system", "correction"}
+    for task, declared in tasks.items():
+        paths = NEEDED.get(read, set()) | (declared.keys() & {"media"})
+        if wrong := sorted(name for name in paths if not isinstance(declared.get(name), str)):
+            raise ValueError(f"{file}: `read: {read}` needs the path of {wrong} of task {task!r}; it has {declared}")
+        judged = declared.get("judge")
+        if score == "judge" and not (isinstance(judged, list) and judged and aspects.issuperset(judged)):
+            raise ValueError(
+                f"{file}: `score: judge` needs to know what of task {task!r} is judged, as in `judge: [answer]`, of "
+                f"{sorted(aspects)}; it has {judged}"
+            )
 
 
 def load_benchmarks(names: str | Iterable[str], prompts: dict[str, dict[str, str]]) -> list[Benchmark]:

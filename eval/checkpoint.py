@@ -3,9 +3,10 @@
 from dataclasses import dataclass
 
 from transformers import PretrainedConfig
+from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from ..checkpoint_files import fingerprint
-from ..loading import describe_model, load_config
+from ..loading import describe_model, load_config, name_quantization
 
 
 @dataclass(frozen=True)
@@ -20,6 +21,7 @@ class Checkpoint:
         alpha: Its strength.
         pooling_shape: T' x h' x w'.
         dtype: Such as "bfloat16".
+        quantization: Such as "nf4", if there is any.
     """
 
     model: str
@@ -29,6 +31,7 @@ class Checkpoint:
     alpha: float | None
     pooling_shape: tuple[int, int, int]
     dtype: str
+    quantization: str | None
 
     @classmethod
     def of(
@@ -43,11 +46,17 @@ class Checkpoint:
             alpha,
             tuple(config.pooling_shape),
             dtype,
+            name_quantization(getattr(config, "quantization_config", None)),
         )
 
     @classmethod
     def read(
-        cls, model: str | None, adapter: str | None = None, alpha: float | None = None, dtype: str = "auto"
+        cls,
+        model: str | None,
+        adapter: str | None = None,
+        alpha: float | None = None,
+        dtype: str = "auto",
+        quantization_config: QuantizationConfigMixin | None = None,
     ) -> "Checkpoint":
         """
         As [`load_model`] will load it with these arguments.
@@ -55,7 +64,5 @@ class Checkpoint:
         Raises:
             ValueError: if one of them is not there, or the model is no PLLaVA.
         """
-        described = describe_model(model, adapter, alpha)
-        config = load_config(described["model"])
-        dtype = str(config.dtype).removeprefix("torch.") if dtype == "auto" else dtype
-        return cls(**described, pooling_shape=tuple(config.pooling_shape), dtype=dtype)
+        described = describe_model(model, adapter, alpha, dtype, quantization_config)
+        return cls(**described, pooling_shape=tuple(load_config(described["model"]).pooling_shape))

@@ -116,7 +116,7 @@ def _difference(task: str, pairs: list[tuple[Value, Value]]) -> Difference:
         len(pairs),
         fmean(mine.value for mine, _ in pairs),
         fmean(other.value for _, other in pairs),
-        confidence_interval(changes, clips),
+        confidence_interval(changes, clips, fractions=False),
         paired_p_value(changes, clips),
     )
 

@@ -63,10 +63,7 @@ class Generator:
                 problem = str(error)
             clear_device_cache(garbage_collection=True)  # behind `except`, which holds what was being computed
             if len(part) == 1:
-                raise RuntimeError(
-                    f"There is not enough memory on {self.model.device} for one question about a clip; --load-in-4bit "
-                    f"takes less, --device-map auto uses all that there is ({problem})"
-                )
+                raise too_little_memory(self.model, "one question about a clip", problem)
             self.batch_size = len(part) // 2
             logger.warning("Not enough memory for %d questions at a time: %d from here on", len(part), self.batch_size)
         return results
@@ -79,7 +76,7 @@ class Generator:
         ids, mask = _pad_left([prompt.suffix for prompt in prompts], pad, device)
         inputs: dict[str, Any] = {}
         if prompts[0].prefix:
-            prefix_ids, prefix_mask, inputs["past_key_values"] = self._read_prefixes(prompts, features, pad)
+            prefix_ids, prefix_mask, inputs = self._read_prefixes(prompts, features, pad)
             ids, mask = torch.cat([prefix_ids, ids], dim=1), torch.cat([prefix_mask, mask], dim=1)
         if benchmark.stop:
             inputs.update(stop_strings=list(benchmark.stop), tokenizer=tokenizer)
@@ -103,28 +100,29 @@ class Generator:
 
     def _read_prefixes(
         self, prompts: list[Prompt], features: list[torch.Tensor], pad: int
-    ) -> tuple[torch.Tensor, torch.Tensor, Any]:
+    ) -> tuple[torch.Tensor, torch.Tensor, dict[str, Any]]:
         """
         What the prompts begin with, as token ids and mask `(prompts, tokens)`, and the language model's keys and
-        values of it: computed and kept once for each clip.
+        values of it, by the name that `generate` takes them by: computed and kept once for each clip.
         """
         device, video = self.model.device, self.processor.video_token_id
         count = torch.Size(self.model.config.pooling_shape).numel()
         rows = list(dict.fromkeys((prompt.clip, *prompt.prefix[:-1]) for prompt in prompts))
         ids, mask = _pad_left([[*row[1:], *[video] * count] for row in rows], pad, device)
         pooled = self.model.model.pool([features[row[0]] for row in rows])
-        cache = self.model(
+        output = self.model(
             input_ids=ids,
             attention_mask=mask,
             position_ids=(mask.cumsum(-1) - 1).clamp(min=0),
             mm_encoder_outputs={"video": BaseModelOutputWithPooling(pooler_output=pooled)},
             use_cache=True,
             logits_to_keep=1,
-        ).past_key_values
+        )
+        name = "cache" if "cache" in output else "past_key_values"  # as older versions call it
         places = torch.tensor([rows.index((prompt.clip, *prompt.prefix[:-1])) for prompt in prompts], device=device)
         if places.tolist() != list(range(len(rows))):
-            share_prefixes(cache, places)
-        return ids[places], mask[places], cache
+            share_prefixes(output[name], places)
+        return ids[places], mask[places], {name: output[name]}
 
 
 class SharedPrefixLayer(DynamicLayer):
@@ -163,6 +161,14 @@ def share_prefixes(cache: Cache, places: torch.Tensor) -> None:
             cache.layers[number] = SharedPrefixLayer(layer, places)
         else:  # attention in a window keeps a part only, which moves on
             layer.batch_select_indices(places)
+
+
+def too_little_memory(model: PreTrainedModel, what: str, problem: str) -> RuntimeError:
+    """What to do where not even this fits."""
+    return RuntimeError(
+        f"There is not enough memory on {model.device} for {what}; --load-in-4bit takes less, --device-map auto uses "
+        f"all that there is ({problem})"
+    )
 
 
 def _pad_left(rows: list[list[int]], pad: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:

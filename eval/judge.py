@@ -58,7 +58,7 @@ class Judge:
     ):
         self.chat, self.prompts, self.temperature = chat, prompts, temperature
         self.price, self.retry_failed = price, retry_failed
-        self.cache_file, self.cache = cache, {row["key"]: row["reply"] for row in read_lines(cache)}
+        self.cache_file, self.cache = cache, {row["key"]: row["reply"] for row in read_lines(cache, "key", "reply")}
         self.counts = dict(NOTHING)
 
     def describe(self, benchmark: Benchmark) -> dict[str, Any]:
@@ -220,7 +220,15 @@ class LocalChat:
         """Loaded for the first grade that is not known yet."""
         return pipeline("text-generation", self.model, tokenizer=self.tokenizer, device=self.device)
 
-    def replies(self, chats: Sequence[Messages], max_tokens: int = LIMIT, **_: Any) -> Iterator[tuple[int, Reply]]:
+    def replies(
+        self, chats: Sequence[Messages], temperature: float = 0.0, max_tokens: int = LIMIT, **_: Any
+    ) -> Iterator[tuple[int, Reply]]:
+        """
+        Raises:
+            ValueError: if it is to sample.
+        """
+        if temperature:
+            raise ValueError(f"{self.model} judges here, greedily: there is no temperature {temperature}, only 0")
         if not chats:
             return
         outputs = self.pipe(

@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 from matplotlib import rc_context
@@ -19,6 +20,7 @@ PEAKS = {"mvbench": 20, "vcg": 4}  # where the paper's figure 9 finds the best a
 FIGURE_7 = {"mvbench": "figure7_spatial_mvbench", "vcg": "figure7_spatial_vcg"}
 MARKERS = "s^Dv"  # of what is muted; the model has circles
 WIDTH = 8  # of a picture, in inches
+LABEL = 40  # characters of a name in a line of the legend: for more columns than one there is room beside them
 
 
 @dataclass(frozen=True)
@@ -98,13 +100,13 @@ def _draw_tasks(columns: dict[str, Metrics], name: str, theme: Theme) -> Figure:
     tasks = sorted_tasks(model, name)
     rows = [("all", model)] * (len(tasks) > 1) + [(task, model["per_task"][task]) for task in tasks]
     # Below the model's bar a thin one for each control: in rows, beside it they would be as loud as it is
-    thick, thin = (0.62, 0.0) if not controls else (0.34, 0.46 / len(controls))
+    thick, thin = (0.62, 0.0) if not controls else (0.34, min(0.46 / len(controls), 0.15))
     figure = Figure(figsize=(WIDTH, 1.1 + len(rows) * (0.5 if controls else 0.32)), layout="constrained")
     panel = figure.subplots()
     places = [number + (0.25 if number and len(rows) > 1 else 0) for number in range(len(rows))]
-    top = [place - (0.4 if controls else thick / 2) for place in places]
+    top = [place - (thick + len(controls) * thin) / 2 for place in places]
     values = [on_scale(name, found.get(name, 0)) for _, found in rows]
-    panel.barh(top, values, thick, align="edge", color=theme.model, label=title)
+    panel.barh(top, values, thick, align="edge", color=theme.model, label=fill(title, LABEL))
     for place, value, (_, found) in zip(top, values, rows, strict=True):
         if interval := found.get(f"{name}_ci"):
             low, high = (on_scale(name, end) for end in interval)
@@ -112,8 +114,9 @@ def _draw_tasks(columns: dict[str, Metrics], name: str, theme: Theme) -> Figure:
                 panel.plot(ends, [place + thick / 2] * 2, color=color, linewidth=1.2, solid_capstyle="butt")
     for number, (control, metrics) in enumerate(controls):
         found = [metrics if task == "all" else metrics["per_task"].get(task, {}) for task, _ in rows]
-        lengths = [on_scale(name, each.get(name, 0)) for each in found]
-        edges = [place + thick + (number + 0.15) * thin for place in top]
+        known = [(place, each[name]) for place, each in zip(top, found, strict=True) if name in each]
+        edges = [place + thick + (number + 0.15) * thin for place, _ in known]
+        lengths = [on_scale(name, value) for _, value in known]
         panel.barh(edges, lengths, 0.85 * thin, align="edge", color=theme.muted[number], label=control)
     chances = [(place, found["chance"]) for place, (_, found) in zip(places, rows, strict=True) if "chance" in found]
     for number, (place, chance) in enumerate(chances if name == "accuracy" else ()):
@@ -159,7 +162,7 @@ def _draw_alpha(benchmark: Benchmark, points: Points, name: str, theme: Theme) -
     """As the paper's figure 9."""
     figure = Figure(figsize=(WIDTH, 4), layout="constrained")
     panel = figure.subplots()
-    _draw_lines(panel, {run_name(points[0][1]["run"], "alpha"): points}, name, theme)
+    _draw_lines(panel, {fill(run_name(points[0][1]["run"], "alpha"), LABEL): points}, name, theme)
     if benchmark.paper in PEAKS:
         panel.axvline(PEAKS[benchmark.paper], linestyle=":", color=theme.muted[0], label="the paper's best")
     panel.set(xlabel="alpha", ylabel=measure_title(name))
@@ -168,23 +171,25 @@ def _draw_alpha(benchmark: Benchmark, points: Points, name: str, theme: Theme) -
 
 
 def _draw_pooling(benchmark: Benchmark, points: Points, name: str, theme: Theme) -> Figure:
-    """As the paper's figure 7: over the side of the spatial pooling, and over the pooled frames."""
+    """As the paper's figure 7: over the side of the spatial pooling, where shapes have one, and the pooled frames."""
     figure = Figure(figsize=(WIDTH, 4), layout="constrained")
-    spatial, temporal = figure.subplots(1, 2, sharey=True)
     by_frames, by_side = {}, {}
     for (frames, height, width), found in points:
         by_side.setdefault(f"{height} x {width} a frame", []).append((frames, found))
         if height == width:
             by_frames.setdefault(f"{frames} frames", []).append((height, found))
-    _draw_lines(spatial, by_frames, name, theme)
-    _draw_lines(temporal, by_side, name, theme)
-    if benchmark.paper in FIGURE_7:
+    panels = figure.subplots(1, 2 if by_frames else 1, sharey=True, squeeze=False)[0]
+    if by_frames:
+        _draw_lines(panels[0], by_frames, name, theme)
+        panels[0].set(xlabel="side of the spatial pooling")
+    if by_frames and benchmark.paper in FIGURE_7:
         known = PAPER[FIGURE_7[benchmark.paper]]["points"]
         sides = [int(side) for side in known]
-        spatial.plot(sides, list(known.values()), ":", color=theme.muted[0], label="the paper, 4 frames")
-    spatial.set(xlabel="side of the spatial pooling", ylabel=measure_title(name))
-    temporal.set(xlabel="pooled frames")
-    _finish(figure, [spatial, temporal])
+        panels[0].plot(sides, list(known.values()), ":", color=theme.muted[0], label="the paper, 4 frames")
+    _draw_lines(panels[-1], by_side, name, theme)
+    panels[-1].set(xlabel="pooled frames")
+    panels[0].set(ylabel=measure_title(name))
+    _finish(figure, panels)
     return figure
 
 
@@ -210,6 +215,7 @@ def _draw_lines(panel: Axes, lines: dict[str, Points], name: str, theme: Theme) 
 
 def _finish(figure: Figure, panels: Sequence[Axes]) -> None:
     for panel in panels:
-        panel.xaxis.set_major_locator(MaxNLocator(integer=True))
+        whole = all(float(place).is_integer() for line in panel.lines for place in line.get_xdata())
+        panel.xaxis.set_major_locator(MaxNLocator(integer=whole, min_n_ticks=1))
         panel.grid(axis="y", linewidth=0.6)
         panel.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2)

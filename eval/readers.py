@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from .benchmark import Benchmark
 
 Clip = tuple[str, float | None, float | None]  # path, start, end
+PARTIAL, UNPACKED = ".zip.partial", ".zip.unpacked"  # in the place of an archive's suffix
 
 
 @dataclass(frozen=True)
@@ -92,24 +93,34 @@ def _unpack(folder: Path) -> None:
     Unpacks each zip archive beside itself, once: a file that is written last says that it is done. One process does
     it, and the others wait.
     """
+    if _packed(folder):
+        with WeakFileLock(folder / ".unpacking.lock"):
+            _unpack_archives(folder)
+
+
+def _packed(folder: Path) -> list[Path]:
+    """The archives that are not unpacked yet."""
+    found = []
     # Unlike a pattern, it passes over folders that another process moves away
-    files = (Path(inside, name) for inside, _, names in os.walk(folder) for name in names)
-    done = {file: file.with_suffix(".zip.unpacked") for file in sorted(files) if file.suffix == ".zip"}
-    if all(mark.exists() for mark in done.values()):
-        return
-    with WeakFileLock(folder / ".unpacking.lock"):
-        for archive, mark in done.items():
-            if not mark.exists():
-                _unpack_archive(archive)
-                mark.touch()
+    for inside, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if not name.endswith(PARTIAL)]
+        found += [Path(inside, name) for name in names if name.endswith(".zip")]
+    return [archive for archive in sorted(found) if not archive.with_suffix(UNPACKED).exists()]
+
+
+def _unpack_archives(folder: Path) -> None:
+    for archive in _packed(folder):
+        _unpack_archive(archive)
+        archive.with_suffix(UNPACKED).touch()
 
 
 def _unpack_archive(archive: Path) -> None:
-    """Each file appears whole: it is written under another name, and moved."""
-    beside = archive.with_suffix(".zip.partial")
+    """Each file appears whole, and those of archives in it with them: written under another name, and moved."""
+    beside = archive.with_suffix(PARTIAL)
     shutil.rmtree(beside, ignore_errors=True)  # of a process that was killed
     with zipfile.ZipFile(archive) as content:
         content.extractall(beside)  # which keeps to that folder, whatever names are inside
+    _unpack_archives(beside)
     for file in [path for path in beside.rglob("*") if path.is_file()]:
         target = archive.parent / file.relative_to(beside)
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -218,7 +229,7 @@ def read_rows(root: Path, benchmark: Benchmark) -> Iterator[Sample]:
         file = root / task["file"]
         if not file.is_file():
             raise ValueError(f"{file} cannot be read: there is no such file")
-        for number, row in enumerate(read_lines(file)):
+        for number, row in enumerate(read_lines(file, "video", "question", "answer")):
             yield Sample(
                 id=str(row.get("id", f"{name}/{number}")),
                 task=row.get("type", name),

@@ -10,7 +10,7 @@ from huggingface_hub.repocard_data import eval_results_to_model_index
 from ..files import replace_file
 from .benchmark import Benchmark, digest, load_prompts
 from .plots import PAPER, Points, plot_sweep, plot_tasks, sorted_tasks
-from .results import read_metrics
+from .results import ELSEWHERE, read_metrics
 from .summary import (
     MEASURES,
     PROBLEMS,
@@ -38,7 +38,7 @@ def write_report(benchmark: Benchmark, folder: Path) -> None:
         name = main_measure(points[0][1])
         picture = plot_sweep(benchmark, setting, points, name, folder / f"sweep_{setting}.png")
         title = f"## {run_name(points[0][1]['run'], setting)} by {setting}"
-        sections += [title, format_sweep(setting, points), picture]
+        sections += [title, format_sweep(setting, points), *_read_sweep(folder, setting)[1], picture]
     if plain or sweeps:
         found = plain or next(iter(sweeps.values()))[0][1]
         settings = {name: value for name, value in found["run"].items() if plain or name not in sweeps}
@@ -51,7 +51,9 @@ def _plain_sections(benchmark: Benchmark, plain: Metrics, folder: Path) -> list[
     if name is None:
         why = "The answers were not judged: name a `--judge`." if "judged" in plain else "There is nothing to score."
         return [_what(plain), why]
-    controls = {title: found for key, title in CONTROLS.items() if (found := read_metrics(folder / key))}
+    asked = {key: found for key in CONTROLS if (found := read_metrics(folder / key))}
+    asked, left_out = _of_the_run(asked, plain, "control")
+    controls = {CONTROLS[key]: found for key, found in asked.items()}
     columns = {run_name(plain["run"]): plain, **controls}
     _write_model_index(benchmark, plain, folder / "model-index.yaml")
     return [
@@ -59,9 +61,27 @@ def _plain_sections(benchmark: Benchmark, plain: Metrics, folder: Path) -> list[
         _figures(benchmark, plain),
         plot_tasks(columns, name, folder / "per_task.png"),
         _table(columns, name),
+        *left_out,
         *([_controls_note(plain, controls, name)] if controls else []),
         *([paper] if (paper := _paper_table(benchmark, plain)) else []),
     ]
+
+
+def _of_the_run(found: dict[str, Metrics], run: Metrics, varied: str) -> tuple[dict[str, Metrics], list[str]]:
+    """Those that differ from a run in one setting alone, and what to say of the others, if there are any."""
+    alike = {name: each for name, each in found.items() if _settings(each, varied) == _settings(run, varied)}
+    others = ", ".join(name for name in found if name not in alike)
+    why = "Left out, as they are of another model, other samples or other settings"
+    return alike, [f"{why}: {others}."] if others else []
+
+
+def _settings(found: Metrics, varied: str) -> dict[str, Any]:
+    """What a run's answers depend on, but for what is varied; a setting that is None may as well be missing."""
+    return {
+        name: value
+        for name, value in found["run"].items()
+        if value is not None and name != varied and name not in ELSEWHERE
+    }
 
 
 # --- the report's parts ----------------------------------------------------------------------------------------------
@@ -238,15 +258,22 @@ def _write_model_index(benchmark: Benchmark, plain: Metrics, file: Path) -> None
 
 
 def read_sweeps(folder: Path) -> dict[str, Points]:
-    """The metrics of all values in `folder` of each setting that was swept, in the order of the values."""
-    sweeps = {}
-    for setting in ("alpha", "pooling_shape"):
-        found = {file.parent.name: read_metrics(file.parent) for file in folder.glob(f"{setting}=*/metrics.json")}
-        points = [(variant, found[variant.name]) for name in found for variant in parse_sweep(name)]
-        points = sorted(((getattr(v, setting), m) for v, m in points if main_measure(m)), key=lambda point: point[0])
-        if points:
-            sweeps[setting] = points
-    return sweeps
+    """
+    The metrics of the values in `folder` of each setting that was swept, in the order of the values: of those that
+    were written last, and of others that differ from them in that setting alone.
+    """
+    return {setting: points for setting in ("alpha", "pooling_shape") if (points := _read_sweep(folder, setting)[0])}
+
+
+def _read_sweep(folder: Path, setting: str) -> tuple[Points, list[str]]:
+    """The points of a setting, and what to say of those that are left out."""
+    files = sorted(folder.glob(f"{setting}=*/metrics.json"), key=lambda file: file.stat().st_mtime_ns)
+    found = {file.parent.name: each for file in files if main_measure(each := read_metrics(file.parent))}
+    if not found:
+        return [], []
+    alike, left_out = _of_the_run(found, list(found.values())[-1], setting)
+    points = [(getattr(variant, setting), each) for name, each in alike.items() for variant in parse_sweep(name)]
+    return sorted(points, key=lambda point: point[0]), left_out
 
 
 def format_sweep(setting: str, points: Points) -> str:

@@ -1,10 +1,10 @@
 """Answers that were saved, scored and judged anew: without the model, and without the data."""
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from ..files import held, read_object
 from .benchmark import Benchmark
 from .judge import Judge
 from .readers import digest_samples
@@ -33,7 +33,7 @@ def _runs(folder: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
     """The run in a benchmark's folder of results, and its variants in the folders in it, with what they depend on."""
     for place in (folder, *sorted(folder.glob("*/"))):
         if (place / "run.json").is_file():
-            run = json.loads((place / "run.json").read_text(encoding="utf-8"))
+            run = read_object(place / "run.json", "benchmark", "samples")
             if place == folder or place.name != run["benchmark"]:
                 yield place, run
 
@@ -43,10 +43,17 @@ def rescore(folder: Path, benchmark: Benchmark, judge: Judge | None = None, seed
     Scores the answers in a benchmark's folder of results by its rule, and has them judged: [`conclude`], see there.
 
     Raises:
-        ValueError: if not all answers are there.
+        ValueError: if not all answers are there, they are a variant's only, or another run is writing them.
     """
+    with held(folder):
+        return conclude(_scored(folder, benchmark), judge, seed)
+
+
+def _scored(folder: Path, benchmark: Benchmark) -> Collected:
     results, samples = {}, []
     for place, run in _runs(folder):
+        if place == folder and _is_variant(folder, run):
+            raise ValueError(f"{folder} has a variant's answers only, which go with the run's: name the folder above")
         result = Results(place, run)
         saved = {name: (row, *from_row(row)) for name, row in result.rows.items()}
         samples = [sample for _, sample, _ in saved.values()]
@@ -59,4 +66,9 @@ def rescore(folder: Path, benchmark: Benchmark, judge: Judge | None = None, seed
         }
         result.save()
         results[Variant("" if place == folder else place.name)] = result
-    return conclude(Collected(benchmark, folder, samples, results, times()), judge, seed)
+    return Collected(benchmark, folder, samples, results, times())
+
+
+def _is_variant(folder: Path, run: dict[str, Any]) -> bool:
+    """Whether a folder has a control, or a value of a sweep: which of these is in its name alone."""
+    return run.get("control") is not None or folder.resolve().name.startswith(("alpha=", "pooling_shape="))

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..files import open_to_append, read_lines, replace_file, to_lines
+from ..files import open_to_append, read_lines, read_object, replace_file, to_lines
 from .answers import Answer
 from .benchmark import Benchmark
 from .readers import Sample
@@ -28,7 +28,8 @@ class Results:
         retry_failed: Take samples that could not be answered before for such as were not asked yet.
 
     Raises:
-        ValueError: if the folder has the answers of another run; the message says in what they differ.
+        ValueError: if the folder has the answers of another run; the message says in what they differ. Or if a file in
+            it is none of a run's.
     """
 
     def __init__(self, folder: Path, run: dict[str, Any], rank: int = 0, retry_failed: bool = False):
@@ -38,7 +39,7 @@ class Results:
         folder.mkdir(parents=True, exist_ok=True)
         run_file = folder / "run.json"
         if run_file.exists():
-            before = json.loads(run_file.read_text(encoding="utf-8"))
+            before = read_object(run_file)
             if changed := [name for name in {*before, *run} - ELSEWHERE if before.get(name) != run.get(name)]:
                 was, now = ({name: values.get(name) for name in changed} for values in (before, run))
                 raise ValueError(
@@ -51,7 +52,7 @@ class Results:
     def _read(self) -> dict[str, Row]:
         rows: dict[str, Row] = {}
         for file in sorted(self.folder.glob("predictions*.jsonl")):
-            for row in read_lines(file):
+            for row in read_lines(file, "id"):
                 if "error" not in row or row["id"] not in rows:  # a file may hold what another process has mended
                     rows[row["id"]] = row
         return rows
@@ -81,9 +82,14 @@ class Results:
 
 
 def read_metrics(folder: Path) -> dict[str, Any] | None:
-    """What metrics.json has, if there is one."""
+    """
+    What metrics.json has, if there is one.
+
+    Raises:
+        ValueError: if it is none of a run's.
+    """
     file = folder / "metrics.json"
-    return json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
+    return read_object(file, "benchmark", "run", "time") if file.exists() else None
 
 
 def to_row(benchmark: Benchmark, sample: Sample, answer: Answer) -> Row:

@@ -4,6 +4,7 @@ import json
 import shutil
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -11,15 +12,15 @@ from typing import Any, Protocol
 from accelerate import PartialState
 from tqdm import tqdm
 
-from ..files import replace_file
+from ..files import held, replace_file
 from .answers import Answer, Seconds
 from .benchmark import MOST, Benchmark
 from .judge import Judge
 from .processes import Shares, join_processes
 from .readers import Sample, digest_samples
 from .report import write_report
-from .results import Results, read_metrics, score_captions, to_row
-from .summary import environment, summarise
+from .results import Results, Row, read_metrics, score_captions, to_row
+from .summary import Metrics, environment, summarise
 from .variants import PLAIN, Variant
 
 
@@ -67,10 +68,27 @@ def evaluate(
         The metrics by variant, as metrics.json has them; in other processes nothing.
 
     Raises:
-        ValueError: if the data are not there.
+        ValueError: if the data are not there, or another run is writing the results.
     """
-    collected = collect(benchmark, answerer, benchmark.samples(data, limit), out, variants, limit, retry_failed)
-    return conclude(collected, judge, seed) if join_processes().is_main_process else {}
+    samples = benchmark.samples(data, limit)
+    with hold(out, [benchmark]):
+        collected = collect(benchmark, answerer, samples, out, variants, limit, retry_failed)
+        return conclude(collected, judge, seed) if join_processes().is_main_process else {}
+
+
+@contextmanager
+def hold(out: str | Path, benchmarks: Sequence[Benchmark]) -> Iterator[None]:
+    """
+    Around all that [`collect`] and [`conclude`] do with `out`: keeps other runs out of these benchmarks' folders, for
+    two would take each other's share of the work.
+
+    Raises:
+        ValueError: if another run is writing one of them.
+    """
+    with ExitStack() as folders:
+        for name in {each.name for each in benchmarks} if join_processes().is_main_process else ():
+            folders.enter_context(held(Path(out) / name))
+        yield
 
 
 def collect(
@@ -83,7 +101,7 @@ def collect(
     retry_failed: bool = False,
 ) -> Collected:
     """
-    Has a model answer a benchmark, but for what `out` has already. All processes take part.
+    Has a model answer a benchmark, but for what `out` has already. All processes take part; [`hold`] keeps others out.
 
     Args:
         benchmark: As `load_benchmark` gives it.
@@ -157,7 +175,7 @@ def conclude(collected: Collected, judge: Judge | None = None, seed: int = 0) ->
             "benchmark": benchmark.name,
             "variant": variant.name,
             **summarise(benchmark, samples, rows, seed),
-            **({"judge": {**rows[0]["judge"], **judging}} if "judge" in rows[0] else {}),
+            **_judged(rows, judging, before),
             "run": result.run,
             "time": before["time"] if before and not collected.time["answered"] else collected.time,
             **environment(seed),
@@ -165,6 +183,14 @@ def conclude(collected: Collected, judge: Judge | None = None, seed: int = 0) ->
         replace_file(result.folder / "metrics.json", json.dumps(metrics[variant.name], indent=2) + "\n")
     write_report(benchmark, collected.folder)
     return metrics
+
+
+def _judged(rows: Sequence[Row], spent: dict[str, Any], before: Metrics | None) -> dict[str, dict[str, Any]]:
+    """Who judged, and what that took; what it took before, if all grades were there already."""
+    if "judge" not in rows[0]:
+        return {}
+    judge, known = rows[0]["judge"], (before or {}).get("judge", {})
+    return {"judge": known if not any(spent.values()) and judge.items() <= known.items() else {**judge, **spent}}
 
 
 def _answer(

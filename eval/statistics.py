@@ -17,15 +17,17 @@ def confidence_interval(
     groups: Sequence[object] | None = None,
     level: float = 0.95,
     seed: int = 0,
+    fractions: bool = True,
 ) -> tuple[float, float] | None:
     """
-    A bootstrap percentile interval of the mean, drawing clusters with replacement. Where all values are 0, or all are
+    A bootstrap percentile interval of the mean, drawing clusters with replacement. Of fractions that are all 0, or all
     1, no draw differs from another: then it is Clopper and Pearson's exact interval, of as many trials as clusters.
 
     Args:
         values: One a sample.
         clusters: What each sample belongs to, as its clip; by default each is by itself.
         groups: What is averaged by itself first, as the aspects of a judge; the mean is then one of their means.
+        fractions: Whether the values lie between 0 and 1 by nature; differences and grades do not.
 
     Returns:
         The interval's ends, or None of fewer than two clusters, which say nothing about their spread.
@@ -33,7 +35,7 @@ def confidence_interval(
     sums, counts = _sums(values, clusters, groups)
     if len(sums) < 2:
         return None
-    if (extreme := set(values)) in ({0.0}, {1.0}):
+    if fractions and (extreme := set(values)) in ({0.0}, {1.0}):
         possible = ((1 - level) / 2) ** (1 / len(sums))
         return (possible, 1.0) if extreme == {1.0} else (0.0, 1 - possible)
     rng = np.random.default_rng(seed)

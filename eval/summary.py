@@ -138,7 +138,8 @@ def _means(values: Sequence[Value], seed: int) -> dict[str, Any]:
             by_aspect.setdefault(value.aspect, []).append(value.value)
         numbers, clips, aspects = zip(*((v.value, v.clip, v.aspect) for v in of_name), strict=True)
         means[name] = fmean(fmean(of_aspect) for of_aspect in by_aspect.values())
-        means[f"{name}_ci"] = confidence_interval(numbers, clips, aspects, seed=seed)
+        fractions = UNITS.get(name) == "%"
+        means[f"{name}_ci"] = confidence_interval(numbers, clips, aspects, seed=seed, fractions=fractions)
         if len(by_aspect) > 1:  # as the original averages: aspects that are asked of more samples weigh more
             means[f"{name}_over_grades"] = fmean(numbers)
     return means

@@ -17,6 +17,7 @@ from video_files import white_png
 
 import pllava
 from pllava.checkpoint_files import fingerprint
+from pllava.eval import Checkpoint
 from pllava_cli import app
 
 PLLAVA = str(Path(sys.executable).with_name("pllava"))
@@ -138,6 +139,8 @@ def test_a_caption_says_how_it_was_made(caption, checkpoint, clips, tmp_path, mo
         "adapter": None,
         "adapter_revision": None,
         "alpha": None,
+        "dtype": "float32",
+        "quantization": None,
         "num_frames": 2,
         "sampling": "uniform",
         "pooling_shape": [4, 3, 3],
@@ -159,6 +162,9 @@ def test_a_file_takes_captions_made_in_one_way(caption, checkpoint, clips, tmp_p
         (["--prompt", "What moves?"], "'What moves?'"),
         (["--model", other], f"'{fingerprint(other)}'"),
         (["--adapter", adapter], f"'{fingerprint(adapter)}'"),
+        (["--dtype", "float16"], "'dtype': 'float16'"),
+        (["--load-in-4bit"], "'quantization': 'nf4'"),
+        (["--load-in-8bit"], "'quantization': 'llm_int8'"),
         (["--num-frames", 3], "'num_frames': 3"),
         (["--max-new-tokens", 7], "'max_new_tokens': 7"),
     ]:
@@ -168,6 +174,18 @@ def test_a_file_takes_captions_made_in_one_way(caption, checkpoint, clips, tmp_p
     moved = tmp_path / "moved"
     shutil.copytree(checkpoint, moved)
     assert "0 captioned, 1 done before" in caption(clips[0], "--model", moved).stdout, "the same weights elsewhere"
+
+
+def test_answers_know_how_their_model_is_quantised(checkpoint, tmp_path):
+    """The same from the configs as from the model that is loaded; of one that was saved quantised, too."""
+    for bits, named in ((4, "nf4"), (8, "llm_int8")):
+        quantized = {"quantization_config": pllava.quantization_config(bits)}
+        announced = Checkpoint.read(checkpoint, **quantized)
+        model = pllava.load_model(checkpoint, dtype="auto", device_map="cpu", **quantized)
+        assert Checkpoint.of(model.config, "float32") == announced and announced.quantization == named
+        model.save_pretrained(tmp_path / named)
+        assert Checkpoint.read(str(tmp_path / named)).quantization == named
+    assert Checkpoint.read(checkpoint).quantization is None
 
 
 def test_folders_are_searched_for_videos_and_for_folders_of_frames(answer, caption, clips, tmp_path):
@@ -191,6 +209,15 @@ def test_folders_are_searched_for_videos_and_for_folders_of_frames(answer, capti
         assert result.exit_code == 1 and result.stderr == f"Error: no videos in {folder / none}\n"
 
 
+def test_an_image_beside_folders_of_frames_keeps_none_of_them_out(caption, tmp_path):
+    folder = tmp_path / "folder"
+    for file in ("cover.jpg", "a/0.png", "a/1.png", "b/0.png", "b/1.png"):
+        (folder / file).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (64, 48)).save(folder / file)
+    assert "2 captioned" in caption(folder).stdout
+    assert [row["video"] for row in read(tmp_path / "out.jsonl")] == [str(folder / name) for name in "ab"]
+
+
 @pytest.mark.parametrize(
     ("content", "said"), [('{"video": "a"}\ngarbage\n', "line 2"), ('{"id": 3}\n', '"video"'), ("[]\n", "line 1")]
 )
@@ -200,6 +227,20 @@ def test_an_output_file_of_another_kind_is_refused_and_kept(caption, clips, tmp_
     result = caption(clips[0])
     assert result.exit_code == 1 and result.stderr.startswith(f"Error: {out}") and said in result.stderr
     assert result.stderr.count("\n") == 1 and out.read_text() == content
+
+
+def test_a_video_and_an_output_file_are_known_by_any_name(caption, clips, tmp_path, monkeypatch):
+    from filelock import FileLock
+
+    out, link, folder = tmp_path / "out.jsonl", tmp_path / "link.jsonl", clips[0].parent
+    link.symlink_to(out)
+    assert "3 captioned" in caption(folder, folder / ".." / folder.name).stdout
+    monkeypatch.chdir(folder.parent)
+    other = caption(folder.name, folder / ".." / folder.name, clips[0], "--out", link)
+    assert "0 captioned, 3 done before" in other.stdout and len(read(out)) == 3
+    with FileLock(f"{out}.lock"):
+        refused = caption(folder, "--out", link)
+    assert refused.exit_code == 1 and str(link) in refused.stderr
 
 
 def test_one_process_captions_into_a_file_and_killed_leaves_nothing_running(caption, checkpoint, clips, tmp_path):

@@ -3,21 +3,26 @@
 import importlib.util
 import io
 import json
+import os
 import sys
 import tarfile
 from collections import Counter
-from itertools import islice, pairwise
+from itertools import islice, pairwise, takewhile
 from pathlib import Path
+from types import SimpleNamespace
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from datasets import Dataset
+from transformers import TrainerState
 
-from pllava.train import rows, shards
+from pllava.train import rows, stream
+from pllava.train.callbacks import EpochCallback
 from pllava.train.data import Source, load_source
 from pllava.train.mixture import as_mixture, load_sources
-from pllava.train.stream import RowStream, deal_anew
+from pllava.train.skipped import SkippedExamples
+from pllava.train.stream import RowStream, StreamLoader, deal_anew
 
 QUESTION, ANSWER = "What moves?", "A bar."
 
@@ -85,8 +90,8 @@ def test_an_instruction_leads_and_a_caption_needs_no_question(tmp_path):
     assert third["videos"] == [{"path": "/media/a.mp4", "bytes": None, "start": 1.0, "end": 2.5}]
 
 
-def write_parquet(path, rows):
-    pq.write_table(pa.Table.from_pylist(rows), path, row_group_size=2)
+def write_parquet(path, rows, row_group_size=2):
+    pq.write_table(pa.Table.from_pylist(rows), path, row_group_size=row_group_size)
 
 
 def write_tar(path, rows):
@@ -102,11 +107,11 @@ def write_tar(path, rows):
 WRITERS = {"parquet": write_parquet, "tar": write_tar}
 
 
-def embedded(count, first=0):
+def embedded(count, first=0, clip_bytes=0):
     return [
         {
             "messages": chat(f"What moves in {n}?", ANSWER),
-            "videos": [{"bytes": f"clip {n}".encode(), "path": f"{n}.mp4"}],
+            "videos": [{"bytes": f"clip {n}".encode() + os.urandom(clip_bytes), "path": f"{n}.mp4"}],
             "id": str(n),
         }
         for n in range(first, first + count)
@@ -213,6 +218,7 @@ def ids(stream, count):
 
 KINDS = {"arrow": slice(0, 1), "parquet": slice(1, 2), "webdataset": slice(2, 3), "mixture": slice(0, 3)}
 COUNTS = {"arrow": 40, "parquet": 20, "webdataset": 12, "mixture": 72, "whole rows": 72, "shards": 24}
+COUNTS |= {"row groups": 24, "row groups and JSON": 64}
 
 
 @pytest.fixture(params=COUNTS)
@@ -220,6 +226,11 @@ def mixture(request, sources, tmp_path):
     """Of each kind of source alone, of all together, and of streams whose rows come whole."""
     if request.param in KINDS:
         return load_sources(sources[KINDS[request.param]]), COUNTS[request.param]
+    if request.param.startswith("row groups"):  # of 4, 3 and 1 rows, in which the clips are large
+        for first, count in {0: 11, 11: 8, 19: 5}.items():
+            write_parquet(tmp_path / f"g-{first}.parquet", embedded(count, 100 + first, clip_bytes=30_000), 4)
+        groups = Source(str(tmp_path / "g-*.parquet"), weight=2)
+        return load_sources([groups, *sources[:1]] if "JSON" in request.param else [groups]), COUNTS[request.param]
     ids = [str(n) for n in range(COUNTS[request.param])]
     rows = Dataset.from_dict({"source": ["a"] * len(ids), "id": ids})
     return as_mixture(rows.to_iterable_dataset(num_shards=12 if request.param == "shards" else 1)), len(ids)
@@ -263,6 +274,23 @@ def test_another_number_of_processes_goes_on_without_loss(mixture, sizes):
     assert sorted(read) == sorted(set(read)) and len(read) == count
 
 
+@pytest.mark.parametrize("world_size", [2, 3])
+def test_the_epoch_is_right_with_another_number_of_processes(world_size):
+    """One process has seen half of an epoch, then several see a quarter."""
+    rows = as_mixture(Dataset.from_dict({"id": [str(n) for n in range(24)]}))
+    _, before = read_all(RowStream(rows, 3, 7), 12)[-1]
+    resumed = RowStream(rows, 3, 7, 0, world_size)
+    skipped = {"seen": 12, "unreadable": 0, "too_long": 0, "lost_turns": 0}
+    loader = StreamLoader(resumed, SimpleNamespace(skipped=SkippedExamples()), batch_size=1)
+    loader.load_state_dict(deal_anew([{"place": before, "skipped": skipped}], rank=0))
+    callback, args, state = EpochCallback(loader, 24), SimpleNamespace(world_size=world_size), TrainerState()
+    callback.on_step_end(args, state, None)
+    assert state.epoch == 0.5
+    _, loader.place = read_all(resumed, 6 // world_size)[-1]
+    callback.on_step_end(args, state, None)
+    assert state.epoch == 0.75
+
+
 def test_a_global_batch_does_not_depend_on_the_number_of_processes(sources):
     def batches(world_size):
         size = 4 // world_size
@@ -275,20 +303,73 @@ def test_a_global_batch_does_not_depend_on_the_number_of_processes(sources):
     assert batches(1) == batches(2) == batches(4)
 
 
-def test_a_process_reads_the_bytes_of_its_own_rows_only(tmp_path, monkeypatch):
-    """Of one Parquet file, and of tar files mixed with JSON, neither of which has a shard for each process."""
-    read = []
-    for kind in ("_read_parquet", "_read_members"):
-        whole = getattr(shards, kind)
-        monkeypatch.setattr(shards, kind, lambda *args, whole=whole: read.append(args[0]) or whole(*args))
-    write_parquet(tmp_path / "one.parquet", embedded(320))
-    write_tar(tmp_path / "one.tar", embedded(32))
+def bytes_read():
+    counters = Path("/proc/self/io")
+    if not counters.exists():
+        pytest.skip("only Linux counts what a process reads")
+    return int(counters.read_text().split("rchar: ")[1].split()[0])
+
+
+@pytest.mark.parametrize(
+    ("world_size", "buffer_size", "held"),
+    [(1, 4000, 10**9), (1, 30, 10**9), (1, 4000, 600_000), (2, 4000, 10**9), (4, 30, 10**9)],
+)
+def test_a_row_group_is_read_once_by_one_process(tmp_path, monkeypatch, world_size, buffer_size, held):
+    """Four groups of 100 rows, as `datasets` writes them, with blocks that are larger and smaller than a group."""
+    monkeypatch.setattr(stream, "GROUP_BYTES", held)
+    file = tmp_path / "one.parquet"
+    write_parquet(file, embedded(400, clip_bytes=20_000), row_group_size=100)
+    mixture, read = load_sources([Source(str(file))]), []
+    for rank in range(world_size):
+        before = bytes_read()
+        read += ids(RowStream(mixture, 3, buffer_size, rank, world_size), 400 // world_size)
+        assert (bytes_read() - before) / file.stat().st_size < 1.2 / world_size
+    assert len(set(read)) == 400
+
+
+@pytest.mark.parametrize(("rows", "exact"), [([120, 120], True), ([137], False), ([110, 120, 130], False)], ids=str)
+def test_processes_have_equally_many_rows_of_unequal_row_groups(tmp_path, rows, exact):
+    """Each row once in an epoch: groups of 100 rows, and what is left of each file."""
+    examples = embedded(sum(rows), clip_bytes=5_000)
+    for number, count in enumerate(rows):
+        part, examples = examples[:count], examples[count:]
+        write_parquet(tmp_path / f"{number}.parquet", part, row_group_size=100)
+    mixture, read = load_sources([Source(str(tmp_path / "*.parquet"))]), []
+    for rank in range(2):
+        epoch = takewhile(lambda pair: pair[1]["epoch"] == 0, RowStream(mixture, 3, 4000, rank, world_size=2))
+        read.append([mixture.read(row)["id"] for row, _ in epoch])
+    assert len(read[0] + read[1]) == len(set(read[0] + read[1])) == sum(rows)
+    counts = sorted(map(len, read))
+    assert counts[0] > 0.4 * sum(rows) and (counts[0] == counts[1] or not exact)
+
+
+def test_a_process_reads_the_members_of_its_own_rows_only(tmp_path):
+    """Of one tar file, mixed with JSON, which has no shard for each process."""
+    file = tmp_path / "one.tar"
+    write_tar(file, embedded(80, clip_bytes=100_000))
     (tmp_path / "rows.jsonl").write_text(json.dumps({"question": QUESTION, "answer": ANSWER}))
-    mixture = load_sources([Source(str(file), weight=1) for file in sorted(tmp_path.glob("*.*"))])
+    mixture = load_sources([Source(str(path), weight=1) for path in sorted(tmp_path.glob("*.*"))])
     for rank in range(8):
-        delivered = ids(RowStream(mixture, 3, 4000, rank, world_size=8), 44)
-        assert len(read) == sum(name != "rows.jsonl#0" for name in delivered)
-        read.clear()
+        before = bytes_read()
+        ids(RowStream(mixture, 3, 4000, rank, world_size=8), 10)
+        assert (bytes_read() - before) / file.stat().st_size < 0.4  # an eighth, and the headers of all
+
+
+def test_a_damaged_row_group_costs_its_own_rows_only(tmp_path):
+    file = tmp_path / "a.parquet"
+    write_parquet(file, embedded(40, clip_bytes=20_000), row_group_size=10)
+    column = pq.read_metadata(file).row_group(2).column(2)
+    with file.open("r+b") as content:
+        content.seek(column.dictionary_page_offset or column.data_page_offset)
+        content.write(bytes(100))
+    mixture, lost = load_sources([Source(str(file))]), []
+    for row, _ in islice(RowStream(mixture, 3, 4000), 40):
+        try:
+            mixture.read(row)
+        except ValueError as error:
+            assert str(file) in str(error)
+            lost.append(row["reference"]["row"])
+    assert sorted(lost) == list(range(20, 30))
 
 
 def test_every_epoch_has_another_order(mixture):
@@ -306,6 +387,15 @@ def test_sorted_shards_are_mixed(tmp_path):
     """Ten shards of a task each: all tasks are among the first rows."""
     for task in range(10):
         write_parquet(tmp_path / f"{task}.parquet", embedded(60, first=1000 * task))
+    first = ids(RowStream(load_sources([Source(str(tmp_path))]), seed=3, buffer_size=4000), 60)
+    assert len({int(name) // 1000 for name in first}) == 10
+
+
+def test_sorted_row_groups_are_mixed(tmp_path, monkeypatch):
+    """Ten files of a task each, in row groups so large that a block holds less than two of them."""
+    monkeypatch.setattr(stream, "GROUP_BYTES", 1_500_000)
+    for task in range(10):
+        write_parquet(tmp_path / f"{task}.parquet", embedded(50, 1000 * task, clip_bytes=20_000), row_group_size=50)
     first = ids(RowStream(load_sources([Source(str(tmp_path))]), seed=3, buffer_size=4000), 60)
     assert len({int(name) // 1000 for name in first}) == 10
 

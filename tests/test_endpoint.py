@@ -172,16 +172,19 @@ def test_the_command_evaluates_and_judges_at_servers(data, tmp_path):
     assert "msvd_qa: accuracy (%) 0.0" in finished.output
     found = json.loads((tmp_path / "tgif_qa" / "metrics.json").read_text())
     assert (found["accuracy"], found["score"], found["judge"]["model"]) == (0, 1, "grader")
-    assert found["judge"]["asked"] == 0
-    finished = runner.invoke(app, ["eval", "--endpoint", url, "--data", str(data), "--benchmark", "msvd_qa"])
+    assert found["judge"]["asked"] + found["judge"]["from_cache"] == 4  # in the first run; the second had all grades
+    nameless = ["eval", "--endpoint", url, "--data", str(data), "--benchmark", "msvd_qa", "--out", str(tmp_path)]
+    finished = runner.invoke(app, nameless)
     assert finished.exit_code == 1 and "Name the model" in finished.output
     for wrong, told in {
         "--chat-template plain": "for a local model",
         "--adapter mine": "for a local model",
+        "--batch-size 16 --alpha 2": "leave --batch-size, --alpha out",
+        "--dtype float16 --load-in-4bit --workers 3": "leave --workers, --dtype, --load-in-4bit out",
         f"--judge-endpoint {judge_url}": "--judge",
     }.items():
         values = ["eval", "served", "--endpoint", url, "--data", str(data), "--benchmark", "msvd_qa", *wrong.split()]
-        finished = runner.invoke(app, values)
+        finished = runner.invoke(app, [*values, "--out", str(tmp_path)])
         assert finished.exit_code == 1 and told in finished.output, wrong
 
 

@@ -44,7 +44,7 @@ def content(folder):
 
 
 def invoke(*arguments):
-    return CliRunner().invoke(app, ["eval", "--workers", "0", *map(str, arguments)])
+    return CliRunner().invoke(app, ["eval", *map(str, arguments)])
 
 
 def never(*_, **__):
@@ -59,12 +59,13 @@ def test_where_nothing_is_missing_no_model_is_loaded(nano, world, unbroken, tmp_
     shutil.copytree(unbroken, tmp_path / "nano")
     before = content(tmp_path)
     monkeypatch.setattr(pllava, "load_model", never)
-    finished = invoke("nano", "--data", world, "--out", tmp_path)
+    finished = invoke("nano", "--workers", 0, "--data", world, "--out", tmp_path)
     assert finished.exit_code == 0, finished.output
     assert content(tmp_path) == before
     with (tmp_path / "nano" / "predictions.jsonl").open("r+b") as file:
         file.truncate(2000)
-    assert isinstance(invoke("nano", "--data", world, "--out", tmp_path).exception, AssertionError)
+    finished = invoke("nano", "--workers", 0, "--data", world, "--out", tmp_path)
+    assert isinstance(finished.exception, AssertionError)
 
 
 def test_a_model_that_is_not_the_announced_one_is_refused(nano, world, tmp_path):
@@ -104,7 +105,7 @@ def test_where_nearly_nothing_can_be_read_nothing_is_scored(nano, world, tmp_pat
     shutil.copytree(world, tmp_path / "world")
     for clip in (tmp_path / "world" / "clips").iterdir():
         clip.write_bytes(b"version https://git-lfs.github.com/spec/v1")
-    finished = invoke("nano", "--data", tmp_path / "world", "--out", tmp_path / "out")
+    finished = invoke("nano", "--workers", 0, "--data", tmp_path / "world", "--out", tmp_path / "out")
     rows = lines(tmp_path / "out" / "nano")
     assert finished.exit_code == 1
     assert f"{len(rows)} of {len(rows)} samples in {tmp_path / 'out' / 'nano'} have no answer" in finished.stderr
@@ -160,11 +161,13 @@ def test_saved_answers_are_judged(nano, tmp_path):
 
     with chat_server(answer) as (url, stub):
         judge = ["--judge", "stub", "--judge-endpoint", url]
-        for more, judged, asked in (([], 3, 5), ([], 3, 0), (["--retry-failed"], 4, 1)):
+        # What the grades took stays, where a run has nothing to ask
+        for more, judged, asked in (([], 3, 5), ([], 3, 5), (["--retry-failed"], 4, 1)):
             finished = invoke("--rescore", tmp_path / "out", *judge, *more)
             assert finished.exit_code == 0, finished.output
             found = metrics(tmp_path / "out" / "msvd_qa")
-            assert (found["evaluated"], found["judge_failed"], found["judge"]["asked"]) == (judged, 4 - judged, asked)
+            assert (found["evaluated"], found["judge_failed"]) == (judged, 4 - judged)
+            assert found["judge"].items() >= {"asked": asked, "prompt_tokens": 100 * asked}.items()
             unclear = False
     assert len(stub.requests) == 6
 
@@ -173,6 +176,7 @@ def test_saved_answers_are_judged(nano, tmp_path):
     ("arguments", "problem"),
     [
         (["nano", "--data", "x", "--controls"], "leave MODEL, --data, --controls out"),
+        (["--batch-size", 3, "--num-frames", 8, "--alpha", 2], "leave --batch-size, --num-frames, --alpha out"),
         ([], "has not all answers of its run"),
     ],
 )
@@ -187,3 +191,48 @@ def test_what_cannot_be_rescored(unbroken, tmp_path, arguments, problem):
     empty.mkdir()
     finished = invoke("--rescore", empty)
     assert finished.exit_code == 1 and "has no results" in finished.stderr
+
+
+@pytest.mark.parametrize("name", ["no_video", "alpha=4"])
+def test_a_variant_is_not_rescored_as_the_model(unbroken, tmp_path, name):
+    """It would get the model's own card."""
+    shutil.copytree(unbroken, tmp_path / "nano")
+    folder = tmp_path / "nano" / name
+    if name == "alpha=4":  # a folder like the plain run's but for its name
+        shutil.copytree(unbroken, folder, ignore=shutil.ignore_patterns("no_video"))
+    before = content(tmp_path)
+    finished = invoke("--rescore", folder)
+    assert finished.exit_code == 1 and f"{folder} has a variant's answers only" in finished.stderr
+    assert content(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "problem"),
+    [
+        ("predictions.jsonl", '{"foo": 1}\n', "predictions.jsonl, line 1 lacks 'id'"),
+        ("run.json", '{"benchmark"', "run.json is no JSON"),
+        ("run.json", "{}", "run.json lacks 'benchmark', 'samples'"),
+        ("metrics.json", '{"benchmark": "nano"', "metrics.json is no JSON"),
+    ],
+)
+def test_a_file_of_results_that_is_no_good_is_named(unbroken, tmp_path, name, text, problem):
+    shutil.copytree(unbroken, tmp_path / "nano")
+    (tmp_path / "nano" / name).write_text(text)
+    finished = invoke("--rescore", tmp_path)
+    assert finished.exit_code == 1 and f"Error: {tmp_path / 'nano' / problem}" in finished.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        ("--compare a b --controls --limit 3 --judge x", "leave --limit, --controls, --judge out"),
+        ("--judge-rpm 3 --judge-price 1 2", "There is no --judge: leave --judge-rpm, --judge-price out"),
+        ("--judge x --judge-temperature 1", "is greedy, and no server: leave --judge-temperature out"),
+        ("--concurrency 3", "neither --endpoint nor --judge-endpoint: leave --concurrency out"),
+    ],
+)
+def test_options_that_would_be_ignored_are_refused(tmp_path, monkeypatch, arguments, problem):
+    monkeypatch.chdir(tmp_path)
+    finished = invoke(*arguments.split())
+    assert finished.exit_code == 1 and problem in finished.stderr
+    assert not list(tmp_path.iterdir())

@@ -81,6 +81,21 @@ def test_processes_that_share_an_archive_see_its_clips_whole(tmp_path, monkeypat
     assert not list(tmp_path.glob("*.partial"))
 
 
+def test_an_archive_in_an_archive(tmp_path, monkeypatch):
+    """Is unpacked with it; what another process has only just begun to unpack is none yet."""
+    with zipfile.ZipFile(tmp_path / "inner.zip", "w") as archive:
+        archive.writestr("a.mp4", b"clip")
+    with zipfile.ZipFile(tmp_path / "outer.zip", "w") as archive:
+        archive.writestr("README", b"Clips")
+        archive.write(tmp_path / "inner.zip", "clips/inner.zip")
+    (tmp_path / "outer.zip.partial").mkdir()
+    (tmp_path / "inner.zip").rename(tmp_path / "outer.zip.partial" / "other.zip")
+    monkeypatch.setattr(readers, "fetch", lambda name, repo_type: tmp_path)
+    for _ in range(2):
+        assert (find_folder("someone/data", "") / "clips" / "a.mp4").read_bytes() == b"clip"
+    assert not list(tmp_path.rglob("*.partial")) and not list(tmp_path.rglob("other*"))
+
+
 def test_clips_are_found_whatever_their_suffix(tmp_path):
     for name in ("a.gif", "a.mp4", "v_b.webm", "c.txt"):
         (tmp_path / name).touch()
@@ -173,6 +188,16 @@ def test_answers_that_are_no_options(tmp_path):
         ("title: x\nread: gone.py:read\nscore: exact\ntasks: {}\n", "gone.py"),
         ("title: x\nread: rows\nscore: judge\ntasks: {a: {file: x, judge: [answer]}, b: {file: x}}\n", "task 'b'"),
         ("title: x\nread: rows\nscore: judge\ntasks: {a: {file: x, judge: [humour]}}\n", "humour"),
+        ("title: x\nread: rows\nscore: judge\ntasks: {a: {file: x, judge: 5}}\n", "it has 5"),
+        ("title: x\nread: rows\nscore: judge\ntasks: {a: }\n", "`tasks` are mappings by name"),
+        ("title: x\nread: rows\nscore: exact\ntasks: {a: }\n", "`tasks` are mappings by name"),
+        ("title: x\nread: rows\nscore: exact\ntasks: [a]\n", r"`tasks` are mappings .*; got \['a'\]"),
+        ("title: x\nread: rows\nscore: exact\ntasks: {a: {media: clips}}\n", r"the path of \['file'\] of task 'a'"),
+        ("title: x\nread: videoqa\nscore: exact\ntasks: {a: {questions: 5}}\n", r"\['answers', 'questions'\] of task"),
+        ("title: x\nread: rows\nscore: exact\ntasks: {a: {file: x, media: }}\n", r"the path of \['media'\]"),
+        ("title: [\n", r"mine\.yaml is no YAML: .* line 2"),
+        ("", r"mine\.yaml is no mapping"),
+        ("title: x\n5: x\n", "missing or unknown"),
     ],
 )
 def test_declarations_that_cannot_be(tmp_path, text, problem):
@@ -211,6 +236,9 @@ def test_a_wrong_folder_of_clips_stops_the_run(tmp_path):
 def test_a_line_that_is_no_json_is_named(tmp_path):
     (tmp_path / "questions.jsonl").write_text('{"video": "a.mp4", "question": "?", "answer": "x"}\n{oh\n')
     with pytest.raises(ValueError, match=r"questions\.jsonl, line 2 is no JSON"):
+        benchmark("nano").samples(str(tmp_path))
+    (tmp_path / "questions.jsonl").write_text('{"video": "a.mp4", "question": "?"}\n')
+    with pytest.raises(ValueError, match=r"questions\.jsonl, line 1 lacks 'answer'"):
         benchmark("nano").samples(str(tmp_path))
 
 

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from pllava.files import open_to_append, read_lines
+from pllava.files import held, open_to_append, read_lines, read_object
 
 ROWS = [{"id": 1, "text": "eins\u2028zwei"}, {"id": 2, "text": "drei"}]
 FIRST, SECOND = (json.dumps(row, ensure_ascii=False).encode() for row in ROWS)
@@ -49,6 +49,29 @@ def test_a_line_that_is_no_object_is_named(tmp_path, line):
     file.write_bytes(FIRST + b"\n" + line + b"\n" + SECOND + b"\n")
     with pytest.raises(ValueError, match=r"rows\.jsonl, line 2 is no JSON"):
         read_lines(file)
+
+
+def test_an_object_lacks_what_it_must_have(tmp_path):
+    file = tmp_path / "rows.jsonl"
+    file.write_bytes(FIRST + b"\n" + SECOND)
+    assert read_lines(file, "id", "text") == ROWS
+    with pytest.raises(ValueError, match=r"rows\.jsonl, line 1 lacks 'key', 'reply': it has \['id', 'text'\]"):
+        read_lines(file, "id", "key", "reply")
+    file.write_bytes(FIRST)
+    assert read_object(file, "id") == ROWS[0]
+    with pytest.raises(ValueError, match=r"rows\.jsonl lacks 'key'"):
+        read_object(file, "key")
+    file.write_bytes(FIRST[:-1])
+    with pytest.raises(ValueError, match=r"rows\.jsonl is no JSON"):
+        read_object(file)
+
+
+def test_what_is_held_is_free_again(tmp_path):
+    """When its holder is done, by an error, too; what is beside it is free all the time."""
+    for _ in range(2):
+        with pytest.raises(ZeroDivisionError), held(tmp_path / "new" / "rows.jsonl"):
+            with held(tmp_path / "new" / "others.jsonl"):
+                raise ZeroDivisionError
 
 
 def test_a_file_of_another_kind_is_not_cut(tmp_path):

@@ -1,13 +1,14 @@
 """The language model's part of an evaluation: prompts that begin alike, and memory that does not suffice."""
 
 import logging
+import warnings
 
 import pytest
 import torch
 from benchmark_folders import benchmark
-from transformers import DynamicLayer
+from transformers import Cache, DynamicLayer
 
-from pllava.eval import generation
+from pllava.eval import LocalModel, generation
 from pllava.eval.generation import Generator, Prompt
 
 QUESTIONS = 8
@@ -37,9 +38,10 @@ def caches(monkeypatch, model):
     """What `generate` is given as keys and values, and their bytes when it has ended."""
     found, generate = [], model.generate
 
-    def watched(*args, past_key_values, **kwargs):
-        output = generate(*args, past_key_values=past_key_values, **kwargs)
-        tensors = [value for layer in past_key_values.layers for value in vars(layer).values()]
+    def watched(*args, **kwargs):
+        output = generate(*args, **kwargs)
+        (cache,) = (value for value in kwargs.values() if isinstance(value, Cache))
+        tensors = [value for layer in cache.layers for value in vars(layer).values()]
         held = [tensor for tensor in tensors if torch.is_tensor(tensor) and tensor.is_floating_point()]
         found.append(sum(tensor.untyped_storage().nbytes() for tensor in held))
         return output
@@ -108,4 +110,24 @@ def test_a_question_that_does_not_fit_is_an_error(monkeypatch, model, processor,
         answers(model, processor, prompts, features)
     monkeypatch.setattr(model, "generate", lambda **_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
+        answers(model, processor, prompts, features)
+
+
+def test_a_clip_that_does_not_fit_is_an_error(monkeypatch, model, processor):
+    def fail(error):
+        def encode(*_):
+            raise error
+
+        monkeypatch.setattr(model.model, "encode_frames", encode)
+        LocalModel(model, processor)._encode_frames(torch.zeros(4, 3, 48, 48))
+
+    with pytest.raises(RuntimeError, match="not enough memory on cpu for the 4 frames of one clip; --load-in-4bit"):
+        fail(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 19.00 GiB."))
+    with pytest.raises(RuntimeError, match="^shapes$"):
+        fail(RuntimeError("shapes"))
+
+
+def test_keys_and_values_are_passed_by_the_name_that_is_taken(model, processor, prompts, features):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", FutureWarning)
         answers(model, processor, prompts, features)

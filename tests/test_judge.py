@@ -162,6 +162,12 @@ def test_a_second_run_costs_nothing(tmp_path):
     assert judge_at(url, tmp_path).judge(benchmark("msvd_qa"), qa_rows("a"))["cost"] is None
 
 
+def test_a_cache_that_is_none_is_named(tmp_path):
+    (tmp_path / "cache.jsonl").write_text('{"reply": "yes"}\n')
+    with pytest.raises(ValueError, match=r"cache\.jsonl, line 1 lacks 'key'"):
+        judge_at("http://nowhere", tmp_path)
+
+
 def test_what_was_judged_stays_when_the_run_is_killed(tmp_path):
     def answer(request):
         return Reply(status=401) if said(request) == "last" else yes()
@@ -344,6 +350,12 @@ def test_a_local_judge(parrot, tmp_path):
     again = LocalChat(str(parrot), "cpu")
     spent = Judge(again, PROMPTS, tmp_path / "cache.jsonl").judge(benchmark("msvd_qa"), qa_rows("a cat", "a kitten"))
     assert spent["from_cache"] == 2 and "pipe" not in vars(again)  # not even loaded
+
+
+def test_a_local_judge_does_not_sample(parrot, tmp_path):
+    judge = Judge(LocalChat(str(parrot), "cpu"), PROMPTS, tmp_path / "cache.jsonl", temperature=0.5)
+    with pytest.raises(ValueError, match="greedily: there is no temperature 0.5"):
+        judge.judge(benchmark("msvd_qa"), qa_rows("a cat"))
 
 
 def test_a_local_model_that_cannot_talk(parrot, tmp_path):

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 from matplotlib.colors import rgb_to_hsv, to_rgb
+from matplotlib.figure import Figure
 from PIL import Image
 
 from pllava.eval import CONTROL_VARIANTS, PLAIN, Judge, compare, evaluate, load_benchmark, load_prompts, parse_sweep
@@ -14,10 +15,13 @@ from pllava.eval.answers import Answer, Seconds
 from pllava.eval.benchmark import digest
 from pllava.eval.compare import format_differences
 from pllava.eval.plots import DARK, LIGHT, PAPER, _draw_alpha, _draw_pooling, _draw_tasks
-from pllava.eval.report import read_sweeps
+from pllava.eval.report import read_sweeps, write_report
 from pllava.eval.server import Reply
 from pllava.eval.summary import format_summary, format_value, model_name
 from pllava.files import to_lines
+from pllava.train.data import Source
+from pllava.train.inspection import Clip, Report
+from pllava.train.inspection_report import write_reports
 
 OPTIONS = ["Ran.", "Sat.", "Fell.", "Left."]
 TASKS = {"Action Sequence": 4, "Action Count": 2}  # of MVBench, and how many options their questions have here
@@ -128,6 +132,26 @@ def test_two_runs_are_called_by_their_names(whole):
     assert same.names == (f"my-pllava ({folder})", f"my-pllava ({folder / 'alpha=8'})")
 
 
+def test_no_difference_is_no_gain(whole):
+    """Nor is a grade a fraction: where all are alike, resampling gives their own value."""
+    _, folder = whole
+    assert {each.interval for each in compare(folder, folder)["mine"].differences} == {(0, 0)}
+    assert "| 0.0 [0.0, 0.0] | 1.000 |" in format_differences(compare(folder, folder)["mine"])
+    assert compare(folder / "no_video", folder / "one_frame")["mine"].differences[-1].interval == (0, 0)
+
+
+@pytest.mark.parametrize("score", [0, 1])
+def test_grades_that_are_all_alike_have_no_interval_of_fractions(tmp_path, score):
+    class Same(Grader):
+        def replies(self, chats, **_):
+            reply = Reply(json.dumps({"pred": "yes", "score": score}))
+            yield from ((number, reply) for number in range(len(chats)))
+
+    judge = Judge(Same("one"), load_prompts()["judge"], tmp_path / "cache.jsonl")
+    found = run(tmp_path, declare(tmp_path, score="judge"), judge=judge)[0][""]
+    assert found["score_ci"] == (score, score) and found["accuracy"] == 1 and found["accuracy_ci"][0] < 1
+
+
 # --- what stands beside the figures ----------------------------------------------------------------------------------
 
 
@@ -222,6 +246,42 @@ def test_sweeps_are_in_the_report(whole, tmp_path, alone):
         assert "my-pllava by alpha" in report and "- alpha:" not in report and "- pooling_shape:" not in report
 
 
+def test_what_another_run_has_answered_is_left_out_and_named(tmp_path):
+    """Of sweeps what was not written last, of controls what is not the run's."""
+    run(tmp_path, variants=[*CONTROL_VARIANTS[:2], *SWEEPS])
+    later = [PLAIN, CONTROL_VARIANTS[2], *parse_sweep("alpha=20"), *parse_sweep("pooling_shape=8x3x3,2x3x3")]
+    _, folder = run(tmp_path, answerer=Scripted("/runs/other"), variants=later, limit=1)
+    report = (folder / "report.md").read_text()
+    assert "| accuracy (%) by alpha | 20 |\n" in report and "## other by alpha" in report
+    assert "| accuracy (%) by pooling_shape | 2x3x3 | 8x3x3 |\n" in report and "my-pllava" not in report
+    why = "Left out, as they are of another model, other samples or other settings: "
+    left_out = [set(line.removeprefix(why).removesuffix(".").split(", ")) for line in re.findall(f"{why}.*", report)]
+    swept = {each.name for each in SWEEPS}
+    alphas = {name for name in swept if name.startswith("alpha")}
+    assert left_out == [{"no_video", "one_frame"}, alphas, swept - alphas]
+    assert "| other, accuracy (%) | frames shuffled |\n" in report
+
+
+def test_a_setting_that_a_file_lacks_is_none(tmp_path):
+    """As in files from before there was the setting."""
+    _, folder = run(tmp_path, variants=[PLAIN, CONTROL_VARIANTS[0], *SWEEPS[:2]])
+    for name in ("no_video", "alpha=0"):
+        found = json.loads((folder / name / "metrics.json").read_text())
+        del found["run"]["limit"]
+        (folder / name / "metrics.json").write_text(json.dumps(found))
+    write_report(load_benchmark(str(tmp_path / "mine.yaml"), load_prompts()), folder)
+    assert "Left out" not in (folder / "report.md").read_text()
+    assert [alpha for alpha, _ in read_sweeps(folder)["alpha"]] == [0, 8]
+
+
+def test_a_sweep_of_shapes_that_are_not_square_is_drawn_over_frames_alone(tmp_path):
+    _, folder = run(tmp_path, variants=parse_sweep("pooling_shape=16x3x2,16x2x3"))
+    assert "| accuracy (%) by pooling_shape | 16x2x3 | 16x3x2 |" in (folder / "report.md").read_text()
+    benchmark = load_benchmark("mvbench", load_prompts())
+    (panel,) = _draw_pooling(benchmark, read_sweeps(folder)["pooling_shape"], "accuracy", LIGHT).axes
+    assert (panel.get_xlabel(), panel.get_ylabel()) == ("pooled frames", "accuracy (%)")
+
+
 def test_many_tasks_make_a_legible_picture(whole, tmp_path):
     """Twenty tasks with four controls: the best above, one strong colour, per cent from 0 to 100."""
     part = {"accuracy": 0.5, "accuracy_ci": (0.4, 0.6), "chance": 0.25}
@@ -242,6 +302,38 @@ def test_many_tasks_make_a_legible_picture(whole, tmp_path):
     assert labels == ["model", "no", "one", "shuffled", "reversed", "chance"]
 
 
+@pytest.mark.parametrize("controls", range(5))
+def test_a_control_is_never_as_loud_as_the_model(controls):
+    part = {"accuracy": 0.5, "accuracy_ci": (0.4, 0.6)}
+    columns = {f"run {number}": {**part, "per_task": {"A": part, "B": part}} for number in range(1 + controls)}
+    model, *others = _draw_tasks(columns, "accuracy", LIGHT).axes[0].containers
+    assert all(bars[0].get_height() < model[0].get_height() / 2 for bars in others)
+    top, bottom = model[0].get_y(), max(bars[0].get_y() + bars[0].get_height() for bars in (model, *others))
+    assert top + bottom == pytest.approx(0, abs=0.05), "around the task's name"
+
+
+@pytest.mark.parametrize("controls", range(5))
+def test_a_long_name_is_read_whole(controls):
+    name = "a-very-long-name-of-a-tuned-model-with-a-lora/checkpoint-12000 at alpha 4"
+    part = {"accuracy": 0.5, "accuracy_ci": (0.4, 0.6), "chance": 0.25, "run": {"model": name}}
+    titles = [name, "no video", "one frame", "frames shuffled", "frames reversed"][: 1 + controls]
+    tasks = _draw_tasks({title: {**part, "per_task": {"A": part}} for title in titles}, "accuracy", LIGHT)
+    sweep = _draw_alpha(load_benchmark("mvbench", load_prompts()), [(4.0, part)], "accuracy", LIGHT)
+    for figure, legend in ((tasks, tasks.legends[0]), (sweep, sweep.axes[0].get_legend())):
+        figure.draw_without_rendering()
+        extent = legend.get_window_extent()
+        assert extent.x0 >= 0 and extent.x1 <= figure.bbox.width
+        read = "".join(legend.get_texts()[0].get_text().split())
+        assert read in ("".join(name.split()), "".join(model_name(name).split()))
+
+
+def test_a_control_without_a_figure_has_no_bar():
+    part = {"accuracy": 0.5, "accuracy_ci": (0.4, 0.6)}
+    columns = {title: {**part, "per_task": {"A": part, "B": other}} for title, other in (("model", part), ("no", {}))}
+    model, control = _draw_tasks(columns, "accuracy", LIGHT).axes[0].containers
+    assert (len(model), len(control)) == (3, 2)
+
+
 def test_axes_of_whole_numbers_have_whole_ticks(whole):
     benchmark, sweeps = load_benchmark("nano", load_prompts()), read_sweeps(whole[1])
     for draw, setting in ((_draw_alpha, "alpha"), (_draw_pooling, "pooling_shape")):
@@ -249,6 +341,33 @@ def test_axes_of_whole_numbers_have_whole_ticks(whole):
         figure.draw_without_rendering()
         assert all(float(tick).is_integer() for panel in figure.axes for tick in panel.get_xticks())
         assert figure.axes[0].get_ylabel() == "accuracy (%)"
+
+
+def test_an_axis_with_one_whole_number_has_one_tick(whole):
+    """And one of fractions has enough to be read."""
+    benchmark, sweeps = load_benchmark("nano", load_prompts()), read_sweeps(whole[1])
+    found = sweeps["alpha"][0][1]
+    for draw, value, ticks in ((_draw_alpha, 4.0, [4]), (_draw_pooling, (16, 3, 3), [3])):
+        figure = draw(benchmark, [(value, found)], "accuracy", LIGHT)
+        assert _ticks(figure.axes[0]) == ticks
+    assert _ticks(figure.axes[1]) == [16]
+    assert len(_ticks(_draw_alpha(benchmark, [(0.5, found), (1.2, found)], "accuracy", LIGHT).axes[0])) > 2
+
+
+def _ticks(panel):
+    """Those that are seen."""
+    low, high = panel.get_xlim()
+    return [tick for tick in panel.get_xticks() if low <= tick <= high]
+
+
+def test_histograms_of_one_whole_number_have_one_tick(monkeypatch, tmp_path):
+    drawn = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: drawn.extend(figure.axes))
+    clips = {("0.mp4",): Clip("video", "0.mp4", 3, 2.5)}
+    report = Report(Source("rows.jsonl"), clips, tokens=[7])
+    write_reports([report], "nano", tmp_path)
+    ticks = {panel.get_xlabel(): _ticks(panel) for panel in drawn}
+    assert (ticks["frames"], ticks["tokens"]) == ([3], [7]) and len(ticks["seconds"]) > 2
 
 
 @pytest.mark.parametrize("theme", [LIGHT, DARK], ids=["light", "dark"])

@@ -75,6 +75,17 @@ def test_a_resumed_run_is_judged_by_what_it_sees_itself():
         skipped.check(7000, 4600)
 
 
+def test_an_evaluation_ends_no_run():
+    skipped = SkippedExamples(max_unreadable=None)
+    for _ in range(300):
+        skipped.count(BAD)
+        skipped.check(skipped.seen, skipped.unreadable)
+    too_long = SkippedExamples(max_unreadable=None)
+    for _ in range(30):
+        too_long.count(Skipped("source", "id", [], "too long", "too many tokens"))
+    assert skipped.unreadable == 300 and too_long.too_long == 30
+
+
 class Collator:
     """Decodes nothing; on two rows its worker hangs or crashes."""
 

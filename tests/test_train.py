@@ -23,6 +23,7 @@ from video_files import moving_frames, white_png, write_video
 
 from pllava import NANO, load_model, lora_config
 from pllava.train import PreferenceCollator, VideoChatCollator, build_trainer
+from pllava.train.predictions import PredictionsCallback
 from pllava.train.skipped import SkippedExamples, read_skipped
 
 
@@ -421,8 +422,28 @@ def test_resumed_at_its_end_a_run_only_saves(processor, checkpoint, four_clips, 
 
 def test_a_run_does_not_mix_with_another(processor, checkpoint, four_clips, tmp_path):
     resumable(processor, checkpoint, four_clips, tmp_path).train()
+    (tmp_path / "checkpoint-best").mkdir()  # somebody else's, and no step
+    again = resumable(processor, checkpoint, four_clips, tmp_path)
     with pytest.raises(ValueError, match="the last of them checkpoint-4: go on with it .*resume_from_checkpoint true"):
-        resumable(processor, checkpoint, four_clips, tmp_path).train()
+        again.train()
+    other = resumable(processor, checkpoint, four_clips, tmp_path / "other")
+    other.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    with pytest.raises(ValueError, match="has the checkpoints of another run"):
+        again.train(resume_from_checkpoint=str(tmp_path / "other" / "checkpoint-4"))
+    assert again.state.global_step == 0
+    again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+
+
+def test_a_run_does_not_overwrite_what_another_saved(processor, checkpoint, four_clips, tmp_path):
+    args = sft_config(tmp_path, max_steps=1)
+    model = AutoModelForImageTextToText.from_pretrained(checkpoint)
+    trainer = build_trainer(model, processor, four_clips, args, lora_config(r=4))
+    trainer.train()
+    trainer.save_model()
+    trainer.train()  # the same run, still
+    model = AutoModelForImageTextToText.from_pretrained(checkpoint)
+    with pytest.raises(ValueError, match="has the weights of another run, adapter_model.safetensors: remove it"):
+        build_trainer(model, processor, four_clips, args, lora_config(r=4)).train()
 
 
 def test_the_bar_counts_examples_and_tokens_and_goes_on_where_it_was(
@@ -495,6 +516,20 @@ def test_evaluation_in_a_run(processor, checkpoint, four_clips, corrupt_set, tmp
     assert skipped.media == unreadable["videos"]
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_evaluations_of_what_cannot_be_read_end_no_run_and_name_it_once(
+    processor, checkpoint, four_clips, tmp_path, workers
+):
+    missing = [{**four_clips[0], "videos": [f"/nowhere/{n}.mp4"], "id": str(n)} for n in range(24)]
+    args = sft_config(tmp_path / "out", max_steps=2, eval_strategy="steps", eval_steps=1)
+    args.dataloader_num_workers = workers
+    model = AutoModelForImageTextToText.from_pretrained(checkpoint)
+    eval_rows = Dataset.from_list(missing)
+    build_trainer(model, processor, four_clips, args, lora_config(r=4), eval_dataset=eval_rows).train()
+    lines = (tmp_path / "out" / "_skipped.jsonl").read_text().splitlines()
+    assert sorted(int(json.loads(line)["id"]) for line in lines) == list(range(24))
+
+
 def test_an_optimizer_without_the_trained_weights_is_refused(processor, checkpoint, four_clips, tmp_path):
     model = AutoModelForImageTextToText.from_pretrained(checkpoint)
     optimizer = torch.optim.SGD(model.model.language_model.parameters(), lr=1.0)
@@ -512,6 +547,12 @@ def test_an_optimizer_without_the_trained_weights_is_refused(processor, checkpoi
         ({"completion_only_loss": True}, "completion_only_loss=True is not possible here: what the assistant says"),
         ({"packing": True}, "packing=True is not possible here: the collator"),
         ({"auto_find_batch_size": True}, "batches of one size"),
+        ({"ignore_data_skip": True}, "ignore_data_skip=True is not possible here: a resumed run goes on"),
+        ({"dataset_kwargs": {"add_special_tokens": False}}, "dataset_kwargs=.* is not possible here"),
+        ({"dataloader_drop_last": True}, "dataloader_drop_last=True is not possible here: the loader's batches are"),
+        ({"dataloader_persistent_workers": True, "dataloader_num_workers": 1}, "dataloader_persistent_workers=True"),
+        ({"accelerator_config": {"split_batches": True}}, "accelerator_config: split_batches=True is not possible"),
+        ({"accelerator_config": {"dispatch_batches": True}}, "accelerator_config: dispatch_batches=True is not"),
         ({"save_strategy": "epoch"}, "save_strategy=epoch is not possible here"),
         ({"push_to_hub": True, "hub_strategy": "checkpoint"}, "hub_strategy=checkpoint uploads .* pickles"),
     ],
@@ -521,6 +562,24 @@ def test_what_is_not_done_is_refused(processor, four_clips, tmp_path, options, m
     args = sft_config(tmp_path, **{"save_strategy": "no", **options})
     with pytest.raises(ValueError, match=message):
         build_trainer(None, processor, four_clips, args)
+
+
+@pytest.mark.parametrize("config_class", [SFTConfig, DPOConfig])
+def test_options_are_as_they_were_after_a_trainer_was_built(processor, checkpoint, four_clips, tmp_path, config_class):
+    args = config_class(str(tmp_path), max_steps=1, use_cpu=True, bf16=False, report_to="none")
+    before = args.to_dict()
+    for _ in range(2):
+        model = AutoModelForImageTextToText.from_pretrained(checkpoint)
+        build_trainer(model, processor, four_clips, args, lora_config(r=4))
+        assert args.to_dict() == before
+
+
+def test_predictions_need_to_know_when(processor, checkpoint, four_clips, tmp_path):
+    args = sft_config(tmp_path, report_to="tensorboard")
+    model = AutoModelForImageTextToText.from_pretrained(checkpoint)
+    trainer = build_trainer(model, processor, four_clips, args, lora_config(r=4))
+    with pytest.raises(ValueError, match="Nothing says when .* give `steps`, or set `eval_steps`"):
+        PredictionsCallback(trainer, None, [])
 
 
 @pytest.mark.parametrize("asked", [None, True])

@@ -122,6 +122,7 @@ def test_preferences_from_the_command_line(folder):
         ([*NAMED, "--early_stopping_patience", "2"], "set --load_best_model_at_end"),
         ([*NAMED, "--prediction_benchmark", "nano"], "--prediction_benchmark needs --prediction_data"),
         ([*NAMED, "--output_dir", "finished"], "go on with it (--resume_from_checkpoint true), remove it"),
+        ([*NAMED, "--output_dir", "finished", "--resume_from_checkpoint", "other/checkpoint-40"], "go on with it"),
     ],
 )
 def test_what_is_missing_is_said(folder, options, message, monkeypatch, capsys):

@@ -110,6 +110,52 @@ def test_broken_weights(ours, checkpoint, tmp_path, content):
     assert message.startswith(f"{adapter / 'adapter_model.safetensors'}: truncated"), message
 
 
+def test_weights_that_the_config_names_itself(ours, tmp_path):
+    torch.save(load_file(ours / "model.safetensors"), ours / "adapter_model.bin")
+    shutil.copy(ours / "model.safetensors", tmp_path / "outside.safetensors")
+    for weights in ("adapter_model.bin", "../outside.safetensors", "evil.safetensors.index.json"):
+        edit_config(ours, "transformers_weights", weights)
+        message = refused(load_model, ours)
+        assert repr(weights) in message and "`transformers_weights`" in message
+    with pytest.raises(ValueError, match="without a variant"):
+        load_model(ours, variant="fp16")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("text_config.head_dim", 10**7),
+        ("text_config.num_key_value_heads", 10**7),
+        ("text_config.hidden_size", 65_536),
+        ("text_config.num_hidden_layers", 200),
+        ("vision_config.num_channels", 10**7),
+        ("vision_config.image_size", 4096),
+    ],
+)
+def test_a_config_of_a_larger_model_than_the_files_hold(ours, name, value):
+    edit_config(ours, name, value)
+    message = refused(load_model, ours)
+    assert "its config describes" in message and f"{(ours / 'model.safetensors').stat().st_size:,} bytes" in message
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["vision_config.hidden_act", "text_config.hidden_act", "projector_hidden_act", "text_config.rope_parameters"],
+)
+def test_a_config_that_names_what_does_not_exist(ours, name):
+    edit_config(ours, name, {"rope_type": "evil", "rope_theta": 1.0} if "rope" in name else "evil")
+    message = refused(load_model, ours)
+    assert "its config cannot be used" in message and "evil" in message
+
+
+def test_a_missing_shard(ours):
+    index = {"metadata": {}, "weight_map": {"lm_head.weight": "model-00001-of-00001.safetensors"}}
+    (ours / "model.safetensors").unlink()
+    (ours / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(OSError, match=f"{ours} .*model-00001-of-00001.safetensors"):
+        load_model(ours)
+
+
 def test_pickled_weights(ours):
     torch.save(load_file(ours / "model.safetensors"), ours / "pytorch_model.bin")
     (ours / "model.safetensors").unlink()

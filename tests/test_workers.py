@@ -5,9 +5,13 @@ import os
 import time
 from functools import partial
 
+import av
 import pytest
+from video_files import moving_frames, write_video
 
 from pllava import workers
+from pllava.video_decoding_pllava import load_frames
+from pllava.video_source_pllava import VideoDecodeError
 from pllava.workers import ordered_map, with_retries
 
 
@@ -83,6 +87,9 @@ def wrapped(cause):
         (Response(404), 1),
         (FileNotFoundError(errno.ENOENT, "No such file"), 1),
         (wrapped(EOFError("ends early")), 1),
+        (wrapped(av.FFmpegError(errno.EIO, "Input/output error", "file:/proc/self/mem")), 4),  # nor can it be read
+        (wrapped(av.FFmpegError(errno.EIO, "Input/output error", f"file:{__file__}")), 1),
+        (wrapped(av.FFmpegError(errno.EIO, "Input/output error", "<none>")), 1),
     ],
 )
 def test_a_failing_storage_is_asked_again_and_a_broken_file_is_not(monkeypatch, error, attempts):
@@ -108,3 +115,14 @@ def test_a_storage_that_comes_back_is_read(monkeypatch):
         return row
 
     assert with_retries(partial(read, "row")) == "row"
+
+
+def test_a_damaged_header_is_no_failing_storage(tmp_path, monkeypatch):
+    """ffmpeg calls that of a Matroska file an input/output error."""
+    paused = []
+    monkeypatch.setattr(workers.time, "sleep", paused.append)
+    file = write_video(tmp_path / "a.mkv", moving_frames(10))
+    file.write_bytes(file.read_bytes()[:200])
+    with pytest.raises(VideoDecodeError, match="Input/output error"):
+        with_retries(load_frames, str(file), 4)
+    assert not paused

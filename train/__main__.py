@@ -115,8 +115,7 @@ def main(config_class: type[SFTConfig] | type[DPOConfig] = SFTConfig) -> None:
         resume = {"true": True, "false": None}.get(str(resume).lower(), resume)
         check_options(args)
         check_evaluation(eval_args, args)
-        if not resume:
-            check_output_dir(Path(args.output_dir))
+        check_output_dir(Path(args.output_dir), resume)
         sources = read_sources(data_args.datasets, data_args.data_dir)
         with args.main_process_first(local=False):
             rows = load_sources(sources, data_args.stopping_strategy)

@@ -1,5 +1,6 @@
 """What a run shows of itself: how often it went through the data, and how far it is."""
 
+import math
 from typing import Any
 
 from transformers import ProgressCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -23,8 +24,9 @@ class EpochCallback(TrainerCallback):
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        seen = self.loader.skipped.seen * args.world_size
-        state.epoch = seen / self.rows if self.rows else float(self.loader.place["epoch"])
+        # What this process has passed on its way through all rows; the others are in the same round
+        passed = math.ceil(self.loader.place["position"] / args.world_size) * args.world_size
+        state.epoch = passed / self.rows if self.rows else float(self.loader.place["epoch"])
 
 
 class StreamProgressCallback(ProgressCallback):

@@ -32,8 +32,8 @@ def _draw(reports: list[Report], file: Path) -> None:
             values = report.values(measure)
             panel.hist(values, bins=40 if measure == "seconds" else _whole_bins(values), color="#0066b3")
             panel.set(xlabel=measure, ylabel="samples" if measure == "tokens" else "clips")
-            panel.xaxis.set_major_locator(MaxNLocator(5, integer=measure != "seconds"))
-            panel.yaxis.set_major_locator(MaxNLocator(4, integer=True))
+            panel.xaxis.set_major_locator(MaxNLocator(5, integer=measure != "seconds", min_n_ticks=1))
+            panel.yaxis.set_major_locator(MaxNLocator(4, integer=True, min_n_ticks=1))
             if not values:
                 panel.set(xticks=[], yticks=[])
             panel.spines[["top", "right"]].set_visible(False)

@@ -19,13 +19,15 @@ from datasets import (
     load_dataset_builder,
 )
 
+from ..video_source_pllava import is_address
 from .data import SUFFIXES, Source, load_source
 from .rows import FEATURES, read_conversation
-from .shards import REFERENCE, list_rows, read_row
+from .shards import REFERENCE, list_rows, owner, read_row
 
 REFERENCES = Features({"reference": {"part": Value("int32"), **REFERENCE}})
 
 Seed = tuple[int, ...]
+FILES_TOGETHER = 32  # Parquet files whose row groups are permuted; the indices of all are read before their first row
 
 
 @dataclass
@@ -48,19 +50,24 @@ class Table:
 
 @dataclass
 class Shards:
-    """Parquet or WebDataset files: the files are permuted, and rows shuffled further on, in blocks of the stream."""
+    """
+    Parquet or WebDataset files: the files are permuted, of Parquet the row groups of 32 files at a time, too; rows are
+    shuffled further on, in blocks of the stream.
+    """
 
     source: Source
     files: list[str]
 
     def stream(self, part: int, seed: Seed, rank: int, world_size: int) -> IterableDataset:
         files = [self.files[index] for index in np.random.default_rng(seed).permutation(len(self.files))]
-        share = {"part": part, "files": files, "rank": rank, "world_size": world_size}
+        count = 1 if files[0].endswith(".tar") else FILES_TOGETHER
+        runs = [files[first : first + count] for first in range(0, len(files), count)]
+        share = {"part": part, "runs": runs, "seed": seed, "rank": rank, "world_size": world_size}
         return IterableDataset.from_generator(_listed, features=REFERENCES, gen_kwargs=share)
 
     def read(self, reference: dict[str, Any]) -> dict[str, Any]:
         row, name = read_row(reference)
-        folder = "" if "://" in reference["file"] else str(Path(reference["file"]).absolute().parent)
+        folder = "" if is_address(reference["file"]) else str(Path(reference["file"]).absolute().parent)
         where = f"{reference['file']}, row {reference['row']}"
         return read_conversation(row, self.source, name, folder, where)
 
@@ -195,10 +202,11 @@ def _hub_parquet(source: Source) -> list[str]:
 
 def _permuted(part: int, count: int, seed: Seed, rank: int, world_size: int) -> Iterator[dict[str, Any]]:
     for row in np.random.default_rng(seed).permutation(count)[rank::world_size]:
-        yield {"reference": {"part": part, "file": None, "row": int(row), "members": None}}
+        yield {"reference": {"part": part, "file": None, "row": int(row), "members": None, "group": None}}
 
 
-def _listed(part: int, files: list[str], rank: int, world_size: int) -> Iterator[dict[str, Any]]:
-    for reference in list_rows(files):
-        if reference["row"] % world_size == rank:
-            yield {"reference": {"part": part, **reference}}
+def _listed(part: int, runs: list[list[str]], seed: Seed, rank: int, world_size: int) -> Iterator[dict[str, Any]]:
+    for files in runs:
+        for reference in list_rows(files, seed):
+            if owner(reference, reference["row"], world_size) == rank:
+                yield {"reference": {"part": part, **reference}}

@@ -30,10 +30,10 @@ class PredictionsCallback(TrainerCallback):
         trainer: Whose model is asked; each process answers its share.
         benchmark: As `pllava.eval.load_benchmark` gives it.
         samples: The questions.
-        steps: Between two tables; by default `eval_steps`.
+        steps: Between two tables; by default `eval_steps` of the trainer's arguments.
 
     Raises:
-        ValueError: if the run reports to none of these places, or no process has the whole model.
+        ValueError: if the run reports to none of these places, no process has the whole model, or nothing says when.
     """
 
     def __init__(
@@ -52,6 +52,8 @@ class PredictionsCallback(TrainerCallback):
                 "of predictions out, or train with DDP or ZeRO-2"
             )
         self.trainer, self.benchmark, self.samples, self.steps = trainer, benchmark, samples, steps
+        if not (steps or args.eval_steps):
+            raise ValueError("Nothing says when the questions are asked: give `steps`, or set `eval_steps`")
         self.answerer = LocalModel(
             trainer.model,
             trainer.processing_class,

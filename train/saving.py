@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 from huggingface_hub import HfApi
 from transformers import TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, HubStrategy
+from transformers.trainer_utils import HubStrategy
 from transformers.utils import PushInProgress
 
 logger = logging.getLogger(__name__)
@@ -83,8 +84,9 @@ def last_checkpoint(output_dir: Path) -> Path | None:
 
 
 def checkpoints(output_dir: Path) -> list[Path]:
-    """All there are, by their steps."""
-    return sorted(output_dir.glob(f"{PREFIX_CHECKPOINT_DIR}-*"), key=lambda path: int(path.name.split("-")[-1]))
+    """All there are, by their steps; folders with other names, as `checkpoint-best`, are none."""
+    found = {path: re.fullmatch(r"checkpoint-(\d+)", path.name) for path in output_dir.glob("*/")}
+    return sorted((path for path in found if found[path]), key=lambda path: int(found[path][1]))
 
 
 def steps_done(checkpoint: Path) -> int:
@@ -97,15 +99,24 @@ def steps_done(checkpoint: Path) -> int:
     return json.loads((checkpoint / TRAINER_STATE_NAME).read_text(encoding="utf-8"))["global_step"]
 
 
-def check_output_dir(output_dir: Path) -> None:
+def check_output_dir(output_dir: Path, resume_from: str | bool | None = None) -> None:
     """
+    Args:
+        resume_from: The checkpoint that the run goes on from, `True` for the last one of `output_dir`.
+
     Raises:
-        ValueError: if it has the checkpoints of another run, which a new one would mix with its own.
+        ValueError: if it has the checkpoints or the weights of another run, which this one would mix with its own.
     """
+    if resume_from is True or (resume_from and Path(resume_from).resolve().parent == output_dir.resolve()):
+        return
     if found := checkpoints(output_dir):
         raise ValueError(
             f"{output_dir} has the checkpoints of another run, the last of them {found[-1].name}: go on with it "
             "(--resume_from_checkpoint true), remove it, or name another --output_dir"
+        )
+    if found := sorted(output_dir.glob("*.safetensors")):
+        raise ValueError(
+            f"{output_dir} has the weights of another run, {found[0].name}: remove it, or name another --output_dir"
         )
 
 

@@ -3,6 +3,7 @@
 import json
 import logging
 import math
+import os
 from collections import deque
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -39,17 +40,17 @@ class SkippedExamples:
 
     Args:
         file (`Path`, *optional*): Gets a line of JSON for each; what a run before has written there stays.
-        max_unreadable (`float`): The largest share of unreadable examples that a run goes on with, of the last
-            thousand. A share that can be chance is let through: 250 of 1000 stop a run at the default of 0.2, and 12
-            of the first 20.
+        max_unreadable (`float`, *optional*): The largest share of unreadable examples that a run goes on with, of the
+            last thousand. A share that can be chance is let through: 250 of 1000 stop a run at the default of 0.2, and
+            12 of the first 20. With `None` nothing stops it: so are evaluations counted.
     """
 
-    def __init__(self, file: Path | None = None, max_unreadable: float = 0.2):
+    def __init__(self, file: Path | None = None, max_unreadable: float | None = 0.2):
         self.file, self.max_unreadable = file, max_unreadable
         self.seen = self.unreadable = self.too_long = self.lost_turns = self.in_a_row = 0
         self._window = deque([(0, 0)])  # seen and unreadable of all processes, at each check
         self._last: Skipped | None = None
-        self._named = {skipped.key for skipped in read_skipped(file)} if file else set()
+        self._read_named()
 
     def count(self, result: dict[str, Any] | Skipped) -> dict[str, Any] | Skipped:
         """
@@ -63,18 +64,20 @@ class SkippedExamples:
             self.lost_turns += result["lost_turns"]
             self.in_a_row = 0
             return result
+        if self._process != os.getpid():  # a worker's copy: those before it have named examples, too
+            self._read_named()
         if result.key not in self._named:
             self._named.add(result.key)
             self._name(result)
         if result.reason == "too long":
             self.too_long += 1
-            if self.seen >= ENOUGH and self.too_long == self.seen:
+            if self.max_unreadable is not None and self.seen >= ENOUGH and self.too_long == self.seen:
                 raise RuntimeError(f"All {self.seen} examples are too long: {result.error}. Raise `max_length`.")
             return result
         self.unreadable += 1
         self.in_a_row += 1
         self._last = result
-        if self.in_a_row >= self._most_in_a_row():
+        if self.max_unreadable is not None and self.in_a_row >= self._most_in_a_row():
             raise RuntimeError(f"{self.in_a_row} examples in a row could not be read. {self._advice()}")
         return result
 
@@ -89,13 +92,15 @@ class SkippedExamples:
         Raises:
             RuntimeError: if more than `max_unreadable` are unreadable, and it is no chance.
         """
+        limit = self.max_unreadable
+        if limit is None:
+            return
         if not self._window:  # after a resumption
             self._window.append((seen, unreadable))
         while len(self._window) > 1 and seen - self._window[1][0] >= WINDOW:
             self._window.popleft()
         recent, bad = seen - self._window[0][0], unreadable - self._window[0][1]
         self._window.append((seen, unreadable))
-        limit = self.max_unreadable
         chance = DEVIATIONS * math.sqrt(recent * limit * max(0.0, 1 - limit))
         if recent >= ENOUGH and bad > limit * recent + chance:
             raise RuntimeError(
@@ -103,13 +108,17 @@ class SkippedExamples:
                 f"through. {self._advice()}"
             )
 
+    def _read_named(self) -> None:
+        self._process = os.getpid()
+        self._named = {skipped.key for skipped in read_skipped(self.file)} if self.file else set()
+
     def _most_in_a_row(self) -> int:
         """How many unreadable examples in a row come about once in 10^12, where just as many as allowed are."""
         limit = min(max(self.max_unreadable, 0.001), 0.999)
         return max(ENOUGH, math.ceil(-12 / math.log10(limit)))
 
     def _advice(self) -> str:
-        last = f"The last one: {self._last.media or self._last.id}: {self._last.error}. " if self._last else ""
+        last = f"The last one: {' '.join(self._last.key)}: {self._last.error}. " if self._last else ""
         return f"{last}{f'All are in {self.file}. ' if self.file else ''}Is the media folder the right one?"
 
     def _name(self, skipped: Skipped) -> None:

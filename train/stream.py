@@ -4,7 +4,6 @@ import hashlib
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from itertools import islice
 from time import perf_counter
 from typing import Any
 
@@ -13,22 +12,30 @@ import numpy as np
 from ..workers import ordered_map, with_retries
 from .collator import VideoChatCollator
 from .mixture import Mixture
+from .shards import GroupReader, owner
 from .skipped import Skipped, SkippedExamples
 
 WHOLE_ROWS = 100  # are held at most where rows come whole, with the bytes of their clips
+GROUP_BYTES = 1_000_000_000  # of rows of Parquet files, at most, in a block: all processes together hold so much
 EXAMPLE_SECONDS = 180  # for reading and decoding an example; less than the time that processes wait for each other
 
 
 class RowStream:
     """
     The rows of a mixture for one of several processes, shuffled, epoch after epoch without end. No row is lost or
-    comes twice in an epoch. All processes go through the same order, and take turns: the row at position p is for the
-    process p modulo their number. What they go through are references, so that each reads the bytes of its own rows
-    only. Rows that come whole (see [`Mixture`]) are dealt by shards where the number of shards allows it.
+    comes twice in an epoch. All processes go through the same order. What they go through are references, so that each
+    reads the bytes of its own rows only: they take turns, the row at position p is for the process p modulo their
+    number. Rows of a Parquet file are dealt by row groups, so that each group is read once, by one process, as long as
+    there are groups enough (see [`owner`]). Rows that come whole (see [`Mixture`]) are dealt by shards where the
+    number of shards allows it.
 
     `place` is where it begins, a small dict that can be written as JSON; each row comes with the place behind it.
     Blocks of `buffer_size` references are shuffled, so that a place needs to name only where its block begins:
     `datasets` does not save the content of its own shuffle buffer.
+
+    Memory: of Parquet files with row groups of more than 64 KB, a process reads its rows of a block when the block
+    begins, while those of the block before are trained on. A block ends early when these rows have 1 GB, those of all
+    processes counted. A single process thus holds up to 2 GB, several hold their shares of it.
 
     Args:
         mixture: What is read.
@@ -49,40 +56,82 @@ class RowStream:
     def __iter__(self) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
         """References or rows, each with the place behind it."""
         place = dict(self.place)
-        done = set(place["done"])
         while True:
             before = place["position"]
-            for rows, state in self._blocks(place["epoch"], place["rows"]):
-                order = np.random.default_rng([self.seed, place["epoch"], place["block"]]).permutation(len(rows))
-                for index in order[place["offset"] :]:
-                    position = place["position"]
-                    place = {**place, "offset": place["offset"] + 1, "position": position + 1, "rows": state}
-                    if self.by_shards or (position % self.world_size == self.rank and position not in done):
-                        yield rows[index], place
-                left = [position for position in place["done"] if position >= place["position"]]
+            for block, state in self._blocks(place):
+                while block:
+                    row = block.popleft()
+                    place = {**place, "offset": place["offset"] + 1, "position": place["position"] + 1, "rows": state}
+                    if row is not None:
+                        yield row, place
+                left = [positions for positions in place["done"] if max(positions) > place["position"]]
                 place = {**place, "block": place["block"] + 1, "offset": 0, "done": left}
             if place["position"] == before == 0:
                 raise ValueError("The training data have no rows")
             place = {**place, "epoch": place["epoch"] + 1, "block": 0, "offset": 0, "rows": None}
 
-    def _blocks(self, epoch: int, state: dict | None) -> Iterator[tuple[list[dict[str, Any]], dict | None]]:
-        """Blocks of rows of an epoch, each with the dataset's state at its beginning; read one ahead, in a thread."""
+    def _blocks(self, place: dict[str, Any]) -> Iterator[tuple[deque[dict[str, Any] | None], dict | None]]:
+        """
+        What is left of the blocks of an epoch, each with the dataset's state at its beginning; read one ahead, in a
+        thread.
+        """
         share = (self.rank, self.world_size) if self.by_shards else (0, 1)
-        dataset = self.mixture.epoch(epoch, self.seed, *share)
-        dataset.set_epoch(epoch)  # for a stream that its owner shuffles, too
-        dataset.load_state_dict(state)
-        rows = iter(dataset)
+        dataset = self.mixture.epoch(place["epoch"], self.seed, *share)
+        dataset.set_epoch(place["epoch"])  # for a stream that its owner shuffles, too
+        dataset.load_state_dict(place["rows"])
+        rows, groups, state = iter(dataset), GroupReader(), place["rows"]
         with ThreadPoolExecutor(1) as reader:
-            block = reader.submit(_read, rows, self.buffer_size)
-            while read := block.result():
-                following = dataset.state_dict()
-                block = reader.submit(_read, rows, self.buffer_size)
-                yield read, state
-                state = following
+            reading = reader.submit(self._read, rows, groups, place)
+            try:
+                while (read := reading.result()) is not None:
+                    block, place = read
+                    following = dataset.state_dict()
+                    reading = reader.submit(self._read, rows, groups, place)
+                    yield block, state
+                    state = following
+            finally:
+                groups.stop()
+
+    def _read(
+        self, rows: Iterator[dict[str, Any]], groups: GroupReader, place: dict[str, Any]
+    ) -> tuple[deque[dict[str, Any] | None], dict[str, Any]] | None:
+        """The rows of a block from `place` on, `None` for those of other processes; and the next block's place."""
+        block = _take(rows, self.buffer_size)
+        if not block:
+            return None
+        order = np.random.default_rng([self.seed, place["epoch"], place["block"]]).permutation(len(block))
+        start = place["position"] - place["offset"]
+        own = deque(
+            block[index] if self._is_own(block[index], position, place["done"]) else None
+            for position, index in enumerate(order, start)
+            if position >= place["position"]
+        )
+        groups.read([row["reference"] for row in own if row is not None and _row_bytes(row)])
+        return own, {**place, "block": place["block"] + 1, "offset": 0, "position": start + len(block)}
+
+    def _is_own(self, row: dict[str, Any], position: int, done: list[list[int]]) -> bool:
+        if self.by_shards:
+            return True
+        reference = row.get("reference")
+        is_done = any(position < positions[owner(reference, position, len(positions))] for positions in done)
+        return owner(reference, position, self.world_size) == self.rank and not is_done
 
 
-def _read(rows: Iterator[dict[str, Any]], count: int) -> list[dict[str, Any]]:
-    return list(islice(rows, count))
+def _take(rows: Iterator[dict[str, Any]], count: int) -> list[dict[str, Any]]:
+    """At most `count` rows, and fewer where they have too many bytes."""
+    block, held = [], 0
+    for row in rows:
+        block.append(row)
+        held += _row_bytes(row)
+        if len(block) == count or held >= GROUP_BYTES:
+            break
+    return block
+
+
+def _row_bytes(row: dict[str, Any]) -> int:
+    """How large about a row is that is read when its block begins; 0 of any other one."""
+    reference = row.get("reference")
+    return reference["group"]["row_bytes"] if reference and reference["group"] else 0
 
 
 class StreamLoader:
@@ -152,14 +201,11 @@ def deal_anew(states: list[dict[str, Any]], rank: int) -> dict[str, Any]:
     """
     places = [state["place"] for state in states]
     first = min(places, key=lambda place: place["position"])
-    done = {position for place in places for position in place["done"] if position >= first["position"]}
-    for old_rank, place in enumerate(places):
-        positions = range(first["position"], place["position"])
-        done |= {position for position in positions if position % len(states) == old_rank}
+    done = [*first["done"], [place["position"] for place in places]]
     skipped = {name: sum(state["skipped"][name] for state in states) for name in states[0]["skipped"]}
     if rank:  # the first one counts what the others had
         skipped = dict.fromkeys(skipped, 0)
-    return {"place": {**first, "done": sorted(done)}, "skipped": skipped}
+    return {"place": {**first, "done": done}, "skipped": skipped}
 
 
 class _Encoder:

@@ -6,6 +6,7 @@ are trained, the tower is frozen.
 import json
 import math
 from collections import defaultdict
+from copy import copy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -75,9 +76,11 @@ class StreamingMixin(PickleFreeMixin):
         As any trainer's; `resume_from_checkpoint=True` is the last checkpoint that was written to its end.
 
         Raises:
-            ValueError: if there is none, or if a new run finds another's checkpoints in its output directory.
+            ValueError: if there is none, or if the output directory has checkpoints or weights of another run.
         """
         output_dir = Path(self.args.output_dir)
+        if self.state.global_step == 0:
+            check_output_dir(output_dir, resume_from_checkpoint)
         if resume_from_checkpoint is True:
             resume_from_checkpoint = last_checkpoint(output_dir)
             if resume_from_checkpoint is None:
@@ -86,8 +89,6 @@ class StreamingMixin(PickleFreeMixin):
             steps = steps_done(Path(resume_from_checkpoint))
             self._load_place(Path(resume_from_checkpoint))
             self.accelerator.print(f"Going on from {resume_from_checkpoint}: step {steps} of {self.args.max_steps}")
-        elif self.state.global_step == 0:
-            check_output_dir(output_dir)
         return super().train(str(resume_from_checkpoint) if resume_from_checkpoint else None, **kwargs)
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
@@ -249,12 +250,15 @@ def build_trainer(
             [`load_sources`] gives.
         args: What cannot be done on a stream of videos is refused (see `options.py`). What the assistant says is
             learned. `ddp_find_unused_parameters` is off by default: each trained weight has a gradient in every step.
+            With `dataloader_num_workers` above its default of 0, a clip that takes more than three minutes is given
+            up; without workers nothing limits that time, nor in evaluations, which transformers' own loader reads for.
         peft_config: The adapter to train (then the vision tower is frozen); without one the whole model is trained.
         sampling: How the collator draws frames, "random" or "uniform".
         shuffle_buffer_size: Rows that are shuffled together where there are too many for all (see [`RowStream`]).
         max_unreadable: The run stops when clearly more of the last thousand examples cannot be read, which is looked
             at when figures are logged, or so many in a row that it is no chance (see [`SkippedExamples`]). What is
-            left out is listed in `_skipped.jsonl` in the output directory, which is not pushed.
+            left out is listed in `_skipped.jsonl` in the output directory, which is not pushed; what an evaluation
+            cannot read, too, but it stops no run.
         feature_cache: Directory for the vision tower's features of each clip (see [`FeatureCache`]); from the second
             epoch they are read in place of the clip. They take 18.9 MB a clip at 7B.
         feature_cache_size: What that directory may hold; further clips are decoded in every epoch.
@@ -268,6 +272,7 @@ def build_trainer(
     """
     preference = isinstance(args, DPOConfig)
     check_options(args)
+    args = copy(args)  # what is set below is for this trainer
     mixture, rows = as_mixture(train_dataset), None
     if args.max_steps < 0:
         if mixture.length is None:
@@ -282,9 +287,8 @@ def build_trainer(
         args.dataset_kwargs = {"skip_prepare_dataset": True}
     if peft_config is not None:
         model.model.vision_tower.requires_grad_(False)
-    skipped, eval_skipped = (
-        SkippedExamples(Path(args.output_dir) / "_skipped.jsonl", max_unreadable) for _ in range(2)
-    )
+    skipped_file = Path(args.output_dir) / "_skipped.jsonl"
+    skipped, eval_skipped = (SkippedExamples(skipped_file, limit) for limit in (max_unreadable, None))
     collator = (PreferenceCollator if preference else VideoChatCollator)(processor, sampling, args.max_length, skipped)
     eval_sampling = "uniform" if sampling == "random" else sampling
     eval_collator = replace(collator, sampling=eval_sampling, skipped=eval_skipped)
