@@ -216,7 +216,7 @@ class LocalModel:
         for key in order.keys() - features.keys():
             features[key] = self._encode_frames(clips[key].pixels)
         for variant in variants:
-            seen = [features[key][choose_frames(variant.control, len(features[key]), str(key))] for key in order]
+            seen = [features[key][choose_frames(variant.control, len(features[key]), key)] for key in order]
             with self._set(variant):
                 prompts = [
                     Prompt(order[sample.clip], *encode(q, variant.control != "no_video"))

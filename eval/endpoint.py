@@ -113,7 +113,7 @@ class Endpoint:
         def sampler(metadata: Any) -> np.ndarray:
             count = min(self.num_frames, metadata.total_num_frames)
             indices = self._sampler.sample_frames(metadata, count, start=sample.start, end=sample.end)
-            return indices[choose_frames(variant.control, len(indices), str(sample.clip))]
+            return indices[choose_frames(variant.control, len(indices), sample.clip)]
 
         return load_frames(sample.video, sampler)[0]
 

@@ -2,6 +2,9 @@
 
 import random
 from dataclasses import dataclass
+from pathlib import Path
+
+from .readers import Clip
 
 CONTROLS = {
     "no_video": "no video",
@@ -51,13 +54,17 @@ def parse_sweep(text: str) -> list[Variant]:
     raise ValueError(f"{text!r}: a sweep is alpha=0,4,32 or pooling_shape=16x12x12,16x8x8")
 
 
-def choose_frames(control: str | None, count: int, key: str) -> list[int]:
-    """Which of `count` frames a control shows, in which order; shuffled by the clip's `key`, the same in each run."""
+def choose_frames(control: str | None, count: int, clip: Clip) -> list[int]:
+    """
+    Which of `count` frames a control shows, in which order; shuffled by the clip's name and bounds, so that the order
+    is the same in each run, whatever folder the clips are in.
+    """
     frames = list(range(count))
     if control == "one_frame":
         return [count // 2]
     if control == "reversed":
         return frames[::-1]
     if control == "shuffled":
-        random.Random(key).shuffle(frames)
+        path, start, end = clip
+        random.Random(f"{Path(path).name} {start} {end}").shuffle(frames)
     return frames

@@ -274,12 +274,15 @@ def test_controls_show_what_the_video_adds(unbroken):
 
 
 def test_frames_of_the_controls():
-    assert choose_frames(None, 4, "a") == [0, 1, 2, 3]
-    assert choose_frames("reversed", 4, "a") == [3, 2, 1, 0]
-    assert choose_frames("one_frame", 5, "a") == [2]
-    shuffled = choose_frames("shuffled", 16, "a")
+    clip = ("here/a.mp4", None, None)
+    assert choose_frames(None, 4, clip) == [0, 1, 2, 3]
+    assert choose_frames("reversed", 4, clip) == [3, 2, 1, 0]
+    assert choose_frames("one_frame", 5, clip) == [2]
+    shuffled = choose_frames("shuffled", 16, clip)
     assert sorted(shuffled) == list(range(16)) != shuffled
-    assert shuffled == choose_frames("shuffled", 16, "a") != choose_frames("shuffled", 16, "b")
+    assert shuffled == choose_frames("shuffled", 16, ("elsewhere/a.mp4", None, None))
+    for other in (("here/b.mp4", None, None), ("here/a.mp4", 1.0, None)):
+        assert choose_frames("shuffled", 16, other) != shuffled
 
 
 def test_a_sweep_of_pooling_shapes(nano, world, tmp_path):
