@@ -13,6 +13,8 @@ import tempfile
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
+from ports import free_port
+
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(["pllava.eval", "pllava.train.publishing", "pllava.hub_cards"])
 
@@ -36,10 +38,28 @@ def wait(process: BaseProcess, timeout: float = 240) -> int:
 def run(*arguments: object, **options: str) -> subprocess.CompletedProcess:
     """As `subprocess.run` with captured text."""
     with tempfile.TemporaryDirectory() as folder:
-        output = Path(folder) / "out"
-        code = wait(start(*arguments, output=output, **options))
-        texts = [output.read_text(), output.with_suffix(".err").read_text()]
-    return subprocess.CompletedProcess(arguments, code, *texts)
+        return run_group([{}], *arguments, folder=Path(folder), **options)[0]
+
+
+def ranks(processes: int) -> list[dict[str, str]]:
+    """What each of several processes that work together finds in its environment, on the CPU."""
+    group = {"WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
+    return [{**group, "RANK": str(n), "LOCAL_RANK": str(n), "ACCELERATE_USE_CPU": "true"} for n in range(processes)]
+
+
+def run_group(
+    environments: list[dict[str, str]], *arguments: object, folder: Path, **options: str
+) -> list[subprocess.CompletedProcess]:
+    """Processes that run at the same time, each with an environment of its own; `folder` gets what they say."""
+    outputs = [folder / f"{number}.out" for number in range(len(environments))]
+    started = [
+        start(*arguments, output=output, **options, **environment)
+        for output, environment in zip(outputs, environments, strict=True)
+    ]
+    return [
+        subprocess.CompletedProcess(arguments, wait(process), output.read_text(), Path(f"{output}.err").read_text())
+        for process, output in zip(started, outputs, strict=True)
+    ]
 
 
 def _main(arguments: list[str], output: str, cwd: str, environment: dict[str, str]) -> None:

@@ -3,19 +3,15 @@
 import base64
 import io
 import json
-import os
-import subprocess
-import sys
 from collections import Counter
-from pathlib import Path
 
 import av
 import benchmark_folders
+import forked
 import numpy as np
 import pytest
 from benchmark_folders import Clips, benchmark, write_json
 from chat_server import Reply, chat_server, grade
-from ports import free_port
 from typer.testing import CliRunner
 
 import pllava
@@ -189,31 +185,18 @@ def test_the_command_evaluates_and_judges_at_servers(data, tmp_path):
 
 
 def test_processes_share_what_a_server_is_asked_and_one_of_them_judges(data, tmp_path):
-    config = Path(pllava.__file__).parent / "train" / "accelerate" / "ddp.yaml"
-    command = [
-        sys.executable,
-        "-m",
-        "accelerate.commands.launch",
-        "--config_file",
-        str(config),
-        "--num_processes",
-        "2",
-    ]
-    command += ["--mixed_precision", "no", "--main_process_port", free_port(), "-m", "pllava.eval", "served"]
-    command += ["--benchmark", "vcgbench,mvbench,msvd_qa", "--data", str(data), "--out", str(tmp_path)]
+    arguments = ["-m", "pllava.eval", "served", "--benchmark", "vcgbench,mvbench,msvd_qa", "--data", data]
     with chat_server(lambda _: Reply("blue")) as (url, stub), chat_server(grade) as (judge_url, judge_stub):
-        command += ["--endpoint", url, "--judge", "grader", "--judge-endpoint", judge_url]
-        finished = subprocess.run(
-            command, env={**os.environ, "ACCELERATE_USE_CPU": "true"}, capture_output=True, text=True, timeout=200
-        )
-    assert finished.returncode == 0, finished.stderr
+        arguments += ["--endpoint", url, "--judge", "grader", "--judge-endpoint", judge_url, "--out", tmp_path]
+        finished = forked.run_group(forked.ranks(2), *arguments, folder=tmp_path)
+    assert [each.returncode for each in finished] == [0, 0], finished
     found = {name: json.loads((tmp_path / name / "metrics.json").read_text()) for name in ("vcgbench", "msvd_qa")}
     assert (found["vcgbench"]["score"], found["msvd_qa"]["accuracy"]) == (4, 1)
     assert all(each["coverage"] == 1 and each["time"]["processes"] == 2 for each in found.values())
     assert len(stub.requests) == 6 + 2 * 3 + 40 + 4  # each question once, whichever process asks
     assert len(judge_stub.requests) == 15 + 4
     for name in ("vcgbench", "mvbench", "msvd_qa"):
-        assert finished.stdout.count(f"{name}: ") == 1
+        assert [each.stdout.count(f"{name}: ") for each in finished] == [1, 0]
 
 
 def test_no_answer_of_the_server_is_lost_when_a_clip_is_broken(tmp_path):

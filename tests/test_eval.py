@@ -3,8 +3,6 @@
 import json
 import os
 import shutil
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -15,7 +13,6 @@ import yaml
 from benchmark_folders import VIDEOQA_FILES, benchmark, lines, metrics, write_json, write_mvbench
 from chat_server import Reply, chat_server
 from PIL import Image
-from ports import free_port
 from transformers import AutoProcessor, pipeline
 from typer.testing import CliRunner
 from video_files import white_png
@@ -73,14 +70,6 @@ def run(*arguments):
     finished = CliRunner().invoke(app, ["eval", *map(str, arguments)])
     assert finished.exit_code == 0, finished.output
     return finished
-
-
-def launch(*arguments, launcher=(), **environment):
-    """`python -m pllava.eval`, or what a launcher makes of it."""
-    command = [sys.executable, *launcher, "-m", "pllava.eval", *map(str, arguments)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
-    finished = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
-    assert finished.returncode == 0, finished.stderr
 
 
 # --- whole benchmarks ------------------------------------------------------------------------------------------------
@@ -208,11 +197,9 @@ def test_a_finished_run_does_nothing_more(world, unbroken):
 
 
 def test_two_processes_give_what_one_does(world, unbroken, tmp_path):
-    config = Path(pllava.__file__).parent / "train" / "accelerate" / "ddp.yaml"
-    launcher = ["-m", "accelerate.commands.launch", "--config_file", str(config), "--num_processes", "2"]
-    launcher += ["--mixed_precision", "no", "--main_process_port", free_port()]
     arguments = ["nano", "--data", world, "--out", tmp_path, "--batch-size", 4, "--controls"]
-    launch(*arguments, launcher=launcher, ACCELERATE_USE_CPU="true")
+    for finished in forked.run_group(forked.ranks(2), "-m", "pllava.eval", *arguments, folder=tmp_path):
+        assert finished.returncode == 0, finished.stderr
     for folder in ["", *(variant.name for variant in CONTROL_VARIANTS)]:
         assert lines(tmp_path / "nano" / folder) == lines(unbroken / folder)
         assert same(metrics(tmp_path / "nano" / folder)) == same(metrics(unbroken / folder))

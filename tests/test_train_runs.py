@@ -62,15 +62,11 @@ def run(data, checkpoint, tmp_path):
             result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200)
             assert result.returncode == 0, result.stderr[-3000:]
             return output
-        group = {"WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
-        started = []
-        for rank in map(str, range(processes)):
-            environment = {**group, "RANK": rank, "LOCAL_RANK": rank} if processes > 1 else {}
-            said = tmp_path / f"{name}-{rank}.txt"
-            started.append(forked.start(SCRIPT, file, output=said, ACCELERATE_USE_CPU="true", **environment))
-        for rank, process in enumerate(started):
-            expected = -signal.SIGKILL if dies else 0
-            assert forked.wait(process) == expected, (tmp_path / f"{name}-{rank}.txt.err").read_text()[-3000:]
+        environments = forked.ranks(processes) if processes > 1 else [{"ACCELERATE_USE_CPU": "true"}]
+        said = tmp_path / f"{name}-said"
+        said.mkdir(exist_ok=True)
+        for result in forked.run_group(environments, SCRIPT, file, folder=said):
+            assert result.returncode == (-signal.SIGKILL if dies else 0), result.stderr[-3000:]
         return output
 
     return start
@@ -122,7 +118,7 @@ def test_no_worker_outlives_a_killed_run(run, tmp_path):
     (tmp_path / "long.jsonl").write_text("\n".join(map(json.dumps, rows)))
     args = {"dataloader_num_workers": 2, "max_length": None}
     run("killed", dies=True, kill_in_step=0, datasets=[str(tmp_path / "long.jsonl")], args=args)
-    workers = [process for process in psutil.process_iter() if holds(process, tmp_path / "killed-0.txt.err")]
+    workers = [process for process in psutil.process_iter() if holds(process, tmp_path / "killed-said" / "0.out.err")]
     _, alive = psutil.wait_procs(workers, timeout=10)
     assert not alive
 
