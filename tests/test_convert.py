@@ -595,7 +595,10 @@ def test_memory_stays_that_of_one_shard(tmp_path, layers):
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGKILL])
 def test_a_stopped_process_leaves_no_half_written_output(tmp_path, sent):
     write_gigabytes(tmp_path / "official", layers=18)
-    process = subprocess.Popen([PLLAVA, "convert", tmp_path / "official", tmp_path / "out"], stderr=subprocess.PIPE)
+    command = [PLLAVA, "convert", tmp_path / "official", tmp_path / "out"]
+    # A shell's background jobs ignore SIGINT, and so do their children
+    heeds_interrupts = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, preexec_fn=heeds_interrupts)
     while not list(tmp_path.glob("out.partial/*.safetensors")):
         assert process.poll() is None, process.stderr.read()
         time.sleep(0.01)
