@@ -34,17 +34,6 @@ def allow_fsdp_on_the_cpu() -> None:
     AcceleratorState.__init__ = prepare_and_shard
 
 
-def allow_several_deepspeed_processes_on_the_cpu() -> None:
-    """accelerate starts each as if it were alone; DeepSpeed's own processes meet over gloo."""
-    prepare = PartialState._prepare_backend
-
-    def prepare_gloo(self, *args, **kwargs):
-        with_deepspeed = os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true"
-        return ("gloo", DistributedType.MULTI_CPU) if with_deepspeed else prepare(self, *args, **kwargs)
-
-    PartialState._prepare_backend = prepare_gloo
-
-
 def main(options: dict) -> None:
     args = SFTConfig(
         **{"use_cpu": True, "report_to": "none", "logging_steps": 1, "bf16": False, "disable_tqdm": True},
