@@ -14,14 +14,15 @@ test-slow: .venv/installed
 	$(BIN)/python -m pytest -m slow
 
 test-readme: .venv/installed
-	$(BIN)/python -m pytest -m slow tests/test_readme.py
+	$(BIN)/python -m pytest -m slow tests/cli/test_readme.py
 
 test-oldest: .venv-oldest/installed
-	.venv-oldest/bin/python -m pytest tests/test_model_contract.py tests/test_modeling.py tests/test_original.py \
-		tests/test_processing.py tests/test_pipelines.py tests/test_loading.py tests/test_saving.py
+	.venv-oldest/bin/python -m pytest tests/model/test_model_contract.py tests/model/test_modeling.py \
+		tests/model/test_against_original.py tests/model/test_processing.py tests/model/test_pipelines.py \
+		tests/checkpoints/test_loading.py tests/checkpoints/test_saving.py
 
 test-lmms-eval: .venv/installed .venv-lmms-eval/installed
-	PLLAVA_LMMS_EVAL_PYTHON=$(CURDIR)/.venv-lmms-eval/bin/python $(BIN)/python -m pytest -m slow tests/test_lmms_eval.py
+	PLLAVA_LMMS_EVAL_PYTHON=$(CURDIR)/.venv-lmms-eval/bin/python $(BIN)/python -m pytest -m slow tests/eval/test_lmms_eval.py
 
 lint: .venv/installed
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .

@@ -18,8 +18,9 @@ from transformers import (
 )
 from transformers.pipelines import PIPELINE_REGISTRY
 
+from .adapters import check_model, lora_config, set_alpha
 from .configuration_pllava import PllavaConfig
-from .loading import check_model, load_model, lora_config, quantization_config, set_alpha
+from .loading import load_model, quantization_config
 from .modeling_pllava import PllavaForConditionalGeneration, PllavaModel, PllavaPreTrainedModel
 from .pipeline_pllava import VideoTextToTextPipeline
 from .processing_pllava import PllavaProcessor

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from huggingface_hub import snapshot_download
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError, safe_open
 
@@ -95,3 +96,23 @@ def fingerprint(directory: str | os.PathLike) -> str | None:
                 content.seek(block * size // BLOCKS)
                 digest.update(content.read(BLOCK))
     return digest.hexdigest()[:16]
+
+
+def fetch(
+    name: str, allow_patterns: list[str] | None = None, revision: str | None = None, repo_type: str = "model"
+) -> Path:
+    """
+    The directory `name`, or a repository on the Hub as one, with the files that the patterns allow, by default all.
+
+    Raises:
+        ValueError: if there is neither.
+    """
+    path = Path(name)
+    if path.is_dir():
+        return path
+    if path.exists():
+        raise ValueError(f"{name}: a file; give the directory that it is in")
+    try:
+        return Path(snapshot_download(name, repo_type=repo_type, revision=revision, allow_patterns=allow_patterns))
+    except (OSError, ValueError) as error:  # no such repository, no access, no network, not an id
+        raise ValueError(f"{name}: no directory, and no repository that the Hub gives ({error})") from error

@@ -15,7 +15,7 @@ from tqdm import tqdm
 from transformers import AutoProcessor
 
 import pllava
-from pllava.eval import PLAIN, LocalModel, load_benchmark, load_prompts
+from pllava.eval import PLAIN, LocalModel, load_benchmark, load_prompts, read_samples
 from pllava.nano.data import read_questions, render
 
 
@@ -47,7 +47,7 @@ def main(clips: int = 60, batch_size: int = 16) -> None:
     with TemporaryDirectory() as folder:
         render(Path(folder), clips, seed=1)
         rows = read_questions(Path(folder))
-        samples = benchmark.samples(folder)
+        samples = read_samples(benchmark, folder)
         began = time.perf_counter()
         alone, decode, generate = one_by_one(model, processor, rows, benchmark.max_new_tokens)
         seconds_alone = time.perf_counter() - began

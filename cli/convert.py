@@ -35,7 +35,7 @@ def convert(
 ) -> None:
     """Convert a checkpoint of any kind into one that `from_pretrained` loads."""
     with said_without_traceback():
-        from pllava.hub_cards import convert
+        from pllava.convert import convert
 
         convert(source, out, base, adapter, alpha, keep_adapter, revision, report=typer.echo)
     typer.echo(f"{out} is ready: from_pretrained({str(out)!r})")

@@ -41,9 +41,9 @@ def inspect_data(
         from transformers import AutoProcessor
 
         import pllava
-        from pllava.train.data import read_sources
-        from pllava.train.inspection import format_problem, inspect_source
-        from pllava.train.inspection_report import format_reports, write_reports
+        from pllava.data.inspection import format_problem, inspect_source
+        from pllava.data.inspection_report import format_reports, write_reports
+        from pllava.data.sources import read_sources
 
         processor = AutoProcessor.from_pretrained(pllava.model_path(model))
         reports = []
@@ -87,8 +87,8 @@ def push(
 ) -> None:
     """Put a local source on the Hub, its clips in its Parquet files. What cannot be read is left out, and named."""
     with said_without_traceback("train"):
-        from pllava.train.data import Source
-        from pllava.train.publishing import publish
+        from pllava.data.publishing import publish
+        from pllava.data.sources import Source
 
         source = Source(path, media=media, license=license)
         counts = publish(source, repo_id, split, private, max_shard_size, workers, report=typer.echo)

@@ -57,7 +57,7 @@ def evaluate(
     chat_template: Annotated[
         str | None, typer.Option(help="A name of chat_templates_pllava.py in place of the benchmarks' own.")
     ] = None,
-    prompts: Annotated[Path | None, typer.Option(help="YAML with other wording, as eval/prompts.yaml.")] = None,
+    prompts: Annotated[Path | None, typer.Option(help="YAML with other wording: see eval/benchmarks/.")] = None,
     endpoint: Annotated[
         str | None,
         typer.Option(
@@ -92,10 +92,10 @@ def evaluate(
     """Evaluate a model: predictions, metrics with intervals and coverage, and a report, in a folder a benchmark."""
     with said_without_traceback("eval"):
         from pllava import eval as evaluation
-        from pllava.eval.compare import format_differences
-        from pllava.eval.report import format_sweep, read_sweeps
-        from pllava.eval.runner import hold
-        from pllava.eval.summary import format_summary
+        from pllava.eval.report.compare import format_differences
+        from pllava.eval.report.formatting import format_summary
+        from pllava.eval.report.report import format_sweep, read_sweeps
+        from pllava.eval.run import hold
 
         named = _named(context)
         if compare:
@@ -149,7 +149,7 @@ def evaluate(
         variants += evaluation.CONTROL_VARIANTS if controls else []
         variants += evaluation.parse_sweep(sweep) if sweep else []
         # Before a model is loaded, so that what is wrong with the data is said at once
-        samples = [each.samples(data or ".", limit) for each in benchmarks]
+        samples = [evaluation.read_samples(each, data or ".", limit) for each in benchmarks]
         judging = load_judge(out)
         if endpoint:
             answerer = evaluation.Endpoint(

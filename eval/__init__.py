@@ -5,17 +5,19 @@ from pathlib import Path
 from ..extras import needs_extra
 
 with needs_extra("eval"):
-    from .answers import LocalModel
-    from .benchmark import Benchmark, load_benchmark, load_benchmarks, load_prompts
-    from .checkpoint import Checkpoint
-    from .compare import compare
-    from .endpoint import Endpoint
-    from .judge import Judge, LocalChat
-    from .processes import join_processes
-    from .readers import Sample
+    from .benchmarks.benchmark import Benchmark, load_benchmark, load_benchmarks, load_prompts
+    from .benchmarks.readers import read_samples
+    from .benchmarks.samples import Sample
+    from .distributed import join_processes
+    from .models.checkpoint import Checkpoint
+    from .models.endpoint import Endpoint
+    from .models.local_chat import LocalChat
+    from .models.local_model import LocalModel
+    from .models.openai_client import ChatServer
+    from .report.compare import compare
     from .rescore import rescore, result_folders
-    from .runner import Collected, collect, conclude, evaluate
-    from .server import ChatServer
+    from .run import Collected, collect, conclude, evaluate
+    from .scoring.judge import Judge
     from .variants import CONTROL_VARIANTS, PLAIN, Variant, parse_sweep
 
 METRICS = str(Path(__file__).with_name("metrics"))  # modules for `evaluate.load`
@@ -43,6 +45,7 @@ __all__ = [
     "load_benchmarks",
     "load_prompts",
     "parse_sweep",
+    "read_samples",
     "rescore",
     "result_folders",
 ]

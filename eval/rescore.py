@@ -5,11 +5,12 @@ from pathlib import Path
 from typing import Any
 
 from ..files import held, read_object
-from .benchmark import Benchmark
-from .judge import Judge
-from .readers import digest_samples
-from .results import Results, from_row, to_row
-from .runner import Collected, conclude, times
+from .benchmarks.benchmark import Benchmark
+from .benchmarks.samples import digest_samples
+from .run import Collected, conclude, times
+from .scoring.judge import Judge
+from .scoring.score import scored_row
+from .store import Results, from_row
 from .variants import Variant
 
 JUDGED = ("judge", "scores", "score", "correct", "judge_errors")  # what a judge has noted in a line
@@ -61,7 +62,7 @@ def _scored(folder: Path, benchmark: Benchmark) -> Collected:
             raise ValueError(f"{place} has not all answers of its run: go on with the run first")
         kept = JUDGED if benchmark.score == "judge" else ()
         result.rows = {
-            name: {**to_row(benchmark, sample, answer), **{key: row[key] for key in kept if key in row}}
+            name: {**scored_row(benchmark, sample, answer), **{key: row[key] for key in kept if key in row}}
             for name, (row, sample, answer) in saved.items()
         }
         result.save()

@@ -4,7 +4,7 @@ import random
 from dataclasses import dataclass
 from pathlib import Path
 
-from .readers import Clip
+from .benchmarks.samples import Clip
 
 CONTROLS = {
     "no_video": "no video",

@@ -1,5 +1,1 @@
-"""Checkpoints and the Hub: conversion into one directory that `from_pretrained` loads."""
-
-from .conversion import convert
-
-__all__ = ["convert"]
+"""Cards: of adapters, data sets and nano."""

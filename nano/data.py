@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 from tqdm import tqdm
 
-from . import world
+from . import drawing, questions, world
 
 if TYPE_CHECKING:
     from datasets import IterableDataset
@@ -28,7 +28,7 @@ def render(directory: Path, clips: int, seed: int, exercises: bool = False) -> P
     Writes `clips` videos and everything that can be asked about them. The same seed gives the same folder.
 
     Args:
-        exercises: Writes what is for learning only as well (see `world.exercises`).
+        exercises: Writes what is for learning only as well (see `questions.exercises`).
 
     Returns:
         The path of `questions.jsonl`: rows `{"video", "type", "question", "answer"}`, the video relative to
@@ -46,10 +46,10 @@ def render(directory: Path, clips: int, seed: int, exercises: bool = False) -> P
 
 
 def _render_clip(directory: Path, seed: int, exercises: bool, index: int) -> list[dict[str, str]]:
-    scene, asked = world.clip(seed, index)
+    scene, asked = questions.clip(seed, index)
     name = f"clips/{index:05d}.mp4"
-    world.write_clip(directory / name, world.draw(scene))
-    asked += world.exercises(scene) if exercises else []
+    drawing.write_clip(directory / name, drawing.draw(scene))
+    asked += questions.exercises(scene) if exercises else []
     return [{"video": name, **question} for question in asked]
 
 
@@ -95,11 +95,11 @@ def _image_rows(seed: int) -> Iterator[dict[str, Any]]:
         rng = random.Random(f"image/{seed}/{index}")
         scene, frame = world.sample_scene(rng), rng.randrange(world.NUM_FRAMES)
         if index % 6 == 0:
-            turns = _choose_turns(world.video_questions(scene, rng) + world.exercises(scene), rng)
+            turns = _choose_turns(questions.video_questions(scene, rng) + questions.exercises(scene), rng)
             yield {"messages": conversation(None, turns), "images": []}
         else:
-            turns = _choose_turns(world.image_questions(scene, frame, rng), rng)
-            image = Image.fromarray(world.draw_frame(scene, frame))
+            turns = _choose_turns(questions.image_questions(scene, frame, rng), rng)
+            image = Image.fromarray(drawing.draw_frame(scene, frame))
             yield {"messages": conversation("image", turns), "images": [image]}
 
 

@@ -6,8 +6,8 @@ from pathlib import Path
 from transformers import AutoModelForImageTextToText, AutoProcessor, pipeline
 
 from .. import NANO
-from . import world
-from .card import MAIN
+from ..hub_cards.nano_card import MAIN
+from . import drawing, questions, world
 
 CLIP = Path("demo.mp4")
 
@@ -15,9 +15,9 @@ CLIP = Path("demo.mp4")
 def demo(seed: int) -> None:
     """Renders demo.mp4 and prints nano's answers beside the right ones."""
     # The first clip of this seed's world with three shapes, so that there is something to tell apart
-    index = next(i for i in range(1000) if len(world.clip(seed, i)[0].actors) == 3)
-    scene, asked = world.clip(seed, index)
-    world.write_clip(CLIP, world.draw(scene))
+    index = next(i for i in range(1000) if len(questions.clip(seed, i)[0].actors) == 3)
+    scene, asked = questions.clip(seed, index)
+    drawing.write_clip(CLIP, drawing.draw(scene))
     seconds = world.NUM_FRAMES / world.FPS
     print(f"Rendered {CLIP}: {seconds:.0f} seconds of a world of moving shapes, a clip that the training never saw.\n")
 

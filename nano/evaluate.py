@@ -14,8 +14,8 @@ from .. import load_model, model_path
 from ..eval import PLAIN, LocalModel, Variant, load_benchmark, load_prompts
 from ..eval import evaluate as run_benchmark
 from ..files import read_lines, replace_file, to_lines
-from . import world
-from .card import MAIN, NO_VIDEO, SHUFFLED, write_card
+from ..hub_cards.nano_card import MAIN, NO_VIDEO, SHUFFLED, write_card
+from . import questions, world
 from .data import render
 
 WAYS = {
@@ -33,9 +33,9 @@ def evaluate(model_name: str, clips: int, seed: int) -> None:
     path = Path(model_path(model_name))
     model = LocalModel(load_model(path), AutoProcessor.from_pretrained(path))
     with TemporaryDirectory() as directory:
-        questions = render(Path(directory), clips, seed)
-        rows = one_of_each_type(read_lines(questions))
-        replace_file(questions, to_lines(rows))
+        rows_file = render(Path(directory), clips, seed)
+        rows = one_of_each_type(read_lines(rows_file))
+        replace_file(rows_file, to_lines(rows))
         benchmark = load_benchmark("nano", load_prompts())
         found = run_benchmark(benchmark, model, directory, Path(directory, "results"), list(WAYS.values()), seed=seed)
     results = {
@@ -43,14 +43,14 @@ def evaluate(model_name: str, clips: int, seed: int) -> None:
         "seed": seed,
         "questions": {kind: sum(row["type"] == kind for row in rows) for kind in (*world.TYPES, "caption")},
         "clips_with_two_moving_shapes": sum(
-            len(world.clip(seed, index)[0].acting(*world.MOTIONS)) > 1 for index in range(clips)
+            len(questions.clip(seed, index)[0].acting(*world.MOTIONS)) > 1 for index in range(clips)
         ),
         "chance": {kind: 100 / choices for kind, choices in benchmark.choices.items()},
         "accuracy": {name: accuracy(found[way.name]["per_task"]) for name, way in WAYS.items()},
         "time": found[PLAIN.name]["time"],
     }
     replace_file(path / "evaluation.json", json.dumps(results, indent=2) + "\n")
-    write_card(path, results)
+    write_card(path, results, (world.ORDERED_TYPES, world.UNORDERED_TYPES))
     print(json.dumps(results, indent=2))
 
 

@@ -22,12 +22,12 @@ from transformers import (
 )
 from trl import SFTConfig
 
+from ..adapters import lora_config
 from ..configuration_pllava import PllavaConfig
-from ..loading import lora_config
 from ..processing_pllava import PllavaProcessor
 from ..train import build_trainer
 from ..video_processing_pllava import PllavaVideoProcessor
-from . import world
+from . import questions, world
 from .data import image_conversations, read_questions, render, video_conversations
 from .tokenizer import train_tokenizer
 
@@ -122,7 +122,7 @@ def build_processor(data: Path, seed: int) -> PllavaProcessor:
     rng = random.Random(seed)
     for _ in range(2000):
         scene = world.sample_scene(rng)
-        texts += [f" {row['question']} {row['answer']}" for row in world.image_questions(scene, 0, rng)]
+        texts += [f" {row['question']} {row['answer']}" for row in questions.image_questions(scene, 0, rng)]
     size = {"height": IMAGE_SIZE, "width": IMAGE_SIZE}
     return PllavaProcessor(
         CLIPImageProcessor(size=size, do_center_crop=False),

@@ -3,7 +3,7 @@
 from ..extras import needs_extra
 
 with needs_extra("train"):
-    from .collator import PreferenceCollator, VideoChatCollator
+    from .loader.collator import PreferenceCollator, VideoChatCollator
     from .saving import PickleFreeMixin
     from .trainer import build_trainer
 

@@ -4,97 +4,25 @@
 """
 
 import sys
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from datasets import Dataset, IterableDataset
 from transformers import AutoProcessor, EarlyStoppingCallback
 from transformers.integrations import is_deepspeed_zero3_enabled, is_fsdp_enabled
-from trl import DPOConfig, ModelConfig, SFTConfig, TrlParser
+from trl import DPOConfig, SFTConfig, TrlParser
 
 from .. import load_model, lora_config, model_path, quantization_config
-from .data import find_file, load_source, read_sources
-from .full_disk import said_if_disk_is_full
-from .mixture import load_sources
-from .options import check_options
-from .saving import check_output_dir
+from ..data.mixture import load_sources
+from ..data.sources import find_file, load_source, read_sources
+from .arguments import DataArguments, EvaluationArguments, ModelArguments, check_options
+from .saving import check_output_dir, said_if_disk_is_full
 from .trainer import build_trainer
 
 if TYPE_CHECKING:
     from ..eval import Benchmark, Sample
 
 TIMEOUT = 4 * 3600  # seconds; transformers' 1,800 end a run in which one process decodes or indexes for long
-
-
-@dataclass
-class ModelArguments(ModelConfig):
-    """TRL's model options, with the paper's adapter for a default."""
-
-    adapter_name_or_path: str | None = field(
-        default=None, metadata={"help": "An adapter to train on, in place of a new one."}
-    )
-    use_peft: bool = field(
-        default=True, metadata={"help": "Train LoRA and the projector; else the whole model, the vision tower, too."}
-    )
-    lora_r: int = field(default=128, metadata={"help": "LoRA's rank."})
-    lora_alpha: int = field(
-        default=32, metadata={"help": "LoRA's strength in training; it can be set anew afterwards."}
-    )
-    lora_target_modules: list[str] = field(
-        default_factory=lambda: ["q_proj", "v_proj"], metadata={"help": "Linear layers of the text model."}
-    )
-
-
-@dataclass
-class DataArguments:
-    """What is trained on."""
-
-    datasets: list[str] = field(
-        default_factory=list,
-        metadata={"help": "Files, folders or Hub ids, `.yaml` lists of these; in a recipe also with their options."},
-    )
-    data_dir: str | None = field(default=None, metadata={"help": "The folder that relative paths start from."})
-    stopping_strategy: str = field(
-        default="all_exhausted_without_replacement",
-        metadata={"help": "When an epoch of a mixture ends, as in `datasets.interleave_datasets`."},
-    )
-    shuffle_buffer_size: int = field(
-        default=4000, metadata={"help": "Rows of Parquet or WebDataset files that are shuffled together."}
-    )
-    sampling: str = field(default="random", metadata={"help": "Frames of a clip: random, uniform, middle or start."})
-    max_unreadable: float = field(
-        default=0.2, metadata={"help": "The run stops if a larger share of the examples cannot be read."}
-    )
-    feature_cache: str | None = field(
-        default=None, metadata={"help": "Directory that keeps the vision tower's features: 18.9 MB a clip at 7B."}
-    )
-    feature_cache_size: str = field(
-        default="200GB", metadata={"help": "What that directory may hold, as 500MB or 2TB; then no more is kept."}
-    )
-
-
-@dataclass
-class EvaluationArguments:
-    """What is evaluated while the model is trained; TRL's options say when, and which checkpoint is kept."""
-
-    eval_datasets: list[str] = field(
-        default_factory=list,
-        metadata={"help": "As `datasets`, for the loss (see `eval_strategy`); several are evaluated one by one."},
-    )
-    early_stopping_patience: int | None = field(
-        default=None, metadata={"help": "The run ends after so many evaluations without a better one."}
-    )
-    prediction_benchmark: str | None = field(
-        default=None, metadata={"help": "A benchmark, or a YAML file: some of its questions are asked, for a table."}
-    )
-    prediction_data: str | None = field(
-        default=None, metadata={"help": "The benchmark's files, a folder or a dataset on the Hub."}
-    )
-    prediction_steps: int | None = field(
-        default=None, metadata={"help": "Steps between two tables; by default they come with the evaluations."}
-    )
-    num_predictions: int = field(default=8, metadata={"help": "How many questions are asked for a table."})
 
 
 def main(config_class: type[SFTConfig] | type[DPOConfig] = SFTConfig) -> None:
@@ -165,7 +93,7 @@ def main(config_class: type[SFTConfig] | type[DPOConfig] = SFTConfig) -> None:
         callbacks=None if patience is None else [EarlyStoppingCallback(patience)],
     )
     if asked:
-        from .predictions import PredictionsCallback
+        from .predictions_callback import PredictionsCallback
 
         trainer.add_callback(PredictionsCallback(trainer, *asked, eval_args.prediction_steps))
     with said_if_disk_is_full(args.output_dir):
@@ -206,11 +134,11 @@ def read_questions(eval_args: EvaluationArguments) -> "tuple[Benchmark, list[Sam
     if not eval_args.prediction_benchmark:
         return None
     try:
-        from ..eval import load_benchmark, load_prompts
+        from ..eval import load_benchmark, load_prompts, read_samples
     except ModuleNotFoundError as error:
         raise ValueError(f"--prediction_benchmark needs {error.name}: pip install 'pllava[eval]'") from error
     benchmark = load_benchmark(eval_args.prediction_benchmark, load_prompts())
-    samples = benchmark.samples(eval_args.prediction_data)
+    samples = read_samples(benchmark, eval_args.prediction_data)
     count = min(eval_args.num_predictions, len(samples))
     return benchmark, [samples[place * len(samples) // count] for place in range(count)]  # from all over it
 

@@ -3,15 +3,21 @@
 import json
 import logging
 import re
+import sys
+from collections.abc import Iterator
 from concurrent.futures import Future
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import HfApi
+from safetensors import SafetensorError
 from transformers import TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 from transformers.trainer_utils import HubStrategy
 from transformers.utils import PushInProgress
+
+from ..files import is_disk_full
 
 logger = logging.getLogger(__name__)
 MODEL_FILES = ["*.safetensors", "*.json", "*.py", "*.jinja", "*.md", "*.model", "*.txt"]  # of a checkpoint
@@ -127,3 +133,16 @@ def _is_complete(checkpoint: Path) -> bool:
     except (OSError, ValueError):
         return False
     return True
+
+
+@contextmanager
+def said_if_disk_is_full(output_dir: str) -> Iterator[None]:
+    """Around what writes into `output_dir`."""
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:
+        if not is_disk_full(error):
+            raise
+        kept = last_checkpoint(Path(output_dir))
+        left = f"{kept} is whole: make room, and go on with --resume_from_checkpoint true"
+        sys.exit(f"Error: No room on the disk for {output_dir}. {left if kept else 'No checkpoint of it is whole.'}")

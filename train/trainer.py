@@ -3,7 +3,6 @@ TRL's trainers, set up for video: rows are streamed and decoded by our loader, L
 are trained, the tower is frozen.
 """
 
-import json
 import math
 from collections import defaultdict
 from copy import copy
@@ -17,164 +16,48 @@ from datasets import Dataset, IterableDataset
 from datasets.utils.py_utils import convert_file_size_to_int
 from peft import LoraConfig, PeftModel
 from torch import nn
-from transformers import PreTrainedModel, ProcessorMixin, ProgressCallback, TrainingArguments
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from transformers import PreTrainedModel, ProcessorMixin, TrainingArguments
+from transformers.modeling_outputs import BaseModelOutputWithPast
 from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
-from .callbacks import EpochCallback, StreamProgressCallback
-from .card import build_card, global_batch_size
-from .collator import IGNORE_INDEX, PreferenceCollator, VideoChatCollator
-from .data import Source
-from .features import FeatureCache
-from .labelled import LabelledPositions
-from .meters import GradientNorms, Throughput
-from .mixture import Mixture, as_mixture
-from .options import check_options
-from .saving import PickleFreeMixin, check_output_dir, last_checkpoint, steps_done
-from .skipped import SkippedExamples
-from .stream import RowStream, StreamLoader, deal_anew
+from ..data.mixture import Mixture, as_mixture
+from ..data.sources import Source
+from .arguments import check_options
+from .callbacks import global_batch_size
+from .loader.collator import IGNORE_INDEX, PreferenceCollator, VideoChatCollator
+from .loader.feature_cache import FeatureCache
+from .loader.skipped import SkippedExamples
+from .loader.stream import RowStream, StreamLoader
+from .stream_trainer import StreamingMixin
 
 
-class StreamingMixin(PickleFreeMixin):
+class LabelledPositions:
     """
-    What a trainer of transformers' needs for streams of videos: batches from a [`StreamLoader`], whose place is kept
-    in the checkpoints, and figures about it in the logs:
+    Cuts the hidden states that a language model's head gets down to those whose next token is labelled.
 
-    - `data_wait`: share of the time in which the next batch was not ready;
-    - `tokens_per_second`: of all processes, visual tokens counted;
-    - `skipped/unreadable`, `skipped/too_long`, `skipped/lost_turns`: of all processes, since the start;
-    - `grad_norm/lora`, `grad_norm/projector`: before clipping.
+    TRL's LM head does so on GPUs only; it takes the labels of what is left as `shift_labels`.
+
+    Args:
+        backbone: The model without its head.
     """
 
-    def __init__(
-        self,
-        *args: Any,
-        loader: StreamLoader,
-        sources: list[Source],
-        rows: int | None,
-        epoch_rows: int | None,
-        **kwargs: Any,
-    ):
-        self.loader, self.sources, self.rows = loader, sources, rows
-        self._begun = {"step": 0, "examples": 0}
-        super().__init__(*args, **kwargs)
-        self.throughput, self.gradient_norms = Throughput(loader), GradientNorms(self)
-        self._nothing_left = False
-        self.add_callback(self.gradient_norms)
-        self.add_callback(EpochCallback(loader, epoch_rows))
-        if self.pop_callback(ProgressCallback):
-            self.add_callback(StreamProgressCallback)
+    def __init__(self, backbone: nn.Module):
+        self._positions: torch.BoolTensor | None = None
+        backbone.register_forward_hook(self._select)
 
-    def get_train_dataloader(self) -> StreamLoader:
-        # Not prepared by accelerate: it would deal out batches that are dealt out already
-        return self.loader
-
-    # --- going on ---
-
-    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
+    def select(self, labels: torch.LongTensor) -> torch.LongTensor:
         """
-        As any trainer's; `resume_from_checkpoint=True` is the last checkpoint that was written to its end.
-
-        Raises:
-            ValueError: if there is none, or if the output directory has checkpoints or weights of another run.
+        For the next forward pass: `labels` `(batch, sequence)`, -100 where nothing is learned, -> the `shift_labels`
+        `(1, labelled)` of the hidden states `(1, labelled, D)` that it will give.
         """
-        output_dir = Path(self.args.output_dir)
-        if self.state.global_step == 0:
-            check_output_dir(output_dir, resume_from_checkpoint)
-        if resume_from_checkpoint is True:
-            resume_from_checkpoint = last_checkpoint(output_dir)
-            if resume_from_checkpoint is None:
-                raise ValueError(f"{output_dir} has no checkpoint to go on from")
-        if resume_from_checkpoint:
-            steps = steps_done(Path(resume_from_checkpoint))
-            self._load_place(Path(resume_from_checkpoint))
-            self.accelerator.print(f"Going on from {resume_from_checkpoint}: step {steps} of {self.args.max_steps}")
-        return super().train(str(resume_from_checkpoint) if resume_from_checkpoint else None, **kwargs)
+        following = nn.functional.pad(labels[:, 1:], (0, 1), value=IGNORE_INDEX)
+        self._positions = following != IGNORE_INDEX
+        return following[self._positions][None]
 
-    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
-        # Resumed at its end, a run only saves: transformers looks whether it is done behind each step
-        if self.state.global_step < self.state.max_steps:
-            super()._run_epoch(*args, **kwargs)
-        else:
-            self._nothing_left = self.control.should_training_stop = True
-
-    def _place(self) -> dict[str, Any]:
-        step = self.state.global_step
-        return {
-            "world_size": self.args.world_size,
-            "step": step,
-            "examples": self._begun["examples"] + (step - self._begun["step"]) * global_batch_size(self.args),
-            "loader": self.loader.state_dict(),
-            "num_tokens": getattr(self, "_total_train_tokens", 0),
-        }
-
-    def _load_place(self, checkpoint: Path) -> None:
-        rank, files = self.args.process_index, checkpoint.glob(_place_name("*"))
-        places = {file.name: json.loads(file.read_text(encoding="utf-8")) for file in files}
-        self._begun = places.get(_place_name(0)) or places.get(_place_name(rank))
-        if self._begun is None:
-            raise ValueError(f"{checkpoint} does not say where the data stood: another trainer saved it")
-        world_size = self._begun["world_size"]
-        same = world_size == self.args.world_size
-        names = [_place_name(other) for other in ([rank] if same else range(world_size))]
-        if missing := ", ".join(name for name in names if name not in places):
-            raise ValueError(f"{checkpoint} lacks what other machines saved. Copy there: {missing}")
-        if not same and (self.loader.rows.by_shards or self._begun["loader"]["place"]["by_shards"]):
-            raise ValueError(
-                f"{checkpoint} was saved by {world_size} processes, and goes on only with as many: each reads shards "
-                f"of its own, since these rows come with their clips; got {self.args.world_size}"
-            )
-        states = [places[name]["loader"] for name in names]
-        self.loader.load_state_dict(states[0] if same else deal_anew(states, rank))
-        self._total_train_tokens = self._begun["num_tokens"]
-        if self.rows is not None:  # of another batch size, what is left takes another number of steps
-            left = self.rows - self._begun["examples"]
-            self.args.max_steps = self._begun["step"] + math.ceil(left / global_batch_size(self.args))
-
-    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        # Before the rest: a checkpoint is complete when transformers has written its own state
-        directory = Path(self.args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
-        directory.mkdir(parents=True, exist_ok=True)
-        file = directory / _place_name(self.args.process_index)
-        file.write_text(json.dumps(self._place()), encoding="utf-8")
-        super()._save_checkpoint(model, trial)
-
-    # --- what is saved ---
-
-    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        if self.is_world_process_zero():
-            build_card(self, self.sources).save(Path(self.args.output_dir) / "README.md")
-
-    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
-        super()._save(output_dir, state_dict)
-        if self.args.should_save:
-            directory = Path(output_dir or self.args.output_dir)
-            build_card(self, self.sources).save(directory / "README.md")  # in place of PEFT's
-
-    # --- figures ---
-
-    def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
-        self.throughput.tokens += int(inputs["attention_mask"].sum())
-        self._batch = {name: inputs.pop(name) for name in ("source", "id", "feature_keys")}
-        if (cache := self.loader.collator.features) is not None:
-            cache.expect(self._batch["feature_keys"])
-        return super().training_step(model, inputs, num_items_in_batch)
-
-    def _clip_grad_norm(self, model: nn.Module) -> Any:
-        if not self.is_deepspeed_enabled:
-            self.gradient_norms.note()
-        return super()._clip_grad_norm(model)
-
-    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        with self.throughput.paused():
-            return super().evaluate(*args, **kwargs)
-
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        if "train_loss" in logs and self._nothing_left:  # it would be 0, the mean over no step
-            return
-        if self.model.training and "loss" in logs:
-            logs |= self.throughput.read(self.args.world_size) | self.gradient_norms.norms
-        super().log(logs, start_time)
+    def _select(self, module: nn.Module, args: Any, output: BaseModelOutputWithPast) -> None:
+        if self._positions is not None:
+            output.last_hidden_state = output.last_hidden_state[self._positions][None]
+            self._positions = None
 
 
 class PllavaSFTTrainer(StreamingMixin, SFTTrainer):
@@ -339,7 +222,3 @@ def count_steps(rows: int, args: TrainingArguments) -> int:
 def plain_model(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
     """The model inside PEFT's, or the model itself."""
     return model.get_base_model() if isinstance(model, PeftModel) else model
-
-
-def _place_name(process_index: int | str) -> str:
-    return f"data_state_{process_index}.json"

@@ -5,7 +5,7 @@ from statistics import fmean
 import datasets
 import evaluate
 
-from pllava.eval.captions import caption_scores
+from pllava.eval.scoring.captions import caption_scores
 
 _DESCRIPTION = """CIDEr and ROUGE-L of captions.
 

@@ -3,7 +3,7 @@
 import datasets
 import evaluate
 
-from pllava.eval.verdicts import mean_verdicts
+from pllava.eval.scoring.judge_replies import mean_verdicts
 
 _DESCRIPTION = """Accuracy and scores from the replies of a judge, as in MSVD-QA or VCGBench.
 

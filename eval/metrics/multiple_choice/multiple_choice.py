@@ -3,8 +3,8 @@
 import datasets
 import evaluate
 
-from pllava.eval.scoring import legacy_correct, multiple_choice_correct, with_letter
-from pllava.eval.statistics import confidence_interval
+from pllava.eval.scoring.multiple_choice import legacy_correct, multiple_choice_correct, with_letter
+from pllava.eval.scoring.statistics import confidence_interval
 
 _DESCRIPTION = """Accuracy of answers that name an option, as in MVBench.
 

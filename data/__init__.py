@@ -1,0 +1,1 @@
+"""Rows of any source become conversations; mixtures, inspection and publishing of data sets."""

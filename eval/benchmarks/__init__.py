@@ -1,0 +1,1 @@
+"""Benchmarks as declared data, and the functions that read their files."""

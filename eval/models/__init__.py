@@ -1,0 +1,1 @@
+"""What answers questions: a local model, or one behind a server."""

@@ -1,0 +1,1 @@
+"""What answers are worth: rules, captions, judges, and their summary."""

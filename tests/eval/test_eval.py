@@ -1,0 +1,476 @@
+"""Evaluations from beginning to end: benchmarks in their original layouts, real clips, the model that ships."""
+
+import json
+import os
+import shutil
+import time
+from pathlib import Path
+
+import benchmark_folders
+import forked
+import pytest
+import yaml
+from benchmark_folders import VIDEOQA_FILES, benchmark, lines, metrics, write_json, write_mvbench
+from chat_server import Reply, chat_server
+from PIL import Image
+from transformers import AutoProcessor, pipeline
+from typer.testing import CliRunner
+from video_files import white_png
+
+import pllava
+from pllava.eval import (
+    CONTROL_VARIANTS,
+    PLAIN,
+    ChatServer,
+    Judge,
+    LocalModel,
+    Variant,
+    compare,
+    evaluate,
+    load_benchmark,
+    load_prompts,
+    parse_sweep,
+    read_samples,
+)
+from pllava.eval.benchmarks.samples import Sample
+from pllava.eval.models.batching import plan
+from pllava.eval.store import Results
+from pllava.eval.variants import choose_frames
+from pllava.files import to_lines
+from pllava.nano.data import read_questions, render
+from pllava_cli import app
+
+ALL = ["mvbench", "vcgbench", *VIDEOQA_FILES, "inter4k"]
+EXPECTED = {"mvbench": 40, "vcgbench": 9, "inter4k": 3, **dict.fromkeys(VIDEOQA_FILES, 4)}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return benchmark_folders.write_all(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """Clips of nano's world, and what can be asked about them."""
+    folder = tmp_path_factory.mktemp("world")
+    render(folder, clips=10, seed=3)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def nano():
+    return pllava.load_model(pllava.NANO), AutoProcessor.from_pretrained(pllava.NANO)
+
+
+def local(nano, **options):
+    return LocalModel(*nano, **{"num_workers": 0, **options})
+
+
+def run(*arguments):
+    """`pllava eval`, in this process."""
+    finished = CliRunner().invoke(app, ["eval", *map(str, arguments)])
+    assert finished.exit_code == 0, finished.output
+    return finished
+
+
+# --- whole benchmarks ------------------------------------------------------------------------------------------------
+
+
+def test_all_benchmarks_in_their_original_layouts(data, tmp_path):
+    finished = run("nano", "--benchmark", "mvbench,vcgbench,videoqa,inter4k", "--data", data, "--out", tmp_path)
+    for name in ALL:
+        folder = tmp_path / name
+        found, rows = metrics(folder), lines(folder)
+        assert (found["coverage"], found["evaluated"], len(rows)) == (1.0, EXPECTED[name], EXPECTED[name]), name
+        assert found["unreadable"] == found["damaged"] == 0
+        assert len({row["id"] for row in rows}) == len(rows)
+        assert {"id", "task", "video", "question", "reference", "prediction"} <= rows[0].keys()
+        assert {"versions", "hardware", "seed", "run", "time", "per_task"} <= found.keys()
+        assert found["run"]["prompts"] == benchmark(name).prompt_hash()
+        assert "coverage 100.0%" in (folder / "report.md").read_text()
+        assert f"coverage 100.0% ({EXPECTED[name]} of {EXPECTED[name]})" in finished.stdout
+    found = metrics(tmp_path / "mvbench")
+    assert len(found["per_task"]) == 20
+    assert all(task["expected"] == 2 for task in found["per_task"].values())
+    report = (tmp_path / "mvbench" / "report.md").read_text()
+    assert "| PLLaVA 7B | 58.0 |" in report and "per_task.png" in report
+    assert Image.open(tmp_path / "mvbench" / "per_task.png").size[0] > 500
+    index = yaml.safe_load((tmp_path / "mvbench" / "model-index.yaml").read_text())["model-index"]
+    (values,) = {each["value"] for each in index[0]["results"][0]["metrics"] if each["name"] == "accuracy (%)"}
+    assert values == pytest.approx(100 * found["accuracy"], abs=0.005)
+    assert metrics(tmp_path / "vcgbench")["judged"] is False and "score" not in metrics(tmp_path / "vcgbench")
+    assert metrics(tmp_path / "inter4k")["words"] > 0
+    consistency = [row for row in lines(tmp_path / "vcgbench") if row["task"] == "consistency_qa"]
+    assert all(len(row["question"]) == len(row["prediction"]) == 2 for row in consistency)
+
+
+def test_broken_clips_stay_in_the_denominator(nano, tmp_path):
+    root = write_mvbench(tmp_path / "data")
+    samples = read_samples(benchmark("mvbench"), str(tmp_path / "data"))
+    broken = [samples[0], samples[7]]
+    os.unlink(broken[0].video)
+    Path(broken[0].video).write_bytes(white_png(16000, 16000))
+    os.unlink(broken[1].video)
+    assert root.name == "MVBench"
+    (found,) = evaluate(benchmark("mvbench"), local(nano), str(tmp_path / "data"), tmp_path / "out").values()
+    assert (found["coverage"], found["unreadable"], found["expected"]) == (0.95, 2, 40)
+    rows = lines(tmp_path / "out" / "mvbench")
+    errors = {row["id"]: row["error"] for row in rows if "error" in row}
+    assert errors.keys() == {sample.id for sample in broken}
+    assert "no such file" in errors[broken[1].id]
+    assert found["accuracy"] == sum(row["correct"] for row in rows) / 40
+    assert found["per_task"][broken[0].task]["coverage"] == 0.5
+    assert not {"legacy", "accuracy_legacy"} & found.keys()  # nano names no letters, which are all that it looks for
+    assert "2 unreadable" in (tmp_path / "out" / "mvbench" / "report.md").read_text()
+
+
+def test_nano_is_right_about_its_world(nano, world, tmp_path):
+    """And its answers are those of the pipeline, one by one."""
+    (found,) = evaluate(benchmark("nano"), local(nano), str(world), tmp_path).values()
+    assert found["accuracy"] > 0.85
+    low, high = found["accuracy_ci"]
+    assert low < found["accuracy"] < high
+    assert found["per_task"]["colour"]["accuracy"] > 0.9
+    model, processor = nano
+    pipe = pipeline("video-text-to-text", model, processor=processor)
+    rows = lines(tmp_path / "nano")
+    questions = read_questions(world)
+    assert len(rows) == len(questions)
+    for row, question in list(zip(rows, questions, strict=True))[::5]:
+        alone = pipe(question["video"], text=question["question"], max_new_tokens=64)[0]["generated_text"]
+        assert (row["question"], row["prediction"]) == (question["question"], alone.strip())
+        assert row["correct"] == (alone.strip().lower().rstrip(".") == question["answer"].lower().rstrip("."))
+
+
+def test_batches_of_any_size_give_the_same_answers(nano, world, tmp_path):
+    answers = []
+    for size in (1, 5, 16):
+        evaluate(benchmark("nano"), local(nano, batch_size=size, num_workers=1), str(world), tmp_path / str(size))
+        answers.append([row["prediction"] for row in lines(tmp_path / str(size) / "nano")])
+    assert answers[0] == answers[1] == answers[2]
+
+
+# --- killed, resumed, shared -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def unbroken(world, tmp_path_factory):
+    out = tmp_path_factory.mktemp("unbroken")
+    run("nano", "--data", world, "--out", out, "--batch-size", 4, "--controls")
+    return out / "nano"
+
+
+def same(found):
+    """What two runs of the same thing must agree on."""
+    return {name: value for name, value in found.items() if name != "time"}
+
+
+@pytest.mark.parametrize("wanted", [pytest.param(1, marks=pytest.mark.slow), 200])
+def test_a_killed_run_goes_on(world, unbroken, tmp_path, wanted):
+    arguments = ["nano", "--data", world, "--out", tmp_path, "--batch-size", "4", "--controls"]
+    killed = forked.start("-m", "pllava.eval", *arguments)
+    folders = ["", *(variant.name for variant in CONTROL_VARIANTS)]
+    files = [tmp_path / "nano" / folder / "predictions.jsonl" for folder in folders]
+
+    def written():
+        return sum(file.read_bytes().count(b"\n") for file in files if file.exists())
+
+    while killed.is_alive() and written() < wanted:
+        time.sleep(0.002)
+    killed.kill()
+    killed.join()
+    with files[0].open("ab") as file:
+        file.write(b'{"id": "all/0", "pred')  # killed while it wrote a line
+    before = written()
+    total = sum(len(lines(unbroken / folder)) for folder in folders)
+    assert wanted <= before < total
+    run(*arguments)
+    for folder in folders:
+        assert lines(tmp_path / "nano" / folder) == lines(unbroken / folder), folder
+        assert same(metrics(tmp_path / "nano" / folder)) == same(metrics(unbroken / folder)), folder
+    assert metrics(tmp_path / "nano")["time"]["answered"] == total - before  # none twice
+
+
+def test_a_finished_run_does_nothing_more(world, unbroken):
+    before = {file: file.read_bytes() for file in unbroken.rglob("*.json*")}
+    run("nano", "--data", world, "--out", unbroken.parent, "--batch-size", 4, "--controls")
+    assert {file: file.read_bytes() for file in unbroken.rglob("*.json*")} == before
+
+
+def test_two_processes_give_what_one_does(world, unbroken, tmp_path):
+    arguments = ["nano", "--data", world, "--out", tmp_path, "--batch-size", 4, "--controls"]
+    for finished in forked.run_group(forked.ranks(2), "-m", "pllava.eval", *arguments, folder=tmp_path):
+        assert finished.returncode == 0, finished.stderr
+    for folder in ["", *(variant.name for variant in CONTROL_VARIANTS)]:
+        assert lines(tmp_path / "nano" / folder) == lines(unbroken / folder)
+        assert same(metrics(tmp_path / "nano" / folder)) == same(metrics(unbroken / folder))
+    assert not list(tmp_path.rglob("predictions-*.jsonl"))
+    assert metrics(tmp_path / "nano")["time"]["processes"] == 2
+
+
+def test_what_another_process_mended_counts(tmp_path):
+    """Whichever of the files the error is in, and whichever the answer."""
+    broken_a, right_a = {"id": "a", "error": "broken"}, {"id": "a", "prediction": "y"}
+    broken_b, right_b = {"id": "b", "error": "broken"}, {"id": "b", "prediction": "x"}
+    (tmp_path / "predictions.jsonl").write_text(to_lines([broken_a, right_b]))
+    (tmp_path / "predictions-1.jsonl").write_text(to_lines([right_a, broken_b]))
+    samples = [Sample(name, "t", "v.mp4", ("What?",)) for name in "ab"]
+    results = Results(tmp_path, {})
+    assert all(results.is_done(sample) for sample in samples)
+    assert results.merge(samples) == [right_a, right_b] == lines(tmp_path)
+
+
+def test_questions_in_front_of_the_video(nano, world, tmp_path):
+    """Prompts that have more in common than the video, or less, are answered alike in batches and alone."""
+    template = (
+        "{% for message in messages %}{% if message.role == 'user' %}USER: "
+        "{{ message.content | selectattr('type', 'equalto', 'text') | map(attribute='text') | join }}"
+        "{% if message.content | selectattr('type', 'equalto', 'video') | list %}<video>{% endif %}"
+        " ASSISTANT:{% endif %}{% endfor %}"
+    )
+    answers = []
+    for size in (1, 7):
+        model = local(nano, batch_size=size, chat_template=template)
+        evaluate(benchmark("nano"), model, str(world), tmp_path / str(size), limit=4)
+        answers.append([row["prediction"] for row in lines(tmp_path / str(size) / "nano")])
+    assert answers[0] == answers[1] and len(set(answers[0])) > 3
+
+
+def test_a_folder_takes_one_run_only(nano, world, tmp_path):
+    evaluate(benchmark("nano"), local(nano), str(world), tmp_path, limit=1)
+    with pytest.raises(ValueError, match="answers of another run, with .*'limit': 1"):
+        evaluate(benchmark("nano"), local(nano), str(world), tmp_path, limit=2)
+    with pytest.raises(ValueError, match="chat_template"):
+        evaluate(benchmark("nano"), local(nano, chat_template="eval_mvbench"), str(world), tmp_path, limit=1)
+
+
+# --- ways to ask -----------------------------------------------------------------------------------------------------
+
+
+def test_controls_show_what_the_video_adds(unbroken):
+    plain = metrics(unbroken)
+    by_control = {variant.name: metrics(unbroken / variant.name) for variant in CONTROL_VARIANTS}
+    for name, found in by_control.items():
+        assert found["variant"] == found["run"]["control"] == name
+        assert found["accuracy"] < plain["accuracy"]
+    assert by_control["no_video"]["accuracy"] < by_control["one_frame"]["accuracy"]
+    direction = by_control["reversed"]["per_task"]["direction"]["accuracy"]
+    assert direction < 0.2 < 0.9 < plain["per_task"]["direction"]["accuracy"]  # backwards is the other way
+    assert by_control["reversed"]["per_task"]["colour"]["accuracy"] == plain["per_task"]["colour"]["accuracy"]
+    header = "| nano, accuracy (%) | no video | one frame | frames shuffled | frames reversed |"
+    assert header in (unbroken / "report.md").read_text()
+
+
+def test_frames_of_the_controls():
+    clip = ("here/a.mp4", None, None)
+    assert choose_frames(None, 4, clip) == [0, 1, 2, 3]
+    assert choose_frames("reversed", 4, clip) == [3, 2, 1, 0]
+    assert choose_frames("one_frame", 5, clip) == [2]
+    shuffled = choose_frames("shuffled", 16, clip)
+    assert sorted(shuffled) == list(range(16)) != shuffled
+    assert shuffled == choose_frames("shuffled", 16, ("elsewhere/a.mp4", None, None))
+    for other in (("here/b.mp4", None, None), ("here/a.mp4", 1.0, None)):
+        assert choose_frames("shuffled", 16, other) != shuffled
+
+
+def test_a_sweep_of_pooling_shapes(nano, world, tmp_path):
+    variants = parse_sweep("pooling_shape=16x3x3,16x1x1,4x3x3")
+    found = evaluate(benchmark("nano"), local(nano), str(world), tmp_path, [PLAIN, *variants])
+    own = found["pooling_shape=16x3x3"]
+    assert own["accuracy"] == found[""]["accuracy"] > found["pooling_shape=16x1x1"]["accuracy"]
+    assert own["run"]["pooling_shape"] == [16, 3, 3] and found["pooling_shape=4x3x3"]["run"]["pooling_shape"][0] == 4
+    model, processor = nano
+    assert tuple(model.config.pooling_shape) == (16, 3, 3)  # as it was
+    text = (tmp_path / "nano" / "report.md").read_text()
+    assert "| accuracy (%) by pooling_shape | 4x3x3 | 16x1x1 | 16x3x3 |" in text
+    assert Image.open(tmp_path / "nano" / "sweep_pooling_shape.png").size[0] > 500
+
+
+def test_a_sweep_of_alpha(world, tmp_path):
+    """At alpha 0 an adapter is its base; its own alpha is what it gives when nothing is swept."""
+    import torch
+    from peft import get_peft_model
+
+    torch.manual_seed(0)
+    config = pllava.lora_config(r=4, lora_alpha=8)
+    config.modules_to_save = None
+    adapted = get_peft_model(pllava.load_model(pllava.NANO), config)
+    for name, weight in adapted.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(weight, std=0.2)
+    adapted.save_pretrained(tmp_path / "adapter")
+    out, sweep = tmp_path / "out", ["--sweep", "alpha=0,8,32"]
+    finished = run("--adapter", tmp_path / "adapter", "--data", world, "--out", out, "--limit", 3, *sweep)
+    assert "| accuracy (%) by alpha | 0 | 8 | 32 |" in finished.stdout and (out / "nano" / "sweep_alpha.png").exists()
+    for name, arguments in {"base": ["nano"], "own": ["--adapter", tmp_path / "adapter"]}.items():
+        run(*arguments, "--data", world, "--out", tmp_path / name, "--limit", 3)
+
+    def answers(folder):
+        return [row["prediction"] for row in lines(folder)]
+
+    assert answers(out / "nano" / "alpha=0") == answers(tmp_path / "base" / "nano")
+    assert answers(out / "nano" / "alpha=8") == answers(tmp_path / "own" / "nano")
+    assert answers(out / "nano" / "alpha=32") != answers(tmp_path / "base" / "nano")
+    assert metrics(tmp_path / "own" / "nano")["run"]["alpha"] == 8
+    assert metrics(out / "nano" / "alpha=32")["run"]["alpha"] == 32
+
+
+@pytest.mark.parametrize("text", ["beta=1", "alpha=", "alpha=a", "pooling_shape=16x12", "pooling_shape=16x0x3"])
+def test_what_is_no_sweep(text):
+    with pytest.raises(ValueError, match="a sweep is alpha="):
+        parse_sweep(text)
+
+
+def test_batches_hold_what_belongs_together():
+    def sample(number, clip, reference="red"):
+        return Sample(str(number), "t", f"{clip}.mp4", ("What?",), reference)
+
+    long = "a sentence that has at least eight words in it"
+    samples = [sample(n, n % 3, long if n % 4 == 3 else "red") for n in range(12)]
+    windows = plan(samples, [10] * 11 + [100], batch_size=4)
+    assert [len(window) for window in windows] == [3]
+    batches = windows[0]
+    assert sorted(sample.id for batch in batches for sample in batch) == sorted(sample.id for sample in samples)
+    assert [each.reference == long for each in batches[-1]] == [False, True, True, True]  # long answers together
+    assert batches[-1][-1].id == "11"  # and the long prompt last
+    assert [each.video for each in batches[0]] == ["0.mp4"] * 3 + ["1.mp4"]  # a clip's questions together
+    two = [Sample(str(n), "t", "a.mp4", ("Q1", "Q2")) for n in range(3)]
+    assert [len(batch) for batch in plan(two, [1] * 3, batch_size=4)[0]] == [2, 1]
+
+
+# --- prompts ---------------------------------------------------------------------------------------------------------
+
+
+def test_prompts_are_the_processors_tokens(nano):
+    model, processor = nano
+    answerer, declared = local(nano), benchmark("mvbench")
+    prefix, suffix = answerer.encode(declared, "Question: Which?\nOptions:\n(A) x", True)
+    video = processor.video_token_id
+    chat = declared.chat(
+        "Question: Which?\nOptions:\n(A) x", [{"type": "video", "video": benchmark_folders.scene(0)[0]}]
+    )
+    expected = processor.apply_chat_template(
+        chat, "eval_mvbench", continue_final_message=True, tokenize=True, return_dict=True
+    )["input_ids"][0]
+    assert [*prefix[:-1], *[video] * processor.num_visual_tokens, *suffix] == list(expected)
+    assert processor.tokenizer.decode(suffix).endswith("Best option:(")
+    prefix, suffix = answerer.encode(declared, "Which?", False)
+    assert prefix == [] and video not in suffix
+
+
+def test_answers_that_reach_the_limit_and_stop_words(nano, world, tmp_path):
+    file = tmp_path / "mine.yaml"
+    values = {"title": "Mine", "read": "rows", "score": "exact", "tasks": {"all": {"file": "questions.jsonl"}}}
+    file.write_text(yaml.safe_dump({**values, "max_new_tokens": 2}))
+    (found,) = evaluate(load_benchmark(str(file), {}), local(nano), str(world), tmp_path / "short").values()
+    captions = [row for row in lines(tmp_path / "short" / "mine") if row["task"] == "caption"]
+    assert all(row["truncated"] for row in captions)
+    assert found["truncated"] >= len(captions) == 10
+    file.write_text(yaml.safe_dump({**values, "max_new_tokens": 64, "stop": [" a ", "e"]}))
+    evaluate(load_benchmark(str(file), {}), local(nano), str(world), tmp_path / "stop")
+    for row in lines(tmp_path / "stop" / "mine"):
+        assert "e" not in row["prediction"] and "truncated" not in row
+
+
+# --- judged, and compared --------------------------------------------------------------------------------------------
+
+
+def judged(nano, data, out, tmp_path, score, model="stub", name="vcgbench"):
+    with chat_server(lambda request: Reply(json.dumps(score(request)))) as (url, _):
+        judge = Judge(ChatServer(model, url), load_prompts()["judge"], tmp_path / f"{model}.jsonl")
+        return evaluate(benchmark(name), local(nano), str(data), out, judge=judge)[""]
+
+
+def test_vcgbench_with_a_judge(nano, data, tmp_path):
+    def score(request):
+        return {"score": 4 if "complete" in request["messages"][0]["content"] else 2}
+
+    found = judged(nano, data, tmp_path / "out", tmp_path, score)
+    assert (found["judged"], found["coverage"], found["judge_failed"]) == (True, 1.0, 0)
+    means = {name: aspect["score"] for name, aspect in found["aspects"].items()}
+    assert means == {"correctness": 2, "detail": 4, "context": 2, "temporal": 2, "consistency": 2}
+    assert found["score"] == pytest.approx(12 / 5)
+    assert found["score_over_grades"] == pytest.approx((3 * (2 + 4 + 2) + 3 * 2 + 3 * 2) / 15)
+    assert found["judge"]["model"] == "stub" and found["judge"]["asked"] == 15
+    report = (tmp_path / "out" / "vcgbench" / "report.md").read_text()
+    assert "| **this run** | 2.00 | 4.00 | 2.00 | 2.00 | 2.00 | 2.40 |" in report
+    assert "cannot be compared" in report
+
+
+def test_grades_that_fail_are_left_out_and_counted(nano, data, tmp_path):
+    def score(request):
+        return {"score": 4} if "complete" in request["messages"][0]["content"] else {"score": 9}
+
+    found = judged(nano, data, tmp_path / "out", tmp_path, score)
+    assert (found["score"], found["judge_failed"], found["coverage"]) == (4.0, 12, 0.0)
+    # where the original would have scored them 0
+    assert found["legacy"]["correctness"] == {"acc": 0, "score": 0} and found["legacy"]["detail"]["score"] == 4
+    assert found["legacy"]["Avg_Score"] == pytest.approx(3 * 4 / 15)
+    assert found["aspects"]["detail"]["graded"] == 3
+    assert "12 judge failed" in (tmp_path / "out" / "vcgbench" / "report.md").read_text()
+
+
+def test_videoqa_with_a_judge_and_a_broken_clip(nano, tmp_path):
+    benchmark_folders.write_videoqa(tmp_path / "data", "tgif_qa")
+    samples = read_samples(benchmark("tgif_qa"), str(tmp_path / "data"))
+    os.unlink(samples[0].video)
+    found = judged(
+        nano, tmp_path / "data", tmp_path / "out", tmp_path, lambda _: {"pred": "yes", "score": 4}, name="tgif_qa"
+    )
+    assert (found["accuracy"], found["score"], found["coverage"]) == (0.75, 3.0, 0.75)
+    assert found["legacy"] == {"TGIF-QA": {"acc": 75, "score": 3}, "Avg_Acc": 75, "Avg_Score": 3}
+    report = (tmp_path / "out" / "tgif_qa" / "report.md").read_text()
+    assert "| **this run** | 75.0 | 3.00 |" in report and "| PLLaVA 7B | 77.5 | 4.1 |" in report
+
+
+def test_two_runs_compared(nano, unbroken, tmp_path):
+    name, _, differences = compare(unbroken, unbroken)["nano"]
+    assert name == "accuracy" and differences[-1].task == "all"
+    assert all(each.first == each.second and each.p_value == 1 for each in differences)
+    name, names, differences = compare(unbroken, unbroken / "no_video")["nano"]
+    assert names == ("nano", "nano, no video")
+    overall, plain = differences[-1], metrics(unbroken)
+    assert overall.first == pytest.approx(plain["accuracy"])
+    assert overall.second == pytest.approx(metrics(unbroken / "no_video")["accuracy"])
+    assert overall.interval[0] < overall.second - overall.first < overall.interval[1] < 0
+    assert overall.p_value < 0.01
+    assert {each.task for each in differences} == {*plain["per_task"], "all"}
+    finished = run("--compare", unbroken.parent, unbroken / "no_video")
+    heads = "| task | samples | nano | nano, no video | difference in accuracy (%) [95 % interval] | p |"
+    assert heads in finished.stdout
+
+
+def test_comparing_changes_no_file(unbroken, tmp_path):
+    """Nor does it lose the last line of a file that ends without a newline."""
+    copy = shutil.copytree(unbroken, tmp_path / "copy")
+    file = copy / "predictions.jsonl"
+    file.write_bytes(file.read_bytes().rstrip())
+    before = file.read_bytes()
+    differences = compare(unbroken, copy)["nano"].differences
+    assert differences[-1].samples == len(lines(unbroken))
+    assert file.read_bytes() == before
+
+
+def test_scores_of_different_judges_are_not_compared(nano, data, tmp_path):
+    for model in ("one", "other"):
+        judged(nano, data, tmp_path / model, tmp_path, lambda _: {"score": 3}, model)
+    with pytest.raises(ValueError, match="such scores cannot be compared"):
+        compare(tmp_path / "one", tmp_path / "other")
+    assert compare(tmp_path / "one", tmp_path / "one")["vcgbench"][0] == "score"
+    evaluate(benchmark("inter4k"), local(nano), str(data), tmp_path / "third")
+    with pytest.raises(ValueError, match="no benchmark in common"):
+        compare(tmp_path / "one", tmp_path / "third")
+
+
+def test_captions_with_references(nano, data, tmp_path):
+    benchmark_folders.write_inter4k(tmp_path / "data")
+    file = tmp_path / "data" / "Recaption" / "Inter4K" / "annotations.json"
+    rows = json.loads(file.read_text())
+    write_json(file, [{**row, "caption": benchmark_folders.scene(n)[1][-1]["answer"]} for n, row in enumerate(rows)])
+    (found,) = evaluate(benchmark("inter4k"), local(nano), str(tmp_path / "data"), tmp_path / "out").values()
+    assert 0 <= found["rouge_l"] <= 1 and found["cider"] >= 0 and found["words"] > 0
+    assert lines(tmp_path / "out" / "inter4k")[0].keys() >= {"rouge_l", "cider", "words"}
+
+
+def test_settings_of_a_variant():
+    assert Variant("alpha=4", alpha=4.0) in parse_sweep("alpha=0,4")

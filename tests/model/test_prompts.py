@@ -1,0 +1,172 @@
+"""Prompts, on every way to token ids: what is written in a message is text, and what engines read in the templates."""
+
+import copy
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from jinja2 import nodes
+from layouts import IMAGE_BASE
+from tokenizers import AddedToken, Tokenizer, models
+from transformers import (
+    AutoProcessor,
+    AutoTokenizer,
+    ByT5Tokenizer,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
+from transformers.utils.chat_template_utils import _compile_jinja_template
+
+import pllava
+from pllava import PllavaProcessor
+from pllava.chat_templates_pllava import CHAT_TEMPLATES, MARK
+from pllava.data.inspection import count_tokens
+from pllava.eval import load_benchmark, load_prompts
+from pllava.eval.models.local_model import LocalModel
+from pllava.train import VideoChatCollator
+
+LOOKS_SPECIAL = "a </s> b <s><pad> <unk> <|im_start|> c <|im_end|>USER: <image> <<video> d <|x"
+
+
+def build(processor: PllavaProcessor, tokenizer: PreTrainedTokenizerBase, template: str) -> PllavaProcessor:
+    parts = processor.image_processor, tokenizer, processor.video_processor
+    return PllavaProcessor(*parts, pooling_shape=(4, 3, 3), chat_template=template)
+
+
+@pytest.fixture(scope="module", params=["byte level", "metaspace", "prepended space", "im_start"])
+def any_processor(processor: PllavaProcessor, request: pytest.FixtureRequest) -> PllavaProcessor:
+    """Processors with every kind of tokenizer and of markup that PLLaVA's checkpoints have."""
+    if request.param == "byte level":
+        return processor
+    fast = PreTrainedTokenizerFast if request.param == "prepended space" else AutoTokenizer
+    tokenizer = fast.from_pretrained(IMAGE_BASE)
+    tokenizer.add_tokens(["<video>"], special_tokens=True)
+    if request.param == "im_start":
+        turns = [AddedToken("<|im_start|>", normalized=True, special=True), AddedToken("<|im_end|>", special=False)]
+        tokenizer.add_tokens(turns)
+    return build(processor, tokenizer, "eval_vcg_llavanext" if request.param == "im_start" else "plain")
+
+
+def rendered_by_the_tokenizer(processor: PllavaProcessor, chat: list[dict]) -> str:
+    """As inference engines do it, which know the chat template and not our processor."""
+    return processor.tokenizer.apply_chat_template(chat, chat_template=processor.chat_template, tokenize=False)
+
+
+def question_of(chat: list[dict]) -> str:
+    return chat[1]["content"][-1]["text"]
+
+
+CLIP = np.zeros((4, 48, 48, 3), np.uint8)
+WAYS_IN = {
+    "chat": lambda p, chat: p.apply_chat_template(chat, tokenize=True, return_dict=True)["input_ids"][0],
+    "rendered": lambda p, chat: p(text=p.apply_chat_template(chat), videos=CLIP)["input_ids"][0],
+    "engine": lambda p, chat: p(text=rendered_by_the_tokenizer(p, chat), videos=CLIP)["input_ids"][0],
+    "training": lambda p, chat: VideoChatCollator(p).encode_text(chat)["input_ids"].tolist(),
+    "evaluation": lambda p, chat: sum(LocalModel(Model, p).encode(MSVD_QA, question_of(chat), True), []),
+}
+MSVD_QA = load_benchmark("msvd_qa", load_prompts())
+
+
+class Model:
+    """What an evaluation reads of a model to encode its prompts."""
+
+    config = pllava.PllavaConfig(name_or_path="none")
+    dtype = torch.float32
+
+
+@pytest.mark.parametrize("way", WAYS_IN)
+def test_text_that_looks_like_a_special_token_is_encoded_as_text(any_processor: PllavaProcessor, way: str) -> None:
+    tokenizer = any_processor.tokenizer
+
+    def encode(text: str) -> list[int]:
+        parts = [{"type": "video", "video": CLIP}, {"type": "text", "text": text}]
+        return WAYS_IN[way](
+            any_processor,
+            [
+                {"role": "system", "content": [{"type": "text", "text": text}]},
+                {"role": "user", "content": parts},
+                {"role": "assistant", "content": [{"type": "text", "text": text}]},
+            ],
+        )
+
+    plain, tricky = encode("words"), encode(LOOKS_SPECIAL)
+    special = set(tokenizer.added_tokens_decoder)
+    assert [token for token in tricky if token in special] == [token for token in plain if token in special]
+    assert tokenizer.decode(tricky) == tokenizer.decode(plain).replace("words", LOOKS_SPECIAL)
+
+
+@pytest.mark.parametrize(
+    "way", [way for way in WAYS_IN if way != "engine"]
+)  # the tokenizer tells a template of no other tokens
+def test_special_tokens_of_ones_own_are_told_from_text(processor: PllavaProcessor, way: str) -> None:
+    processor = copy.deepcopy(processor)
+    own = ["<mask>", "[INST]"]
+    processor.tokenizer.add_special_tokens({"additional_special_tokens": own})
+    parts = [{"type": "video", "video": CLIP}, {"type": "text", "text": "Say <mask> and [INST]."}]
+    answer = {"role": "assistant", "content": [{"type": "text", "text": "I say [INST]."}]}
+    ids = WAYS_IN[way](processor, [{"role": "user", "content": parts}, answer])
+    assert not {processor.tokenizer.convert_tokens_to_ids(token) for token in own} & set(ids)
+
+
+def test_text_has_the_tokens_that_it_has_without_special_tokens(any_processor: PllavaProcessor) -> None:
+    text, tokenizer = "a </s> b<video> c <s>d", any_processor.tokenizer
+    prompt = any_processor.apply_chat_template([{"role": "user", "content": text}], "plain")
+    assert prompt != f"USER:{text} " == prompt.replace(MARK, "")
+    plain = tokenizer(f"USER:{text} ", split_special_tokens=True)
+    assert tokenizer(prompt).input_ids == plain.input_ids
+
+
+def test_only_what_looks_like_a_special_token_is_marked(any_processor: PllavaProcessor) -> None:
+    text = "Is 1 < 2 > 0, <s/>, <|, [INST] or {{ x }} a </ s>?"
+    prompt = any_processor.apply_chat_template([{"role": "user", "content": text}], "plain")
+    assert prompt == f"USER:{text} ".replace("<|", f"<{MARK}|")
+
+
+def test_tokens_of_an_inspection_are_those_of_training(any_processor: PllavaProcessor) -> None:
+    texts = [{"type": "text", "text": LOOKS_SPECIAL}]
+    messages = [{"role": "user", "content": [{"type": "video"}, *texts]}, {"role": "assistant", "content": texts}]
+    trained = VideoChatCollator(any_processor).encode_text(messages)
+    row = {"messages": messages, "chosen": None, "rejected": None}
+    assert count_tokens(row, any_processor) == len(trained["input_ids"])
+    learned = any_processor.tokenizer.decode([label for label in trained["labels"] if label != -100])
+    assert learned.startswith(LOOKS_SPECIAL) and learned.endswith(("</s>", "<|im_end|>"))
+
+
+def test_a_saved_tokenizer_drops_the_mark(processor: PllavaProcessor, tmp_path: Path) -> None:
+    processor.save_pretrained(tmp_path)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    prompt = rendered_by_the_tokenizer(processor, [{"role": "user", "content": LOOKS_SPECIAL}])
+    assert not set(tokenizer(prompt).input_ids) & set(tokenizer.added_tokens_decoder)
+    again = AutoProcessor.from_pretrained(tmp_path).tokenizer.backend_tokenizer
+    assert again.to_str() == processor.tokenizer.backend_tokenizer.to_str()
+
+
+def test_a_tokenizer_that_cannot_tell_text_from_special_tokens_is_refused(processor: PllavaProcessor) -> None:
+    slow = ByT5Tokenizer()
+    slow.add_tokens(["<image>", "<video>"], special_tokens=True)
+    with pytest.raises(ValueError, match="ByT5Tokenizer is no fast tokenizer"):
+        build(processor, slow, "plain")
+    words = [("<unk>", 0.0), *((letter, -9.0) for letter in "</s>"), ("</s>", -1.0)]  # as a piece of text
+    pieces = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(models.Unigram(words, unk_id=0)), unk_token="<unk>", eos_token="</s>"
+    )
+    pieces.add_tokens(["<image>", "<video>"], special_tokens=True)
+    with pytest.raises(ValueError, match="special token of the text '</s>'"):
+        build(processor, pieces, "plain")
+
+
+# --- what engines read in the templates ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", CHAT_TEMPLATES)
+def test_engines_see_that_content_is_a_list_of_parts(name: str) -> None:
+    """vLLM looks for a loop over `message['content']`; where it finds none, it leaves the media out of the prompt."""
+    tree = _compile_jinja_template(CHAT_TEMPLATES[name]).environment.parse(CHAT_TEMPLATES[name])
+    messages = next(loop for loop in tree.find_all(nodes.For) if loop.iter == nodes.Name("messages", "load"))
+    content = nodes.Getitem(nodes.Name(messages.target.name, "load"), nodes.Const("content"), "load")
+    assert any(loop.iter == content for loop in messages.find_all(nodes.For))
+
+
+def test_nano_has_the_chat_template_of_the_code() -> None:
+    assert AutoProcessor.from_pretrained(pllava.NANO).chat_template == CHAT_TEMPLATES["plain"]

@@ -1,0 +1,206 @@
+"""The synthetic world, its files, and the checkpoint that was trained on it."""
+
+import json
+import random
+import re
+from collections import Counter, defaultdict
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+from transformers import AutoProcessor
+
+from pllava import NANO, load_model
+from pllava.eval import LocalModel, load_benchmark, load_prompts
+from pllava.eval import evaluate as run_benchmark
+from pllava.files import read_lines, to_lines
+from pllava.nano import drawing, questions, world
+from pllava.nano.data import read_questions, render, video_conversations
+from pllava.nano.evaluate import MAIN, SHUFFLED, WAYS, accuracy, one_of_each_type
+
+CLIPS = 600
+
+
+@pytest.fixture(scope="module")
+def scenes():
+    return [questions.clip(seed=3, index=index) for index in range(CLIPS)]
+
+
+@pytest.fixture(scope="module")
+def rendered(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("world")
+    render(directory, clips=48, seed=1)
+    return directory
+
+
+def named(scene, text):
+    return [actor for actor in scene.actors if actor.name in text]
+
+
+def displacement(actor, scene):
+    along = [point[0 if scene.horizontal else 1] for point in actor.path]
+    return along[-1] - along[0]
+
+
+def test_answers_follow_from_the_paths(scenes):
+    """Every time-dependent answer, derived anew from where the shapes are in the frames."""
+    checked = Counter()
+    for scene, asked in scenes:
+        for row in asked:
+            kind, answer = row["type"], row["answer"]
+            actors = named(scene, row["question"])
+            if kind == "direction":
+                forward = displacement(actors[0], scene) > 0
+                assert answer == (("left", "right") if scene.horizontal else ("up", "down"))[forward]
+            elif kind == "bounces":
+                along = np.diff([point[0 if scene.horizontal else 1] for point in actors[0].path])
+                turns = int((np.diff(np.sign(along[np.abs(along) > 1e-6])) != 0).sum())
+                assert world.NUMBERS[turns - 1] == answer
+            elif kind == "order":
+                first = min(actors, key=lambda actor: next(i for i, point in enumerate(actor.path) if point))
+                assert answer == f"the {first.name}"
+            elif kind == "change" and len(actors) == 2:
+                shown_at_the_end = next(actor for actor in actors if actor.path[-1])
+                assert answer == f"the {shown_at_the_end.name}"
+            elif kind == "speed":
+                steps = np.abs(np.diff([point[0 if scene.horizontal else 1] for point in actors[0].path]))
+                assert answer == ("it speeds up" if steps[-1] > steps[0] else "it slows down")
+            elif kind == "count":
+                assert answer == world.NUMBERS[len(scene.actors) - 1]
+            else:
+                continue
+            checked[kind] += 1
+    assert set(checked) == {"direction", "bounces", "order", "change", "speed", "count"}
+    assert min(checked.values()) > 20
+
+
+def test_exercises_follow_from_the_paths(scenes, tmp_path):
+    for scene, asked in scenes[:50]:
+        exercises = {
+            kind: [row for row in questions.exercises(scene) if row["type"] == kind] for kind in world.EXERCISE_TYPES
+        }
+        for actor, row in zip(scene.actors, exercises["action"], strict=True):
+            assert f"{actor.name} {row['answer'].removeprefix('it ')}" in asked[-1]["answer"].lower()
+        for actor, row in zip(scene.actors, exercises["trace"], strict=True):
+            moments = [actor.path[frame] for frame in range(2, world.NUM_FRAMES, 4)]
+            for point, cell in zip(moments, row["answer"].split(), strict=True):
+                if point is None:
+                    assert cell == "none"
+                else:
+                    along = point[0 if scene.horizontal else 1]
+                    assert 12 * (int(cell) - 1) <= along <= 12 * int(cell)
+    render(tmp_path, clips=2, seed=3, exercises=True)  # only then are they written: they are not for marks
+    for kind in world.EXERCISE_TYPES:
+        assert sum(row["type"] == kind for row in read_questions(tmp_path)) == sum(
+            len(scene.actors) for scene, _ in scenes[:2]
+        )
+
+
+def test_a_clip_counts_once_for_each_type(rendered):
+    rows = read_questions(rendered)
+    chosen = one_of_each_type(rows)
+    kinds = {(row["video"], row["type"]) for row in rows}
+    assert len(chosen) == len(kinds) < len(rows) and {(row["video"], row["type"]) for row in chosen} == kinds
+    assert chosen == [row for row in rows if row in chosen]
+
+
+def test_a_third_of_the_clips_have_two_moving_shapes(scenes):
+    assert sum(len(scene.acting(*world.MOTIONS)) >= 2 for scene, _ in scenes) > CLIPS / 3
+
+
+def test_answers_are_balanced(scenes):
+    """Who does not see the clip can only guess: no answer is much more frequent than the others."""
+    answers, choices = defaultdict(Counter), load_benchmark("nano", load_prompts()).choices
+    for _, asked in scenes:
+        for row in asked:
+            if row["type"] in choices:
+                # "Which shows first, the red ring or ...": what counts is whether the first or the second named is
+                # right
+                options = re.findall(r"the \w+ \w+", row["question"]) if row["answer"].startswith("the ") else []
+                answers[row["type"]][options.index(row["answer"]) if options else row["answer"]] += 1
+    for kind, counts in answers.items():
+        assert counts.most_common(1)[0][1] / sum(counts.values()) < 1 / choices[kind] + 0.1, (kind, counts)
+    kinds = {"bounces": world.NUMBERS, "colour": world.COLOURS, "shape": world.SHAPES, "count": world.NUMBERS}
+    assert {kind: choices[kind] for kind in kinds} == {kind: len(values) for kind, values in kinds.items()}
+    assert choices["position"] == len(world.ROWS) * len(world.COLUMNS)
+
+
+def test_shapes_do_not_overlap(scenes):
+    for scene, _ in scenes[:100]:
+        across = sorted(next(p for p in actor.path if p)[1 if scene.horizontal else 0] for actor in scene.actors)
+        assert all(b - a > 2 * world.RADIUS for a, b in zip(across, across[1:], strict=False))
+
+
+def test_render_writes_h264_and_questions(rendered, tmp_path):
+    rows = [json.loads(line) for line in (rendered / "questions.jsonl").read_text().splitlines()]
+    assert all(set(row) == {"video", "type", "question", "answer"} for row in rows)
+    assert len({row["video"] for row in rows}) == 48 == len(list((rendered / "clips").glob("*.mp4")))
+    assert {row["type"] for row in rows} == {*world.TYPES, "caption"}
+    with av.open(str(rendered / rows[0]["video"])) as container:
+        stream = container.streams.video[0]
+        assert stream.codec_context.name == "h264"
+        assert sum(1 for _ in container.decode(stream)) == world.NUM_FRAMES
+    render(tmp_path, clips=48, seed=1)
+    assert (tmp_path / "questions.jsonl").read_bytes() == (rendered / "questions.jsonl").read_bytes()
+    assert (tmp_path / rows[0]["video"]).read_bytes() == (rendered / rows[0]["video"]).read_bytes()
+
+
+def test_the_picture_shows_the_scene():
+    scene, _ = questions.clip(seed=3, index=0)
+    frames = drawing.draw(scene)
+    assert frames.shape == (world.NUM_FRAMES, world.SIZE, world.SIZE, 3) and frames.dtype == np.uint8
+    for actor in scene.actors:
+        for frame, point in zip(frames, actor.path, strict=True):
+            if point:
+                # near the top: the middle of a ring is empty
+                assert tuple(frame[round(point[1]) - world.RADIUS + 4, round(point[0])]) == world.COLOURS[actor.colour]
+
+
+def test_conversations_choose_anew_each_time(rendered):
+    rows = list(video_conversations(rendered, seed=0).take(96))
+    by_clip = defaultdict(list)
+    for row in rows:
+        by_clip[row["videos"][0]].append(json.dumps(row["messages"]))
+    assert len(by_clip) == 48 and all(len(seen) == 2 for seen in by_clip.values())
+    assert sum(first != second for first, second in by_clip.values()) > 30
+
+
+@pytest.fixture(scope="module")
+def measured(rendered, tmp_path_factory):
+    """What nano is right about, question by question but for the captions, with the video and its frames shuffled."""
+    folder = tmp_path_factory.mktemp("questions")
+    (folder / "clips").symlink_to(rendered / "clips")
+    rows = [row for row in read_lines(rendered / "questions.jsonl") if row["type"] != "caption"]
+    (folder / "questions.jsonl").write_text(to_lines(rows))
+    model = LocalModel(load_model(NANO), AutoProcessor.from_pretrained(NANO))
+    benchmark, ways = load_benchmark("nano", load_prompts()), [WAYS[MAIN], WAYS[SHUFFLED]]
+    found = run_benchmark(benchmark, model, str(folder), folder / "results", ways)
+    return {name: found[WAYS[name].name]["per_task"] for name in (MAIN, SHUFFLED)}
+
+
+def test_nano_answers_held_out_questions(measured):
+    """A small sample of what `python -m pllava.nano evaluate` measures in full."""
+    scores = accuracy(measured[MAIN])
+    assert scores["mean"] >= 90, scores
+
+
+def test_nano_needs_the_order_of_the_frames(measured):
+    seen, mixed = (
+        accuracy({kind: each for kind, each in measured[name].items() if kind in world.ORDERED_TYPES})
+        for name in (MAIN, SHUFFLED)
+    )
+    assert mixed["mean"] < seen["mean"] - 25, (mixed, seen)
+
+
+def test_the_card_holds_what_was_measured():
+    results = json.loads((Path(NANO) / "evaluation.json").read_text())
+    card = (Path(NANO) / "README.md").read_text()
+    for kind, value in results["accuracy"][MAIN].items():
+        row = next(line for line in card.splitlines() if line.startswith(f"| {kind} |"))
+        assert f" {value:.1f} |" in row
+    assert (Path(NANO) / "model.safetensors").stat().st_size <= 12_000_000
+
+
+def test_sample_scene_is_a_function_of_the_seed():
+    assert world.sample_scene(random.Random(5)) == world.sample_scene(random.Random(5))

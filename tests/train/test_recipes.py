@@ -1,0 +1,69 @@
+"""The recipes parse, to the paper's values, and the accelerate configs beside them are valid."""
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+from accelerate.commands.config.config_args import load_config_from_file
+from trl import DPOConfig, SFTConfig, TrlParser
+
+import pllava
+from pllava.data.sources import read_sources
+from pllava.train.__main__ import DataArguments, EvaluationArguments, ModelArguments
+
+TRAIN = Path(pllava.__file__).parent / "train"
+RECIPES = sorted((TRAIN / "recipes").glob("*.yaml"))
+
+
+def parse(recipe, *argv):
+    config = DPOConfig if recipe.stem.endswith("dpo") else SFTConfig
+    parser = TrlParser((ModelArguments, DataArguments, EvaluationArguments, config))
+    return parser.parse_args_and_config(["--config", str(recipe), "--bf16", "false", "--use_cpu", "true", *argv])
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+def test_a_recipe_parses_and_the_command_line_overrides_it(recipe):
+    model, data, _, args = parse(recipe, "--learning_rate", "0.5", "--lora_r", "7", "--datasets", "a.jsonl", "b.jsonl")
+    assert args.learning_rate == 0.5 and model.lora_r == 7 and data.datasets == ["a.jsonl", "b.jsonl"]
+
+
+@pytest.mark.parametrize("size", ["7b", "13b", "34b"])
+def test_the_papers_hyperparameters(size):
+    recipe = TRAIN / "recipes" / f"pllava-{size}.yaml"
+    model, data, _, args = parse(recipe)
+    assert (model.lora_r, model.lora_alpha, model.lora_dropout) == (128, 32, 0.05)
+    assert model.lora_target_modules == ["q_proj", "v_proj"] and model.use_peft
+    assert (args.learning_rate, args.weight_decay, args.adam_beta1, args.adam_beta2) == (2e-5, 0.02, 0.9, 0.999)
+    assert args.lr_scheduler_type == "cosine" and args.warmup_steps == 0.03 and args.gradient_checkpointing
+    assert (args.max_steps, args.max_length, data.sampling) == (6250, 2304 + 512, "random")
+    text = recipe.read_text(encoding="utf-8")
+    launched = load_config_from_file(str(TRAIN.parent / re.search(r"--config_file (\S+)", text)[1])).num_processes
+    assert args.per_device_train_batch_size * args.gradient_accumulation_steps * launched == 128
+    assert f"On {launched} GPUs" in text
+    assert f"llava-v1.6-{'34b' if size == '34b' else f'vicuna-{size}'}-hf" in text
+
+
+def test_the_sources_of_videochat2_are_all_declared():
+    sources = read_sources(["data/videochat2_it.yaml"], data_dir="data")
+    assert len({source.name for source in sources}) == 16
+    assert all(source.license and source.media.startswith("data/videos/") for source in sources)
+    groups = {Path(source.path).relative_to("data/video").parts[0] for source in sources}
+    assert groups == {"caption", "classification", "conversation", "reasoning", "vqa"}
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+def test_files_that_a_recipe_names_are_there(recipe):
+    text = recipe.read_text(encoding="utf-8")
+    named = [word for word in text.split() if word.startswith("train/") and word.endswith(".yaml")]
+    assert named and all((TRAIN.parent / word).exists() for word in named)
+    assert yaml.safe_load(text)["report_to"] == "tensorboard"
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [({"path": "a", "weigth": 2}, "weigth"), ({"name": "a"}, "has a `path`")],
+)
+def test_a_source_that_is_misspelt_is_an_error(entry, message):
+    with pytest.raises(ValueError, match=message):
+        read_sources([entry])

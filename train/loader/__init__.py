@@ -1,0 +1,1 @@
+"""From rows to batches: the stream, the collator, and what they keep."""
