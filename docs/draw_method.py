@@ -6,11 +6,12 @@ method_dark.png. The frames are those of nano's demo clip; the sizes are those o
 """
 
 import numpy as np
+from draw_demo import demo_clip
 from figure_style import DARK, LIGHT, Theme, arrow, box, canvas, save, text
 from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 
-from pllava.nano import drawing, questions
+from pllava.nano import drawing
 
 NUM_FRAMES, PATCHES, POOLED = 16, 24, 12
 MIDDLE = 92  # of the upper row, from the video to the pooled tokens
@@ -18,16 +19,10 @@ LOWER = 290  # the middle of the lower row, from the prompt to the answer
 
 
 def main() -> None:
-    frames = demo_frames()
+    frames = drawing.draw(demo_clip()[0])
+    frames = frames[:: len(frames) // NUM_FRAMES]
     for theme in (LIGHT, DARK):
         draw(frames, theme)
-
-
-def demo_frames() -> np.ndarray:
-    """Return 16 frames, `(16, height, width, 3)` uint8, of the clip that `python -m pllava.nano demo` shows."""
-    scene = next(scene for scene, _ in (questions.clip(12, i) for i in range(1000)) if len(scene.actors) == 3)
-    frames = drawing.draw(scene)
-    return frames[:: len(frames) // NUM_FRAMES]
 
 
 def draw(frames: np.ndarray, theme: Theme) -> None:

@@ -13,9 +13,10 @@ WIDTH = 830  # CSS pixels: the width of GitHub's text column
 
 @dataclass(frozen=True)
 class Theme:
-    """Colours of a figure that has a transparent background, for light or for dark pages."""
+    """Colours of a figure for light or for dark pages; `page` is GitHub's background, which is left transparent."""
 
     name: str
+    page: str
     text: str
     muted: str
     line: str
@@ -24,8 +25,8 @@ class Theme:
     on_strong: str
 
 
-LIGHT = Theme("light", "#1f2328", "#59636e", "#818b98", "#e6eaef", "#0066b3", "#ffffff")
-DARK = Theme("dark", "#e6edf3", "#9aa4af", "#7d8590", "#2b323a", "#4db2ff", "#0d1117")
+LIGHT = Theme("light", "#ffffff", "#1f2328", "#59636e", "#818b98", "#e6eaef", "#0066b3", "#ffffff")
+DARK = Theme("dark", "#0d1117", "#e6edf3", "#9aa4af", "#7d8590", "#2b323a", "#4db2ff", "#0d1117")
 
 
 def canvas(height: float) -> tuple[Figure, Axes]:
