@@ -1,6 +1,6 @@
 """
 The rooms of the repository: its folders, and the files at its root, from those that import the others to those that
-import none. `draw_rooms.py` draws them; tests/files/test_rooms.py checks that imports keep to their order.
+import none. `draw_rooms.py` draws them; tests/files/test_layout.py checks the order.
 """
 
 import ast

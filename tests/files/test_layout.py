@@ -1,8 +1,9 @@
-"""Imports between the rooms of the repository point downwards, and files and folders stay small."""
+"""Imports between rooms point downwards, files and folders stay small, and all files are installed."""
 
+import configparser
 import importlib.util
 from collections import Counter
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import pytest
 
@@ -57,3 +58,16 @@ def test_folders_have_few_files():
     files = Counter(Path(name).parent.as_posix() for name in rooms.product_files())
     del files["."]  # the shape of a model repository on the Hub: all that a checkpoint carries lies at the root
     assert {folder: count for folder, count in files.items() if count > MAX_FILES} == {}
+
+
+def test_setup_cfg_installs_all_files():
+    setup = configparser.ConfigParser()
+    setup.read(rooms.ROOT / "setup.cfg")
+    packages = setup["options"]["packages"].split()
+    patterns = setup["options.package_data"]["pllava"].split(", ")
+    for name in rooms.product_files():
+        file = PurePosixPath(name)
+        if file.suffix == ".py" and rooms.module_name(str(file.parent / "__init__.py")) in packages:
+            continue
+        if len(file.parts) > 1:  # those at the root are for the repository only: LICENSE, Makefile, ...
+            assert any(file.match(pattern) for pattern in patterns), f"setup.cfg does not install {name}"
