@@ -43,14 +43,17 @@ ROOMS_OF_EVAL = [
 
 
 def product_files() -> list[str]:
-    """Return the package's files, relative to the root: those that git tracks or, in an unpacked archive, all."""
+    """Return the files of the package, relative to the root, without nano's checkpoint."""
+    return [name for name in repository_files() if not name.startswith((".", *NOT_PRODUCT))]
+
+
+def repository_files() -> list[str]:
+    """Return all files, relative to the root: those that git tracks or, in an unpacked archive, all."""
     if (ROOT / ".git").exists():
         listed = subprocess.run(["git", "ls-files"], cwd=ROOT, check=True, capture_output=True, text=True).stdout
-        files = [name for name in listed.splitlines() if (ROOT / name).is_file()]
-    else:
-        files = [path.relative_to(ROOT).as_posix() for path in ROOT.rglob("*") if path.is_file()]
-        files = [name for name in files if "__pycache__" not in name and ".egg-info" not in name]
-    return sorted(name for name in files if not name.startswith((".", *NOT_PRODUCT)))
+        return sorted(name for name in listed.splitlines() if (ROOT / name).is_file())
+    files = [path.relative_to(ROOT).as_posix() for path in ROOT.rglob("*") if path.is_file()]
+    return sorted(name for name in files if "__pycache__" not in name and ".egg-info" not in name)
 
 
 def measure_imports() -> dict[str, set[str]]:
@@ -74,8 +77,7 @@ def measure_imports() -> dict[str, set[str]]:
 
 def module_name(file: str) -> str:
     """Return the name under which setup.cfg installs a file."""
-    parts = ["pllava", *file.removesuffix(".py").removesuffix("__init__").strip("/").split("/")]
-    name = ".".join(part for part in parts if part)
+    name = ".".join(Path("pllava", file).with_suffix("").parts).removesuffix(".__init__")
     for folder, package in PACKAGES.items():
         name = name.replace(folder, package) if name == folder or name.startswith(f"{folder}.") else name
     return name

@@ -65,7 +65,8 @@ def test_setup_cfg_installs_all_files():
     setup.read(rooms.ROOT / "setup.cfg")
     packages = setup["options"]["packages"].split()
     patterns = setup["options.package_data"]["pllava"].split(", ")
-    for name in rooms.product_files():
+    checkpoint = [name for name in rooms.repository_files() if name.startswith("nano/checkpoint/")]
+    for name in [*checkpoint, *rooms.product_files()]:
         file = PurePosixPath(name)
         if file.suffix == ".py" and rooms.module_name(str(file.parent / "__init__.py")) in packages:
             continue
