@@ -16,19 +16,19 @@ HALF_HEIGHT = 26
 # The centre of each room and half its width, in CSS pixels, and what it holds
 DRAWN = {
     "nano": (440, 30, 112, "a synthetic world, a checkpoint"),
-    "cli": (330, 106, 100, "the command line"),
-    "train": (640, 120, 100, "trainer, loader, recipes"),
-    "convert": (300, 208, 98, "other checkpoints, to ours"),
-    "data": (494, 220, 84, "rows, mixtures, shards"),
-    "eval": (708, 226, 118, "run, report, scoring, models, ..."),
-    "loading": (92, 330, 88, "models with adapters"),
-    "adapters": (150, 410, 88, "LoRA, its strength alpha"),
-    "model files": (74, 490, 70, "travel to the Hub"),
-    "checkpoint_files": (242, 490, 84, "safetensors, the index"),
-    "files": (394, 490, 56, "JSON Lines"),
-    "hub_cards": (528, 470, 64, "models, data sets"),
-    "workers": (660, 490, 60, "timeouts, retries"),
-    "extras": (776, 490, 50, "pip extras"),
+    "cli": (440, 98, 100, "the command line"),
+    "train": (560, 168, 100, "trainer, loader, recipes"),
+    "data": (430, 246, 84, "rows, mixtures, shards"),
+    "eval": (700, 246, 118, "benchmarks, judges, reports"),
+    "convert": (130, 258, 100, "other checkpoints, to ours"),
+    "loading": (330, 326, 88, "models with adapters"),
+    "adapters": (190, 396, 88, "LoRA, its strength alpha"),
+    "model files": (80, 466, 70, "travel to the Hub"),
+    "hub_cards": (450, 450, 70, "models, data sets"),
+    "checkpoint_files": (256, 466, 84, "safetensors, the index"),
+    "workers": (610, 536, 66, "timeouts, retries"),
+    "files": (256, 536, 66, "JSON Lines"),
+    "extras": (760, 536, 56, "pip extras"),
 }
 
 
@@ -56,7 +56,7 @@ def draw(imports: dict[str, set[str]]) -> None:
     for file in imports:
         lines[room_of(file, ROOMS)] += len((ROOT / file).read_text(encoding="utf-8").splitlines())
     for theme in (LIGHT, DARK):
-        figure, axes = canvas(height=520)
+        figure, axes = canvas(height=568)
         for upper, lower in ((upper, lower) for upper, rooms in room_imports(imports).items() for lower in rooms):
             (x0, y0, half0, _), (x1, y1, half1, _) = DRAWN[upper], DRAWN[lower]
             start = min(max(x1, x0 - half0 + 15), x0 + half0 - 15), y0 + HALF_HEIGHT
@@ -68,8 +68,8 @@ def draw(imports: dict[str, set[str]]) -> None:
             text(axes, x - half + 9, y - 6, room, theme.text, 13, **left, weight="bold")
             text(axes, x + half - 9, y - 6, f"{lines[room]:,}", theme.muted, **right)
             text(axes, x - half + 9, y + 14, content, theme.muted, 12, **left)
-        note = f"{sum(lines.values()):,} lines. An arrow is an import;\nthose that other arrows imply are left out."
-        text(axes, 4, 16, note, theme.muted, ha="left", va="top")
+        note = "An arrow is an import; those that\nother arrows imply are left out."
+        text(axes, 4, 16, f"{sum(lines.values()):,} lines of Python\n{note}", theme.muted, ha="left", va="top")
         save(figure, "rooms", theme)
 
 

@@ -37,7 +37,7 @@ ROOMS_OF_EVAL = [
     {"eval: scoring": "eval/scoring/* eval/metrics/*"},
     {"eval: store": "eval/store.py"},
     {"eval: models": "eval/models/*"},
-    {"eval: variants": "eval/variants.py"},
+    {"eval: controls and sweeps": "eval/controls_and_sweeps.py"},
     {"eval: benchmarks": "eval/benchmarks/*"},
 ]
 
@@ -63,7 +63,7 @@ def measure_imports() -> dict[str, set[str]]:
     for module, file in files.items():
         package = module if file.endswith("__init__.py") else module.rpartition(".")[0]
         names = []
-        for node in ast.walk(ast.parse((ROOT / file).read_text(encoding="utf-8"))):
+        for node in ast.walk(ast.parse((ROOT / file).read_bytes(), file)):
             if isinstance(node, ast.Import):
                 names += [alias.name for alias in node.names]
             elif isinstance(node, ast.ImportFrom):
