@@ -5,6 +5,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
@@ -51,22 +52,12 @@ def _integer_bins(values: list[float]) -> np.ndarray:
 def format_reports(reports: list[Report]) -> str:
     """Format the summaries as tables of plain text."""
     summaries = [report.summary() for report in reports]
-    counts = ("source", "samples", "skipped", "malformed", "clips", "images", "missing", "unreadable")
-    rows = [list(counts)] + [[str(summary[name]) for name in counts] for summary in summaries]
-    distributions = [["source", "", "min", "median", "95 %", "max"]]
-    for summary in summaries:
-        for measure in (measure for measure in DISTRIBUTIONS if summary[measure]):
-            distributions.append([summary["source"], measure, *(f"{v:.10g}" for v in summary[measure].values())])
-    return f"{_align(rows, 1)}\n\n{_align(distributions, 2)}"
-
-
-def _align(rows: list[list[str]], left: int) -> str:
-    """Pad the columns to equal widths. The first `left` columns are aligned on the left, the others on the right."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join(
-        "  ".join(
-            cell.ljust(width) if column < left else cell.rjust(width)
-            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    )
+    counts = ["source", "samples", "skipped", "malformed", "clips", "images", "missing", "unreadable"]
+    distributions = [
+        {"source": summary["source"], "measure": measure, **summary[measure]}
+        for summary in summaries
+        for measure in DISTRIBUTIONS
+        if summary[measure]
+    ]
+    tables = pd.DataFrame(summaries)[counts], pd.DataFrame(distributions)
+    return "\n\n".join(table.to_string(index=False, float_format="{:.10g}".format) for table in tables)

@@ -5,6 +5,8 @@ Where possible, the stream contains references to rows, a few bytes each. They c
 texts and clips is read only when it is needed.
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,63 +34,55 @@ Seed = tuple[int, ...]
 PERMUTED_FILES = 32  # Parquet files whose row groups are permuted together: the metadata of all of them is read first
 
 
-@dataclass
-class Table:
-    """Rows with random access. All of them are permuted."""
-
-    rows: Dataset
-
-    def stream(self, part: int, seed: Seed, rank: int, world_size: int) -> IterableDataset:
-        share = {"part": part, "count": len(self.rows), "seed": seed, "rank": rank, "world_size": world_size}
-        return IterableDataset.from_generator(_permuted, features=REFERENCES, gen_kwargs=share)
-
-    def read(self, reference: dict[str, Any]) -> dict[str, Any]:
-        return self.rows[reference["row"]]
-
-    def name(self, reference: dict[str, Any]) -> tuple[str, str]:
-        row = self.rows[reference["row"]]
-        return str(row.get("source")), str(row.get("id"))
-
-
-@dataclass
-class Shards:
+def load_sources(sources: list[Source], stopping_strategy: str = "all_exhausted_without_replacement") -> Mixture:
     """
-    Parquet or WebDataset files. The files are permuted, and so are the row groups of 32 Parquet files at a time; the
-    loader shuffles the rows in blocks of the stream.
+    Load several sources as one mixture.
+
+    Args:
+        sources: The sources. All of them have weights, or none: they are then sampled in proportion to their rows.
+        stopping_strategy: When an epoch ends, as in `datasets.interleave_datasets`. By default, an epoch contains each
+            row once. With "first_exhausted" or "all_exhausted", the weights hold until the end of the epoch.
+
+    Raises:
+        ValueError: if only some sources have a weight, or a streamed source, whose length is not known, has none.
     """
-
-    source: Source
-    files: list[str]
-
-    def stream(self, part: int, seed: Seed, rank: int, world_size: int) -> IterableDataset:
-        files = [self.files[index] for index in np.random.default_rng(seed).permutation(len(self.files))]
-        count = 1 if files[0].endswith(".tar") else PERMUTED_FILES
-        groups = [files[first : first + count] for first in range(0, len(files), count)]
-        share = {"part": part, "groups": groups, "seed": seed, "rank": rank, "world_size": world_size}
-        return IterableDataset.from_generator(_list_references, features=REFERENCES, gen_kwargs=share)
-
-    def read(self, reference: dict[str, Any]) -> dict[str, Any]:
-        row, name = read_row(reference)
-        folder = "" if is_address(reference["file"]) else str(Path(reference["file"]).absolute().parent)
-        location = f"{reference['file']}, row {reference['row']}"
-        return try_parse_row(row, self.source.title, name, folder, self.source.media, location)
-
-    def name(self, reference: dict[str, Any]) -> tuple[str, str]:
-        return self.source.title, f"{reference['file']}#{reference['row']}"
+    parts = [_load_part(source) for source in sources]
+    lengths = [len(part.rows) if isinstance(part, Table) else None for part in parts]
+    weights = [source.weight for source in sources]
+    if len(sources) > 1 and None in weights:
+        if weights != [None] * len(sources) or None in lengths:
+            raise ValueError(
+                "Give all sources of a mixture a `weight`, or none of them; all need one if a source is streamed, "
+                f"since its length is not known. Got { ({source.title: source.weight for source in sources}) }"
+            )
+        weights = lengths
+    probabilities = [weight / sum(weights) for weight in weights] if len(parts) > 1 else None
+    return Mixture(parts, probabilities, stopping_strategy)
 
 
-@dataclass
-class Streamed:
-    """Rows that can only be read in sequence: the stream contains the rows themselves. Their shards are permuted."""
+def _load_part(source: Source) -> Table | Shards | Streamed:
+    files = [str(file) for file in source.files] or _hub_parquet(source)
+    if {Path(file).suffix for file in files} in ({".parquet"}, {".tar"}):
+        return Shards(source, files)
+    rows = load_source(source)
+    return Table(rows) if isinstance(rows, Dataset) else Streamed(rows)
 
-    rows: IterableDataset
 
-    def stream(self, part: int, seed: Seed, rank: int, world_size: int) -> IterableDataset:
-        count = self.rows.num_shards
-        if count == 1:
-            return self.rows
-        order = np.random.default_rng(seed).permutation(count)[rank::world_size]
-        return concatenate_datasets([self.rows.shard(count, index) for index in order])
+def _hub_parquet(source: Source) -> list[str]:
+    """Return the URLs of the files of a dataset on the Hub, if all of them are Parquet files."""
+    path = Path(source.path)
+    if path.exists() or len(path.parts) > 2 or path.suffix in SUFFIXES:
+        return []
+    data_files = load_dataset_builder(source.path).config.data_files or {}
+    files = [str(file) for file in data_files.get(source.split, ())]
+    return files if all(file.endswith(".parquet") for file in files) else []
+
+
+def as_mixture(rows: Dataset | IterableDataset | Mixture) -> Mixture:
+    """Wrap a dataset as a mixture of one part."""
+    if isinstance(rows, Mixture):
+        return rows
+    return Mixture([Table(rows) if isinstance(rows, Dataset) else Streamed(rows)])
 
 
 @dataclass
@@ -151,55 +145,66 @@ class Mixture:
         return self.parts[reference["part"]].name(reference)
 
 
-def as_mixture(rows: Dataset | IterableDataset | Mixture) -> Mixture:
-    """Wrap a dataset as a mixture of one part."""
-    if isinstance(rows, Mixture):
-        return rows
-    return Mixture([Table(rows) if isinstance(rows, Dataset) else Streamed(rows)])
+# --- parts of a mixture ----------------------------------------------------------------------------------------------
 
 
-def load_sources(sources: list[Source], stopping_strategy: str = "all_exhausted_without_replacement") -> Mixture:
+@dataclass
+class Table:
+    """Rows with random access. All of them are permuted."""
+
+    rows: Dataset
+
+    def stream(self, part: int, seed: Seed, rank: int, world_size: int) -> IterableDataset:
+        share = {"part": part, "count": len(self.rows), "seed": seed, "rank": rank, "world_size": world_size}
+        return IterableDataset.from_generator(_permuted, features=REFERENCES, gen_kwargs=share)
+
+    def read(self, reference: dict[str, Any]) -> dict[str, Any]:
+        return self.rows[reference["row"]]
+
+    def name(self, reference: dict[str, Any]) -> tuple[str, str]:
+        row = self.rows[reference["row"]]
+        return str(row.get("source")), str(row.get("id"))
+
+
+@dataclass
+class Shards:
     """
-    Load several sources as one mixture.
-
-    Args:
-        sources: The sources. All of them have weights, or none: they are then sampled in proportion to their rows.
-        stopping_strategy: When an epoch ends, as in `datasets.interleave_datasets`. By default, an epoch contains each
-            row once. With "first_exhausted" or "all_exhausted", the weights hold until the end of the epoch.
-
-    Raises:
-        ValueError: if only some sources have a weight, or a streamed source, whose length is not known, has none.
+    Parquet or WebDataset files. The files are permuted, and so are the row groups of 32 Parquet files at a time; the
+    loader shuffles the rows in blocks of the stream.
     """
-    parts = [_load_part(source) for source in sources]
-    lengths = [len(part.rows) if isinstance(part, Table) else None for part in parts]
-    weights = [source.weight for source in sources]
-    if len(sources) > 1 and None in weights:
-        if weights != [None] * len(sources) or None in lengths:
-            raise ValueError(
-                "Give all sources of a mixture a `weight`, or none of them; all need one if a source is streamed, "
-                f"since its length is not known. Got { ({source.title: source.weight for source in sources}) }"
-            )
-        weights = lengths
-    probabilities = [weight / sum(weights) for weight in weights] if len(parts) > 1 else None
-    return Mixture(parts, probabilities, stopping_strategy)
+
+    source: Source
+    files: list[str]
+
+    def stream(self, part: int, seed: Seed, rank: int, world_size: int) -> IterableDataset:
+        files = [self.files[index] for index in np.random.default_rng(seed).permutation(len(self.files))]
+        count = 1 if files[0].endswith(".tar") else PERMUTED_FILES
+        groups = [files[first : first + count] for first in range(0, len(files), count)]
+        share = {"part": part, "groups": groups, "seed": seed, "rank": rank, "world_size": world_size}
+        return IterableDataset.from_generator(_list_references, features=REFERENCES, gen_kwargs=share)
+
+    def read(self, reference: dict[str, Any]) -> dict[str, Any]:
+        row, name = read_row(reference)
+        folder = "" if is_address(reference["file"]) else str(Path(reference["file"]).absolute().parent)
+        location = f"{reference['file']}, row {reference['row']}"
+        return try_parse_row(row, self.source.title, name, folder, self.source.media, location)
+
+    def name(self, reference: dict[str, Any]) -> tuple[str, str]:
+        return self.source.title, f"{reference['file']}#{reference['row']}"
 
 
-def _load_part(source: Source) -> Table | Shards | Streamed:
-    files = [str(file) for file in source.files] or _hub_parquet(source)
-    if {Path(file).suffix for file in files} in ({".parquet"}, {".tar"}):
-        return Shards(source, files)
-    rows = load_source(source)
-    return Table(rows) if isinstance(rows, Dataset) else Streamed(rows)
+@dataclass
+class Streamed:
+    """Rows that can only be read in sequence: the stream contains the rows themselves. Their shards are permuted."""
 
+    rows: IterableDataset
 
-def _hub_parquet(source: Source) -> list[str]:
-    """Return the URLs of the files of a dataset on the Hub, if all of them are Parquet files."""
-    path = Path(source.path)
-    if path.exists() or len(path.parts) > 2 or path.suffix in SUFFIXES:
-        return []
-    data_files = load_dataset_builder(source.path).config.data_files or {}
-    files = [str(file) for file in data_files.get(source.split, ())]
-    return files if all(file.endswith(".parquet") for file in files) else []
+    def stream(self, part: int, seed: Seed, rank: int, world_size: int) -> IterableDataset:
+        count = self.rows.num_shards
+        if count == 1:
+            return self.rows
+        order = np.random.default_rng(seed).permutation(count)[rank::world_size]
+        return concatenate_datasets([self.rows.shard(count, index) for index in order])
 
 
 def _permuted(part: int, count: int, seed: Seed, rank: int, world_size: int) -> Iterator[dict[str, Any]]:

@@ -60,13 +60,9 @@ def try_parse_row(
         row = _parse_json(row) if isinstance(row, bytes) else row
         return parse_row(row, source, identity, folder, media_folder)
     except RowError as error:
-        empty = {**dict.fromkeys(FEATURES), "messages": [], "videos": [], "images": []}
-        return {
-            **empty,
-            "source": source,
-            "id": identity,
-            "error": f"{location}: {error}" if location else str(error),
-        }
+        message = f"{location}: {error}" if location else str(error)
+        values = {"messages": [], "videos": [], "images": [], "source": source, "id": identity, "error": message}
+        return {**dict.fromkeys(FEATURES), **values}
 
 
 def _parse_json(line: bytes) -> Any:
@@ -92,9 +88,10 @@ def parse_row(
     Raises:
         RowError: if the row's format is not known, or a field holds an unexpected value.
     """
-    row = _as_dict(row, "the row")
+    if not isinstance(row, dict):
+        raise RowError(f"the row should be an object of named fields; got {short_repr(row)}")
     if "__key__" in row and row.get("json") is not None:  # WebDataset: the annotation is a file beside the video
-        row = {**row, **_as_dict(row["json"], "`json`")}
+        row = {**row, **_expect(row["json"], dict, "json")}
     if isinstance(row.get("video"), str) and os.path.isabs(str(row.get("path"))) and not media_folder:
         row = {**row, "video": row["path"]}
     media = _find_media(row, media_folder or folder)
@@ -112,7 +109,7 @@ def parse_row(
         "rejected": turns.get("rejected"),
         "videos": media["video"],
         "images": media["image"],
-        "source": _as_text(row["source"], "source") if isinstance(row.get("source"), str) else source,
+        "source": _expect(row["source"], str, "source") if isinstance(row.get("source"), str) else source,
         "id": identity,
         "error": None,
     }
@@ -136,7 +133,7 @@ def _find_messages(row: dict[str, Any]) -> list[dict[str, Any]]:
     if field in ANSWER_FIELDS:
         question = row.get("question") or row.get("prompt") or DEFAULT_QUESTION
         return [
-            _message("user", _as_text(question, "question"), "question"),
+            _message("user", _expect(question, str, "question"), "question"),
             _message("assistant", row[field], field),
         ]
     if field is not None:
@@ -144,7 +141,7 @@ def _find_messages(row: dict[str, Any]) -> list[dict[str, Any]]:
     if present:
         raise RowError(f"`{present[0]}` is empty: there is nothing to learn")
     if isinstance(row.get("error"), str):  # `pllava caption` could not read the video
-        raise RowError(f"there is no caption: {_as_text(row['error'], 'error')[:500]}")
+        raise RowError(f"there is no caption: {_expect(row['error'], str, 'error')[:500]}")
     raise RowError(
         "a row needs `messages`, `conversations`, `QA`, `answer`, `caption`, or `prompt`, `chosen` and `rejected`; "
         f"got the keys {str(sorted(row))[:200]}"
@@ -153,12 +150,12 @@ def _find_messages(row: dict[str, Any]) -> list[dict[str, Any]]:
 
 def _parse_question_answer_pairs(pairs: Any) -> list[dict[str, Any]]:
     """Parse VideoChat2-IT's `QA`: questions `q` and answers `a`, with an instruction `i` in the first pair."""
-    pairs = [_as_dict(pair, f"`QA[{number}]`") for number, pair in enumerate(_as_list(pairs, "QA"))]
+    pairs = [_expect(pair, dict, f"QA[{number}]") for number, pair in enumerate(_expect(pairs, list, "QA"))]
     instruction = pairs[0].get("i")
-    messages = [_message("system", _as_text(instruction, "QA[0].i"), "QA[0].i")] if instruction else []
+    messages = [_message("system", _expect(instruction, str, "QA[0].i"), "QA[0].i")] if instruction else []
     for number, pair in enumerate(pairs):
-        messages.append(_message("user", _as_text(pair.get("q") or "", f"QA[{number}].q"), f"QA[{number}].q"))
-        messages.append(_message("assistant", _as_text(pair.get("a"), f"QA[{number}].a"), f"QA[{number}].a"))
+        messages.append(_message("user", _expect(pair.get("q") or "", str, f"QA[{number}].q"), f"QA[{number}].q"))
+        messages.append(_message("assistant", _expect(pair.get("a"), str, f"QA[{number}].a"), f"QA[{number}].a"))
     return messages
 
 
@@ -167,21 +164,21 @@ def _parse_turns(turns: Any, field: str, role: str = "assistant") -> list[dict[s
     if isinstance(turns, str):
         return [_message(role, turns, field)]
     messages = []
-    for number, turn in enumerate(_as_list(turns, field)):
+    for number, turn in enumerate(_expect(turns, list, field)):
         name = f"{field}[{number}]"
-        turn = _as_dict(turn, f"`{name}`")
+        turn = _expect(turn, dict, name)
         speaker = turn.get("role") or turn.get("from")
         content = turn.get("value") if turn.get("content") is None else turn["content"]
         if speaker is None or content is None:
             raise RowError(f"`{name}` needs `role` and `content` (or `from` and `value`); got {short_repr(turn)}")
-        messages.append(_message(_as_text(speaker, f"{name}.role"), content, f"{name}.content"))
+        messages.append(_message(_expect(speaker, str, f"{name}.role"), content, f"{name}.content"))
     return messages
 
 
 def _message(role: str, content: Any, field: str) -> dict[str, Any]:
     role = LLAVA_ROLES.get(role, role)
     if not isinstance(content, list):
-        text = _as_text(content, field)
+        text = _expect(content, str, field)
         pieces = re.split(r"(<video>|<image>)\s*", text) if role == "user" else [text]
         content = [{"type": piece[1:-1]} if piece in ("<video>", "<image>") else {"text": piece} for piece in pieces]
         content = [part for part in content if part.get("text") != ""] or [{"text": ""}]
@@ -192,10 +189,10 @@ def _message(role: str, content: Any, field: str) -> dict[str, Any]:
 
 
 def _parse_part(part: Any, field: str) -> dict[str, Any]:
-    kind = _as_dict(part, f"`{field}`").get("type") or "text"
+    kind = _expect(part, dict, field).get("type") or "text"
     if kind not in ("text", *MEDIA_FIELDS):
         raise RowError(f"`{field}.type` should be text, video or image; got {short_repr(kind)}")
-    return {"type": kind, "text": _as_text(part.get("text"), f"{field}.text") if kind == "text" else None}
+    return {"type": kind, "text": _expect(part.get("text"), str, f"{field}.text") if kind == "text" else None}
 
 
 def _with_media_parts(messages: list[dict[str, Any]], media: dict[str, list]) -> list[dict[str, Any]]:
@@ -235,13 +232,13 @@ def _parse_medium(item: Any, folder: str, bounds: dict[str, float | None], field
     """Parse a path, the bytes of a file, or a dict of both, which may have its own `start` and `end`."""
     if isinstance(item, bytes | str):
         item = {"bytes" if isinstance(item, bytes) else "path": item}
-    item = _as_dict(item, f"`{field}`")
+    item = _expect(item, dict, field)
     path, content = item.get("path"), item.get("bytes")
     if not path and content is None:
         raise RowError(f"`{field}` should name a file; got {short_repr(item)}")
-    if not isinstance(content, bytes | None):
-        raise RowError(f"`{field}.bytes` should be bytes; got {short_repr(content)}")
-    if path and _as_text(path, f"{field}.path") and content is None and not is_address(path):
+    if content is not None:
+        _expect(content, bytes, f"{field}.bytes")
+    if path and _expect(path, str, f"{field}.path") and content is None and not is_address(path):
         path = os.path.join(folder, path)
     own = {key: _as_seconds(item.get(key), f"{field}.{key}") for key in bounds}
     return {"path": path, "bytes": content, **{key: bounds[key] if own[key] is None else own[key] for key in bounds}}
@@ -249,26 +246,17 @@ def _parse_medium(item: Any, folder: str, bounds: dict[str, float | None], field
 
 # --- types of fields -------------------------------------------------------------------------------------------------
 
-
-def _as_dict(value: Any, name: str) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise RowError(f"{name} should be an object of named fields; got {short_repr(value)}")
-    return value
+TYPES = {dict: "an object of named fields", list: "a list", str: "text", bytes: "bytes"}
 
 
-def _as_list(value: Any, field: str) -> list[Any]:
-    if not isinstance(value, list):
-        raise RowError(f"`{field}` should be a list; got {short_repr(value)}")
-    return value
-
-
-def _as_text(value: Any, field: str) -> str:
-    if not isinstance(value, str):
-        raise RowError(f"`{field}` should be text; got {short_repr(value)}")
-    try:
-        value.encode()
-    except UnicodeEncodeError as error:
-        raise RowError(f"`{field}` should be Unicode text; character {error.start} is a lone surrogate") from error
+def _expect(value: Any, expected: type, field: str) -> Any:
+    if not isinstance(value, expected):
+        raise RowError(f"`{field}` should be {TYPES[expected]}; got {short_repr(value)}")
+    if expected is str:
+        try:
+            value.encode()
+        except UnicodeEncodeError as error:
+            raise RowError(f"`{field}` should be Unicode text; character {error.start} is a lone surrogate") from error
     return value
 
 
