@@ -119,23 +119,16 @@ def parse_row(
 
 
 def _find_messages(row: dict[str, Any]) -> list[dict[str, Any]]:
-    fields = [
-        "QA",
-        "messages",
-        "conversations",
-        *(["prompt"] if row.get("chosen") is not None else []),
-        *ANSWER_FIELDS,
-    ]
+    """Parse the messages of the first known format whose field is in the row. New formats are added here."""
+    preference = ["prompt"] if row.get("chosen") is not None else []
+    fields = ["QA", "messages", "conversations", *preference, *ANSWER_FIELDS]
     present = [field for field in fields if row.get(field) is not None]
     field = next((field for field in present if row[field] not in ("", [])), None)
     if field == "QA":
         return _parse_question_answer_pairs(row["QA"])
     if field in ANSWER_FIELDS:
         question = row.get("question") or row.get("prompt") or DEFAULT_QUESTION
-        return [
-            _message("user", _expect(question, str, "question"), "question"),
-            _message("assistant", row[field], field),
-        ]
+        return [_text_message("user", question, "question"), _message("assistant", row[field], field)]
     if field is not None:
         return _parse_turns(row[field], field, role="user")
     if present:
@@ -152,10 +145,10 @@ def _parse_question_answer_pairs(pairs: Any) -> list[dict[str, Any]]:
     """Parse VideoChat2-IT's `QA`: questions `q` and answers `a`, with an instruction `i` in the first pair."""
     pairs = [_expect(pair, dict, f"QA[{number}]") for number, pair in enumerate(_expect(pairs, list, "QA"))]
     instruction = pairs[0].get("i")
-    messages = [_message("system", _expect(instruction, str, "QA[0].i"), "QA[0].i")] if instruction else []
+    messages = [_text_message("system", instruction, "QA[0].i")] if instruction else []
     for number, pair in enumerate(pairs):
-        messages.append(_message("user", _expect(pair.get("q") or "", str, f"QA[{number}].q"), f"QA[{number}].q"))
-        messages.append(_message("assistant", _expect(pair.get("a"), str, f"QA[{number}].a"), f"QA[{number}].a"))
+        messages.append(_text_message("user", pair.get("q") or "", f"QA[{number}].q"))
+        messages.append(_text_message("assistant", pair.get("a"), f"QA[{number}].a"))
     return messages
 
 
@@ -173,6 +166,10 @@ def _parse_turns(turns: Any, field: str, role: str = "assistant") -> list[dict[s
             raise RowError(f"`{name}` needs `role` and `content` (or `from` and `value`); got {short_repr(turn)}")
         messages.append(_message(_expect(speaker, str, f"{name}.role"), content, f"{name}.content"))
     return messages
+
+
+def _text_message(role: str, text: Any, field: str) -> dict[str, Any]:
+    return _message(role, _expect(text, str, field), field)
 
 
 def _message(role: str, content: Any, field: str) -> dict[str, Any]:

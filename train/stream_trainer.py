@@ -125,14 +125,14 @@ class StreamingMixin(PickleFreeMixin):
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         if self.is_world_process_zero():
-            self._save_model_card(Path(self.args.output_dir))
+            self._write_card(Path(self.args.output_dir))
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         super()._save(output_dir, state_dict)
         if self.args.should_save:
-            self._save_model_card(Path(output_dir or self.args.output_dir))  # in place of PEFT's
+            self._write_card(Path(output_dir or self.args.output_dir))  # in place of PEFT's
 
-    def _save_model_card(self, directory: Path) -> None:
+    def _write_card(self, directory: Path) -> None:
         card = build_trained_model_card(
             self,
             licenses=[(source.title, source.license) for source in self.sources],

@@ -209,8 +209,8 @@ def test_sources_of_known_length_need_no_weights(tmp_path, sources):
 
 
 def read_all(stream, count):
-    """The next rows and the places behind them."""
-    return [(stream.mixture.read(row)["id"], place) for row, place in islice(stream, count)]
+    """The ids of the next rows, and the cursors after them."""
+    return [(stream.mixture.read(row)["id"], cursor) for row, cursor in islice(stream, count)]
 
 
 def ids(stream, count):
@@ -218,13 +218,13 @@ def ids(stream, count):
 
 
 KINDS = {"arrow": slice(0, 1), "parquet": slice(1, 2), "webdataset": slice(2, 3), "mixture": slice(0, 3)}
-COUNTS = {"arrow": 40, "parquet": 20, "webdataset": 12, "mixture": 72, "whole rows": 72, "shards": 24}
+COUNTS = {"arrow": 40, "parquet": 20, "webdataset": 12, "mixture": 72, "streamed": 72, "shards": 24}
 COUNTS |= {"row groups": 24, "row groups and JSON": 64}
 
 
 @pytest.fixture(params=COUNTS)
 def mixture(request, sources, tmp_path):
-    """Of each kind of source alone, of all together, and of streams whose rows come whole."""
+    """Each kind of source alone, all of them together, and streamed datasets."""
     if request.param in KINDS:
         return load_sources(sources[KINDS[request.param]]), COUNTS[request.param]
     if request.param.startswith("row groups"):  # of 4, 3 and 1 rows, in which the clips are large
@@ -237,7 +237,7 @@ def mixture(request, sources, tmp_path):
     return as_mixture(rows.to_iterable_dataset(num_shards=12 if request.param == "shards" else 1)), len(ids)
 
 
-def test_a_stream_goes_on_from_any_place(mixture):
+def test_stream_resumes_from_any_cursor(mixture):
     rows, count = mixture
     whole = read_all(RowStream(rows, seed=3, buffer_size=7), count + 20)  # beyond the end of the first epoch
     for cut in range(1, count + 10, 5):
@@ -247,7 +247,7 @@ def test_a_stream_goes_on_from_any_place(mixture):
 
 
 @pytest.mark.parametrize("world_size", [2, 3, 4])
-def test_processes_share_an_epoch(mixture, world_size):
+def test_ranks_share_an_epoch(mixture, world_size):
     rows, count = mixture
     read = []
     for rank in range(world_size):
@@ -258,8 +258,8 @@ def test_processes_share_an_epoch(mixture, world_size):
 
 @pytest.mark.parametrize("mixture", [kind for kind in COUNTS if kind != "shards"], indirect=True)
 @pytest.mark.parametrize("sizes", [(2, 3), (4, 1), (3, 2, 4)])
-def test_another_number_of_processes_goes_on_without_loss(mixture, sizes):
-    """Each number of processes does a part of the epoch, the last one the rest; some processes are ahead of others."""
+def test_resuming_with_another_world_size_loses_no_row(mixture, sizes):
+    """Each world size reads a part of the epoch, the last one the rest; some ranks are ahead of others."""
     rows, count = mixture
     read, states = [], [{"place": RowStream(rows, 3, 7).place, "skipped": {"seen": 0}}]
     for number, world_size in enumerate(sizes):
@@ -276,8 +276,8 @@ def test_another_number_of_processes_goes_on_without_loss(mixture, sizes):
 
 
 @pytest.mark.parametrize("world_size", [2, 3])
-def test_the_epoch_is_right_with_another_number_of_processes(world_size):
-    """One process has seen half of an epoch, then several see a quarter."""
+def test_epoch_is_right_after_resuming_with_another_world_size(world_size):
+    """One process reads half of an epoch, then several read a quarter."""
     rows = as_mixture(Dataset.from_dict({"id": [str(n) for n in range(24)]}))
     _, before = read_all(RowStream(rows, 3, 7), 12)[-1]
     resumed = RowStream(rows, 3, 7, 0, world_size)
