@@ -175,7 +175,7 @@ def inspect_rows(
 
     inspect = partial(_inspect, processor=processor)
     results = ordered_map(inspect, tasks(), workers, PREFETCH_FACTOR * workers, CLIP_SECONDS, _lost)
-    for tokens, error in results:
+    for tokens, error in results:  # of a row; the results of its new clips follow
         row, keys, new = waiting.popleft()
         for key in new:
             clips[key] = next(results)

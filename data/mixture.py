@@ -88,7 +88,7 @@ def as_mixture(rows: Dataset | IterableDataset | Mixture) -> Mixture:
 @dataclass
 class Mixture:
     """
-    Several sources, each permuted anew each epoch, mixed at random.
+    Several sources, mixed at random. Each source is permuted again for each epoch.
 
     Args:
         parts: The sources, as [`Table`]s, [`Shards`] and [`Streamed`].
