@@ -1,1 +1,1 @@
-"""Rows of any source become conversations; mixtures, inspection and publishing of data sets."""
+"""Training data: row formats, sources, mixtures, inspection, and publishing to the Hub."""

@@ -1,4 +1,4 @@
-"""Where is this video or image? One answer for training, inspection, publishing, the cache and what is skipped."""
+"""Locate the videos and images of rows. Training, inspection and publishing share it, so they open the same files."""
 
 import os
 from dataclasses import dataclass, field
@@ -16,11 +16,9 @@ class Medium:
     A video or an image.
 
     Args:
-        name: How lists and errors call it: its path, its address without passwords and signatures, or what kind of
-            thing it is.
-        content: What is to be opened: a local path, the address of a file elsewhere, the bytes of a file, or what the
-            processor takes besides (arrays, images).
-        bounds: `start` and `end` in seconds, where a part of a video is meant.
+        name: The name in lists and errors: the path, the URL without its secrets, or the type of the content.
+        content: A local path, a URL, the bytes of a file, or what else the processor accepts (arrays, images).
+        bounds: `start` and `end` in seconds of a part of a video.
     """
 
     name: str
@@ -29,16 +27,16 @@ class Medium:
 
     @property
     def file(self) -> Path | None:
-        """The local file, or folder of frames; `None` if it is none."""
+        """The local file or folder of frames, if the content is a path."""
         return Path(self.content) if isinstance(self.content, str) and not is_address(self.content) else None
 
 
 def find_medium(item: Any) -> Medium:
     """
-    Finds a medium of a row: a path, `file://` too, an address, bytes, or a dict as the video processor takes it.
+    Locate a medium: a path, a URL (`file://` too), bytes, or a dict as the video processor accepts it.
 
     Raises:
-        ValueError: if a dict names nothing.
+        ValueError: if a dict has no content.
     """
     name, bounds = None, {}
     while isinstance(item, dict):
@@ -48,31 +46,31 @@ def find_medium(item: Any) -> Medium:
     if isinstance(item, os.PathLike):
         item = os.fspath(item)
     if isinstance(item, bytes):
-        return Medium(_name(name) if name else "<bytes>", item, bounds)
+        return Medium(_public_name(name) if name else "<bytes>", item, bounds)
     if not isinstance(item, str):
         return Medium(f"<{type(item).__name__}>", item, bounds)
-    return Medium(_name(item), _local_path(item) if item.startswith("file://") else item, bounds)
+    return Medium(_public_name(item), _local_path(item) if item.startswith("file://") else item, bounds)
 
 
-def _name(path: str) -> str:
+def _public_name(path: str) -> str:
     return public_name(path) if is_address(path) else path
 
 
-def _local_path(address: str) -> str:
+def _local_path(url: str) -> str:
     try:
-        return unquote(urlparse(address).path)
-    except ValueError:  # it is said where the file is opened
-        return address
+        return unquote(urlparse(url).path)
+    except ValueError:  # raised again, with a proper message, when the file is opened
+        return url
 
 
 def fetch(medium: Medium) -> str | bytes:
     """
-    The path or the bytes of a file; one that is elsewhere is downloaded.
+    Return the path or the bytes of a file; a URL is downloaded.
 
     Raises:
-        VideoDecodeError: if it is not there, or empty.
-        ValueError: if it is in no file.
+        VideoDecodeError: if there is no such file, or it is empty.
+        ValueError: if the content is neither a file nor bytes.
     """
     if not isinstance(medium.content, str | bytes):
-        raise ValueError(f"Features are kept for videos in files or bytes; got {medium.name}")
+        raise ValueError(f"Features are cached for videos in files or bytes; got {medium.name}")
     return resolve(medium.content).content

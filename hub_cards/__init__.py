@@ -1,1 +1,1 @@
-"""Cards: of adapters, data sets and nano."""
+"""Cards for the Hub: of published datasets, of trained models, and of nano."""

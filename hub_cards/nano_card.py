@@ -1,4 +1,4 @@
-"""nano's model card: its figures come from the files that training and evaluation write, never from a person."""
+"""nano's model card. All figures come from the files that training and evaluation write."""
 
 import json
 from pathlib import Path
@@ -7,22 +7,23 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from safetensors import safe_open
 
-TEMPLATE = Path(__file__).with_name("nano_card.md")
+# Keys of "accuracy" in evaluation.json
 MAIN, NO_VIDEO, SHUFFLED = "video", "no video", "frames shuffled"
 
 
-def write_card(checkpoint: Path, results: dict[str, Any], sections: tuple[tuple[str, ...], ...]) -> None:
-    """Writes README.md into `checkpoint` from the evaluation's `results` and the files beside it.
+def write_nano_card(checkpoint: Path, results: dict[str, Any], sections: tuple[tuple[str, ...], ...]) -> None:
+    """
+    Write README.md into the folder `checkpoint`, from its other files and the `results` of the evaluation.
 
     Args:
-        sections: The question types, as the table groups them.
+        sections: The question types, grouped as in the table.
     """
     config = json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))
     training = json.loads((checkpoint / "training.json").read_text(encoding="utf-8"))
     weights = checkpoint / "model.safetensors"
     card = ModelCard.from_template(
         card_data=_metadata(results),
-        template_path=str(TEMPLATE),
+        template_path=str(Path(__file__).with_name("nano_card.md")),
         parameters=f"{_count_parameters(weights):,}",
         megabytes=f"{weights.stat().st_size / 1e6:.1f}",
         num_frames=config["num_frames"],

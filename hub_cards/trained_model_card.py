@@ -1,4 +1,4 @@
-"""The card of a fine-tuned adapter: what it was trained from, on what, how, and what was left out."""
+"""The card of a fine-tuned model or adapter: its base model, its data, how it was trained, and what was skipped."""
 
 import os
 from pathlib import Path
@@ -12,43 +12,46 @@ import transformers
 import trl
 from huggingface_hub import ModelCard, ModelCardData
 
-from ..data.sources import Source
-
-TEMPLATE = Path(__file__).with_name("trained_model_card.md")
 LIBRARIES = (transformers, trl, peft, accelerate, datasets, torch)
 
 
-def build_card(trainer: Any, sources: list[Source], global_batch: int) -> ModelCard:
-    """The card of what `trainer` trains; its figures are those of this moment.
+def build_trained_model_card(
+    trainer: Any, licenses: list[tuple[str, str | None]], hub_datasets: list[str], global_batch_size: int
+) -> ModelCard:
+    """
+    Build the card of the model in `trainer` from the trainer's current state.
 
     Args:
-        global_batch: Examples in an optimiser step, of all processes.
+        licenses: The name of each source of training data, and its license if it is known.
+        hub_datasets: The ids of the sources that are datasets on the Hub.
+        global_batch_size: Examples in an optimizer step, of all processes.
     """
     args, config = trainer.args, trainer.model.config
     base = config.name_or_path or "unknown"
+    name = args.hub_model_id or Path(args.output_dir).name
     adapter = getattr(trainer.model, "active_peft_config", None)
-    last = next((entry for entry in reversed(trainer.state.log_history) if "loss" in entry), {})
+    last_log = next((entry for entry in reversed(trainer.state.log_history) if "loss" in entry), {})
     return ModelCard.from_template(
         card_data=ModelCardData(
             base_model=None if os.path.isdir(base) else base,
             library_name="transformers" if adapter is None else "peft",
             pipeline_tag="video-text-to-text",
             tags=["pllava", "lora", "trl", trainer._name.lower()] if adapter else ["pllava", "trl"],
-            datasets=[source.path for source in sources if not source.files] or None,
+            datasets=hub_datasets or None,
         ),
-        template_path=str(TEMPLATE),
-        name=(args.hub_model_id or Path(args.output_dir).name).split("/")[-1],
-        repository=args.hub_model_id or Path(args.output_dir).name,
+        template_path=str(Path(__file__).with_name("trained_model_card.md")),
+        name=name.split("/")[-1],
+        repository=name,
         base=base,
         adapter=adapter,
         args=args,
-        global_batch=global_batch,
+        global_batch_size=global_batch_size,
         num_frames=config.num_frames,
         pooling_shape=" x ".join(map(str, config.pooling_shape)),
         sampling=trainer.loader.collator.sampling,
         steps=trainer.state.global_step,
-        loss=last.get("loss"),
-        losses={source: last.get(f"loss/{source.title}") for source in sources},
+        loss=last_log.get("loss"),
+        data=[(source, last_log.get(f"loss/{source}"), license) for source, license in licenses],
         skipped=trainer.loader.skipped.state_dict(),
         versions={library.__name__: library.__version__ for library in LIBRARIES},
     )

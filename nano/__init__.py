@@ -1,1 +1,1 @@
-"""A small synthetic video world, and the small PLLaVA that learns it and ships with the project."""
+"""A small synthetic video world, and the small PLLaVA that is trained on it and ships with the project."""

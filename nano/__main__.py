@@ -15,11 +15,11 @@ TRAIN_SEED, HELD_OUT_SEED = 0, 1
 
 @app.command()
 def render(
-    directory: Annotated[Path, typer.Argument(help="Gets clips/*.mp4 and questions.jsonl.")],
+    directory: Annotated[Path, typer.Argument(help="The folder for clips/*.mp4 and questions.jsonl.")],
     clips: Annotated[int, typer.Option(min=1, help="How many clips.")] = 100,
     seed: Seed = HELD_OUT_SEED,
 ) -> None:
-    """Render clips of the synthetic world, and what can be asked about them."""
+    """Render clips of the synthetic world, with all questions about them."""
     from .data import render
 
     typer.echo(f"Wrote {render(directory, clips, seed)}")
@@ -27,16 +27,14 @@ def render(
 
 @app.command()
 def train(
-    output: Annotated[Path, typer.Option(help="Where the merged checkpoint goes.")] = Path("nano/checkpoint"),
-    work: Annotated[Path, typer.Option(help="For the training clips and what is between the stages.")] = Path(
-        "nano-training"
-    ),
-    clips: Annotated[int, typer.Option(min=1, help="Training clips to render, unless WORK has them.")] = 12_000,
+    output: Annotated[Path, typer.Option(help="The folder for the merged checkpoint.")] = Path("nano/checkpoint"),
+    work: Annotated[Path, typer.Option(help="The folder for training clips and stage 1.")] = Path("nano-training"),
+    clips: Annotated[int, typer.Option(min=1, help="Training clips to render, unless WORK has some.")] = 12_000,
     image_steps: Annotated[int, typer.Option(min=1, help="Steps of 64 images, stage 1.")] = 1500,
     video_steps: Annotated[int, typer.Option(min=1, help="Steps of 16 videos, stage 2.")] = 7500,
     seed: Seed = TRAIN_SEED,
 ) -> None:
-    """Train the checkpoint that ships with the project, from nothing."""
+    """Train the checkpoint that ships with the project from scratch."""
     with said_without_traceback("train"):
         from .train import train
 
@@ -49,7 +47,7 @@ def evaluate(
     clips: Annotated[int, typer.Option(min=1, help="Held-out clips.")] = 1000,
     seed: Seed = HELD_OUT_SEED,
 ) -> None:
-    """Measure the accuracy on held-out clips, with and without the video, and write it into the checkpoint's card."""
+    """Measure the accuracy on held-out clips, with and without the video, and write it to the checkpoint's card."""
     with said_without_traceback("eval"):
         from .evaluate import evaluate
 
@@ -58,7 +56,7 @@ def evaluate(
 
 @app.command()
 def demo(seed: Seed = 12) -> None:
-    """Caption a clip that the training never saw, and ask everything that can be asked about it."""
+    """Caption a clip that nano was not trained on, and answer all questions about it."""
     from .demo import demo
 
     demo(seed)

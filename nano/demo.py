@@ -1,4 +1,4 @@
-"""What `make demo` runs: a clip that the training never saw, its caption, and all that can be asked about it."""
+"""The demo of `make demo`: nano captions a clip that it was not trained on, and answers all questions about it."""
 
 import json
 from pathlib import Path
@@ -13,28 +13,27 @@ CLIP = Path("demo.mp4")
 
 
 def demo(seed: int) -> None:
-    """Renders demo.mp4 and prints nano's answers beside the right ones."""
-    # The first clip of this seed's world with three shapes, so that there is something to tell apart
+    """Render demo.mp4, and print nano's answers next to the correct ones."""
+    # The seed's first clip with three shapes, so that there are shapes to tell apart
     index = next(i for i in range(1000) if len(questions.clip(seed, i)[0].actors) == 3)
-    scene, asked = questions.clip(seed, index)
+    scene, rows = questions.clip(seed, index)
     drawing.write_clip(CLIP, drawing.draw(scene))
     seconds = world.NUM_FRAMES / world.FPS
-    print(f"Rendered {CLIP}: {seconds:.0f} seconds of a world of moving shapes, a clip that the training never saw.\n")
+    print(f"Rendered {CLIP}: {seconds:.0f} seconds of a world of moving shapes. nano was not trained on this clip.\n")
 
     model, processor = AutoModelForImageTextToText.from_pretrained(NANO), AutoProcessor.from_pretrained(NANO)
     pipe = pipeline("video-text-to-text", model, processor=processor)
-    answers = pipe([str(CLIP)] * len(asked), [row["question"] for row in asked], batch_size=len(asked))
-    right = 0
-    for row, answer in reversed(list(zip(asked, answers, strict=True))):
+    answers = pipe([str(CLIP)] * len(rows), [row["question"] for row in rows], batch_size=len(rows))
+    correct = 0
+    for row, answer in reversed(list(zip(rows, answers, strict=True))):
         text = answer[0]["generated_text"].strip()
-        right += text == row["answer"]
+        correct += text == row["answer"]
         print(f"  {row['question']}\n    {text}" + ("" if text == row["answer"] else f"   (wrong: {row['answer']})"))
-    print(f"\n{right} of {len(asked)} answers are exactly right.")
-    # One clip is no measure of a model
+    print(f"\n{correct} of {len(rows)} answers are exactly right.")
     results = json.loads((Path(NANO) / "evaluation.json").read_text(encoding="utf-8"))
     mean, captions = (results["accuracy"][MAIN][kind] for kind in ("mean", "caption"))
     print(f"On {results['clips']} held-out clips: {mean:.0f} % of the answers, {captions:.0f} % of the captions.")
-    print("Now ask your own:\n")
+    print("Now ask your own questions:\n")
     print(f'  pllava chat {CLIP} "Where is the {scene.actors[0].name}?"')
     print(f"  pllava chat {CLIP}          # a conversation")
-    print("  pllava chat your.mp4 --model path/or/hub-id   # a checkpoint that has seen the real world\n")
+    print("  pllava chat your.mp4 --model path/or/hub-id   # with a checkpoint that was trained on real videos\n")

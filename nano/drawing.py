@@ -1,4 +1,4 @@
-"""From a scene to pixels and to an mp4 file."""
+"""Draw scenes of nano's world as frames, and encode frames as mp4 files."""
 
 from fractions import Fraction
 from pathlib import Path
@@ -11,12 +11,12 @@ from .world import COLOURS, FPS, NUM_FRAMES, RADIUS, SIZE, Actor, Scene
 
 
 def draw(scene: Scene) -> np.ndarray:
-    """The scene's frames, `(NUM_FRAMES, SIZE, SIZE, 3)` uint8 RGB."""
+    """Draw all frames of a scene, `(NUM_FRAMES, SIZE, SIZE, 3)` uint8 RGB."""
     return np.stack([draw_frame(scene, frame) for frame in range(NUM_FRAMES)])
 
 
 def draw_frame(scene: Scene, frame: int) -> np.ndarray:
-    """One frame, `(SIZE, SIZE, 3)` uint8 RGB."""
+    """Draw one frame of a scene, `(SIZE, SIZE, 3)` uint8 RGB."""
     image = Image.new("RGB", (SIZE, SIZE), (scene.ground,) * 3)
     canvas = ImageDraw.Draw(image)
     for actor in scene.actors:
@@ -39,15 +39,15 @@ def _draw_shape(canvas: ImageDraw.ImageDraw, actor: Actor, x: float, y: float) -
 
 
 def write_clip(path: Path, frames: np.ndarray) -> None:
-    """Encodes `(frames, height, width, 3)` uint8 RGB as an H.264 mp4."""
+    """Encode `(frames, height, width, 3)` uint8 RGB as an H.264 mp4. The same frames give the same bytes."""
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264", rate=FPS, options={"crf": "18", "preset": "veryfast"})
         stream.height, stream.width = frames.shape[1:3]
         stream.pix_fmt = "yuv420p"
         stream.codec_context.time_base = Fraction(1, FPS)
-        stream.codec_context.thread_count = 1  # a clip is too small to share out
+        stream.codec_context.thread_count = 1  # the frames are too small for more
         for frame in frames:
-            # Converted here: left to the encoder, the same frames give files that differ by a few bytes each time
+            # The encoder's own conversion to yuv420p differs by a few bytes from run to run
             picture = av.VideoFrame.from_ndarray(frame, format="rgb24").reformat(format=stream.pix_fmt)
             container.mux(stream.encode(picture))
         container.mux(stream.encode())

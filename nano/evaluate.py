@@ -1,6 +1,4 @@
-"""
-Held-out accuracy of nano for each type of question, with the controls that show whether it needs the video at all.
-"""
+"""Measure nano's accuracy on held-out clips, with controls that show whether it needs the video."""
 
 import json
 from pathlib import Path
@@ -14,11 +12,12 @@ from .. import load_model, model_path
 from ..eval import PLAIN, LocalModel, Variant, load_benchmark, load_prompts
 from ..eval import evaluate as run_benchmark
 from ..files import read_lines, replace_file, to_lines
-from ..hub_cards.nano_card import MAIN, NO_VIDEO, SHUFFLED, write_card
-from . import questions, world
+from ..hub_cards.nano_card import MAIN, NO_VIDEO, SHUFFLED, write_nano_card
 from .data import render
+from .questions import ORDERED_TYPES, TYPES, UNORDERED_TYPES, clip
+from .world import MOTIONS
 
-WAYS = {
+VARIANTS = {
     MAIN: PLAIN,
     NO_VIDEO: Variant("no_video", control="no_video"),
     SHUFFLED: Variant("shuffled", control="shuffled"),
@@ -27,7 +26,7 @@ WAYS = {
 
 def evaluate(model_name: str, clips: int, seed: int) -> None:
     """
-    Asks one question of each type about each of `clips` held-out clips, and writes `evaluation.json` and the card into
+    Ask one question of each type about each of `clips` held-out clips, and write `evaluation.json` and the card into
     the checkpoint's folder.
     """
     path = Path(model_path(model_name))
@@ -36,26 +35,25 @@ def evaluate(model_name: str, clips: int, seed: int) -> None:
         rows_file = render(Path(directory), clips, seed)
         rows = one_of_each_type(read_lines(rows_file))
         replace_file(rows_file, to_lines(rows))
-        benchmark = load_benchmark("nano", load_prompts())
-        found = run_benchmark(benchmark, model, directory, Path(directory, "results"), list(WAYS.values()), seed=seed)
+        benchmark, variants = load_benchmark("nano", load_prompts()), list(VARIANTS.values())
+        metrics = run_benchmark(benchmark, model, directory, Path(directory, "results"), variants, seed=seed)
+    moving = [len(clip(seed, index)[0].acting(*MOTIONS)) for index in range(clips)]
     results = {
         "clips": clips,
         "seed": seed,
-        "questions": {kind: sum(row["type"] == kind for row in rows) for kind in (*world.TYPES, "caption")},
-        "clips_with_two_moving_shapes": sum(
-            len(questions.clip(seed, index)[0].acting(*world.MOTIONS)) > 1 for index in range(clips)
-        ),
+        "questions": {kind: sum(row["type"] == kind for row in rows) for kind in (*TYPES, "caption")},
+        "clips_with_two_moving_shapes": sum(count > 1 for count in moving),
         "chance": {kind: 100 / choices for kind, choices in benchmark.choices.items()},
-        "accuracy": {name: accuracy(found[way.name]["per_task"]) for name, way in WAYS.items()},
-        "time": found[PLAIN.name]["time"],
+        "accuracy": {name: accuracy(metrics[variant.name]["per_task"]) for name, variant in VARIANTS.items()},
+        "time": metrics[PLAIN.name]["time"],
     }
     replace_file(path / "evaluation.json", json.dumps(results, indent=2) + "\n")
-    write_card(path, results, (world.ORDERED_TYPES, world.UNORDERED_TYPES))
+    write_nano_card(path, results, (ORDERED_TYPES, UNORDERED_TYPES))
     print(json.dumps(results, indent=2))
 
 
 def one_of_each_type(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The first of each clip's questions of a type, which are in a random order: a clip counts once for each type."""
+    """Keep the first question of each type about a clip (their order is random), so that clips count equally."""
     first: dict[tuple[str, str], dict[str, Any]] = {}
     for row in rows:
         first.setdefault((row["video"], row["type"]), row)
@@ -63,6 +61,6 @@ def one_of_each_type(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def accuracy(per_task: dict[str, dict[str, Any]]) -> dict[str, float]:
-    """Per cent of exact answers for each type, and "mean": over the types of question, captions apart."""
-    percent = {kind: 100 * per_task[kind]["accuracy"] for kind in (*world.TYPES, "caption") if kind in per_task}
-    return {**percent, "mean": fmean(percent[kind] for kind in world.TYPES if kind in percent)}
+    """Return the percentage of exact answers for each type, and the "mean" of all types but captions."""
+    percent = {kind: 100 * per_task[kind]["accuracy"] for kind in (*TYPES, "caption") if kind in per_task}
+    return {**percent, "mean": fmean(percent[kind] for kind in TYPES if kind in percent)}

@@ -1,6 +1,4 @@
-"""
-nano's tokenizer: byte-level BPE, so that any text can be typed in, trained until every word of the world is one token.
-"""
+"""nano's tokenizer: byte-level BPE that accepts any text, and encodes each word of nano's world as one token."""
 
 from collections.abc import Iterable
 
@@ -12,7 +10,7 @@ VOCABULARY_SIZE = 512
 
 
 def train_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
-    """Learns the merges from `texts`; the result pads on the left and ends an answer with `</s>`."""
+    """Train the tokenizer on `texts`. It pads on the left, and `</s>` ends an answer."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()

@@ -11,7 +11,7 @@ from transformers import ProgressCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from ..data.sources import Source
-from ..hub_cards.trained_model_card import build_card
+from ..hub_cards.trained_model_card import build_trained_model_card
 from .callbacks import EpochCallback, GradientNorms, StreamProgressCallback, Throughput, global_batch_size
 from .loader.stream import StreamLoader, deal_anew
 from .saving import PickleFreeMixin, check_output_dir, last_checkpoint, steps_done
@@ -125,15 +125,21 @@ class StreamingMixin(PickleFreeMixin):
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         if self.is_world_process_zero():
-            build_card(self, self.sources, global_batch_size(self.args)).save(Path(self.args.output_dir) / "README.md")
+            self._write_card(Path(self.args.output_dir))
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         super()._save(output_dir, state_dict)
         if self.args.should_save:
-            directory = Path(output_dir or self.args.output_dir)
-            build_card(self, self.sources, global_batch_size(self.args)).save(
-                directory / "README.md"
-            )  # in place of PEFT's
+            self._write_card(Path(output_dir or self.args.output_dir))  # in place of PEFT's
+
+    def _write_card(self, directory: Path) -> None:
+        card = build_trained_model_card(
+            self,
+            licenses=[(source.title, source.license) for source in self.sources],
+            hub_datasets=[source.path for source in self.sources if not source.files],
+            global_batch_size=global_batch_size(self.args),
+        )
+        card.save(directory / "README.md")
 
     # --- figures ---
 

@@ -1,4 +1,4 @@
-"""Readers of video instructions, their mixtures, and the stream that training reads them in."""
+"""Sources of training data, their mixtures, and the stream in which training reads them."""
 
 import importlib.util
 import io
@@ -17,7 +17,7 @@ import pytest
 from datasets import Dataset
 from transformers import TrainerState
 
-from pllava.data import row_formats as rows
+from pllava.data import row_formats
 from pllava.data.mixture import as_mixture, load_sources
 from pllava.data.sources import Source, load_source
 from pllava.train.callbacks import EpochCallback
@@ -67,7 +67,7 @@ ROWS = {
 
 @pytest.mark.parametrize("row", ROWS.values(), ids=ROWS)
 @pytest.mark.parametrize("suffix", ["json", "jsonl"])
-def test_rows_of_json(tmp_path, row, suffix):
+def test_json_rows_of_all_formats(tmp_path, row, suffix):
     file = tmp_path / f"train.{suffix}"
     file.write_text(json.dumps([row]) if suffix == "json" else json.dumps(row) + "\n")
     (read,) = load_source(Source(str(file)))
@@ -77,7 +77,7 @@ def test_rows_of_json(tmp_path, row, suffix):
     assert (read["source"], read["id"], read["images"]) == ("train", f"train.{suffix}#0", [])
 
 
-def test_an_instruction_leads_and_a_caption_needs_no_question(tmp_path):
+def test_videochat2_instruction_comes_first_and_questions_may_be_empty(tmp_path):
     rows = [
         {"video": "a.mp4", "QA": [{"i": "Look.", "q": "", "a": ANSWER}, {"i": "Not this.", "q": "Why?", "a": "No."}]},
         {"image": "b.jpg", "QA": [{"q": QUESTION, "a": ANSWER}], "start": 1, "end": 2.5},
@@ -120,7 +120,7 @@ def embedded(count, first=0, clip_bytes=0):
 
 
 @pytest.mark.parametrize("suffix", WRITERS)
-def test_embedded_videos_are_streamed_undecoded(tmp_path, suffix):
+def test_embedded_videos_stay_bytes(tmp_path, suffix):
     for shard in range(3):
         WRITERS[suffix](tmp_path / f"part-{shard}.{suffix}", embedded(5, first=5 * shard))
     rows = load_source(Source(str(tmp_path / f"*.{suffix}"), name="mine"))
@@ -130,7 +130,7 @@ def test_embedded_videos_are_streamed_undecoded(tmp_path, suffix):
     assert turns(read[7]) == [("user", "What moves in 7?"), ("assistant", ANSWER)] and read[7]["source"] == "mine"
 
 
-def test_a_tar_of_clips_and_captions(tmp_path):
+def test_webdataset_of_clips_and_captions(tmp_path):
     with tarfile.open(tmp_path / "a.tar", "w") as tar:
         for name, content in {"1.mp4": b"clip", "1.txt": b"A bar moves."}.items():
             info = tarfile.TarInfo(name)
@@ -140,24 +140,24 @@ def test_a_tar_of_clips_and_captions(tmp_path):
     assert turns(row)[1] == ("assistant", "A bar moves.") and row["videos"][0]["bytes"] == b"clip"
 
 
-def test_a_changed_file_is_read_anew(tmp_path):
+def test_changed_file_is_not_read_from_the_cache(tmp_path):
     file = tmp_path / "a.jsonl"
     for answer in ("one", "two"):
         file.write_text(json.dumps({"question": QUESTION, "answer": answer}))
         assert turns(load_source(Source(str(file)))[0])[1] == ("assistant", answer)
 
 
-def test_an_edited_reader_is_not_served_rows_of_the_old_one(tmp_path, monkeypatch):
+def test_cached_rows_are_parsed_again_after_a_change_of_the_parser(tmp_path, monkeypatch):
     (tmp_path / "a.jsonl").write_text(json.dumps({"caption": ANSWER}))
     source = Source(str(tmp_path / "a.jsonl"))
-    assert turns(load_source(source)[0])[0] == ("user", rows.DESCRIBE)
+    assert turns(load_source(source)[0])[0] == ("user", row_formats.DEFAULT_QUESTION)
     edited = tmp_path / "edited.py"
-    edited.write_text(Path(rows.__file__).read_text().replace(rows.DESCRIBE, "What is shown?"))
+    edited.write_text(Path(row_formats.__file__).read_text().replace(row_formats.DEFAULT_QUESTION, "What is shown?"))
     spec = importlib.util.spec_from_file_location("pllava.data.edited", edited)
     module = importlib.util.module_from_spec(spec)
     monkeypatch.setitem(sys.modules, spec.name, module)
     spec.loader.exec_module(module)
-    monkeypatch.setattr("pllava.data.sources.read_conversation", module.read_conversation)
+    monkeypatch.setattr("pllava.data.sources.try_parse_row", module.try_parse_row)
     assert turns(load_source(source)[0])[0] == ("user", "What is shown?")
 
 
@@ -185,13 +185,13 @@ def one_epoch(mixture, number=0):
     return [(row["source"], row["id"]) for row in rows]
 
 
-def test_a_mixture_has_each_row_once(sources):
+def test_mixture_contains_each_row_once(sources):
     mixture = load_sources(sources)
     read = Counter(one_epoch(mixture))
     assert mixture.length is None and len(read) == 40 + 20 + 12 and set(read.values()) == {1}
 
 
-def test_weights_are_shares(sources):
+def test_weights_are_sampling_proportions(sources):
     counts = Counter(source for source, _ in one_epoch(load_sources(sources, stopping_strategy="all_exhausted")))
     assert counts["large"] > 1.3 * counts["parquet"] > 1.3 * counts["tar"] > 0
 
@@ -209,8 +209,8 @@ def test_sources_of_known_length_need_no_weights(tmp_path, sources):
 
 
 def read_all(stream, count):
-    """The next rows and the places behind them."""
-    return [(stream.mixture.read(row)["id"], place) for row, place in islice(stream, count)]
+    """The ids of the next rows, and the cursors after them."""
+    return [(stream.mixture.read(row)["id"], cursor) for row, cursor in islice(stream, count)]
 
 
 def ids(stream, count):
@@ -218,13 +218,13 @@ def ids(stream, count):
 
 
 KINDS = {"arrow": slice(0, 1), "parquet": slice(1, 2), "webdataset": slice(2, 3), "mixture": slice(0, 3)}
-COUNTS = {"arrow": 40, "parquet": 20, "webdataset": 12, "mixture": 72, "whole rows": 72, "shards": 24}
+COUNTS = {"arrow": 40, "parquet": 20, "webdataset": 12, "mixture": 72, "streamed": 72, "shards": 24}
 COUNTS |= {"row groups": 24, "row groups and JSON": 64}
 
 
 @pytest.fixture(params=COUNTS)
 def mixture(request, sources, tmp_path):
-    """Of each kind of source alone, of all together, and of streams whose rows come whole."""
+    """Each kind of source alone, all of them together, and streamed datasets."""
     if request.param in KINDS:
         return load_sources(sources[KINDS[request.param]]), COUNTS[request.param]
     if request.param.startswith("row groups"):  # of 4, 3 and 1 rows, in which the clips are large
@@ -237,7 +237,7 @@ def mixture(request, sources, tmp_path):
     return as_mixture(rows.to_iterable_dataset(num_shards=12 if request.param == "shards" else 1)), len(ids)
 
 
-def test_a_stream_goes_on_from_any_place(mixture):
+def test_stream_resumes_from_any_cursor(mixture):
     rows, count = mixture
     whole = read_all(RowStream(rows, seed=3, buffer_size=7), count + 20)  # beyond the end of the first epoch
     for cut in range(1, count + 10, 5):
@@ -247,7 +247,7 @@ def test_a_stream_goes_on_from_any_place(mixture):
 
 
 @pytest.mark.parametrize("world_size", [2, 3, 4])
-def test_processes_share_an_epoch(mixture, world_size):
+def test_ranks_share_an_epoch(mixture, world_size):
     rows, count = mixture
     read = []
     for rank in range(world_size):
@@ -258,8 +258,8 @@ def test_processes_share_an_epoch(mixture, world_size):
 
 @pytest.mark.parametrize("mixture", [kind for kind in COUNTS if kind != "shards"], indirect=True)
 @pytest.mark.parametrize("sizes", [(2, 3), (4, 1), (3, 2, 4)])
-def test_another_number_of_processes_goes_on_without_loss(mixture, sizes):
-    """Each number of processes does a part of the epoch, the last one the rest; some processes are ahead of others."""
+def test_resuming_with_another_world_size_loses_no_row(mixture, sizes):
+    """Each world size reads a part of the epoch, the last one the rest; some ranks are ahead of others."""
     rows, count = mixture
     read, states = [], [{"place": RowStream(rows, 3, 7).place, "skipped": {"seen": 0}}]
     for number, world_size in enumerate(sizes):
@@ -276,8 +276,8 @@ def test_another_number_of_processes_goes_on_without_loss(mixture, sizes):
 
 
 @pytest.mark.parametrize("world_size", [2, 3])
-def test_the_epoch_is_right_with_another_number_of_processes(world_size):
-    """One process has seen half of an epoch, then several see a quarter."""
+def test_epoch_is_right_after_resuming_with_another_world_size(world_size):
+    """One process reads half of an epoch, then several read a quarter."""
     rows = as_mixture(Dataset.from_dict({"id": [str(n) for n in range(24)]}))
     _, before = read_all(RowStream(rows, 3, 7), 12)[-1]
     resumed = RowStream(rows, 3, 7, 0, world_size)
@@ -292,7 +292,7 @@ def test_the_epoch_is_right_with_another_number_of_processes(world_size):
     assert state.epoch == 0.75
 
 
-def test_a_global_batch_does_not_depend_on_the_number_of_processes(sources):
+def test_global_batch_does_not_depend_on_world_size(sources):
     def batches(world_size):
         size = 4 // world_size
         streams = [iter(RowStream(rows, 3, 7, rank, world_size)) for rank in range(world_size)]
@@ -312,12 +312,12 @@ def bytes_read():
 
 
 @pytest.mark.parametrize(
-    ("world_size", "buffer_size", "held"),
+    ("world_size", "buffer_size", "block_bytes"),
     [(1, 4000, 10**9), (1, 30, 10**9), (1, 4000, 600_000), (2, 4000, 10**9), (4, 30, 10**9)],
 )
-def test_a_row_group_is_read_once_by_one_process(tmp_path, monkeypatch, world_size, buffer_size, held):
-    """Four groups of 100 rows, as `datasets` writes them, with blocks that are larger and smaller than a group."""
-    monkeypatch.setattr(stream, "GROUP_BYTES", held)
+def test_row_group_is_read_once_by_one_rank(tmp_path, monkeypatch, world_size, buffer_size, block_bytes):
+    """Four groups of 100 rows, as `datasets` writes them, with blocks larger and smaller than a group."""
+    monkeypatch.setattr(stream, "GROUP_BYTES", block_bytes)
     file = tmp_path / "one.parquet"
     write_parquet(file, embedded(400, clip_bytes=20_000), row_group_size=100)
     mixture, read = load_sources([Source(str(file))]), []
@@ -329,8 +329,8 @@ def test_a_row_group_is_read_once_by_one_process(tmp_path, monkeypatch, world_si
 
 
 @pytest.mark.parametrize(("rows", "exact"), [([120, 120], True), ([137], False), ([110, 120, 130], False)], ids=str)
-def test_processes_have_equally_many_rows_of_unequal_row_groups(tmp_path, rows, exact):
-    """Each row once in an epoch: groups of 100 rows, and what is left of each file."""
+def test_ranks_have_equally_many_rows_of_unequal_row_groups(tmp_path, rows, exact):
+    """Each file has groups of 100 rows, and a smaller last group."""
     examples = embedded(sum(rows), clip_bytes=5_000)
     for number, count in enumerate(rows):
         part, examples = examples[:count], examples[count:]
@@ -344,8 +344,8 @@ def test_processes_have_equally_many_rows_of_unequal_row_groups(tmp_path, rows, 
     assert counts[0] > 0.4 * sum(rows) and (counts[0] == counts[1] or not exact)
 
 
-def test_a_process_reads_the_members_of_its_own_rows_only(tmp_path):
-    """Of one tar file, mixed with JSON, which has no shard for each process."""
+def test_rank_reads_only_the_tar_members_of_its_own_rows(tmp_path):
+    """One tar file, mixed with JSON, cannot be divided into shards for each rank."""
     file = tmp_path / "one.tar"
     write_tar(file, embedded(80, clip_bytes=100_000))
     (tmp_path / "rows.jsonl").write_text(json.dumps({"question": QUESTION, "answer": ANSWER}))
@@ -356,7 +356,7 @@ def test_a_process_reads_the_members_of_its_own_rows_only(tmp_path):
         assert (bytes_read() - before) / file.stat().st_size < 0.4  # an eighth, and the headers of all
 
 
-def test_a_damaged_row_group_costs_its_own_rows_only(tmp_path):
+def test_damaged_row_group_loses_only_its_own_rows(tmp_path):
     file = tmp_path / "a.parquet"
     write_parquet(file, embedded(40, clip_bytes=20_000), row_group_size=10)
     column = pq.read_metadata(file).row_group(2).column(2)
@@ -373,8 +373,8 @@ def test_a_damaged_row_group_costs_its_own_rows_only(tmp_path):
     assert sorted(lost) == list(range(20, 30))
 
 
-def test_every_epoch_has_another_order(mixture):
-    """Of 12 to 72 rows in batches of 2, one in 6 to 36 keeps its batch by chance."""
+def test_epochs_have_different_orders(mixture):
+    """Of 12 to 72 rows in batches of 2, one in 6 to 36 stays in its batch by chance."""
     rows, count = mixture
     read = ids(RowStream(rows, seed=3, buffer_size=4000), 5 * count)
     epochs = [read[start : start + count] for start in range(0, 5 * count, count)]
@@ -385,7 +385,7 @@ def test_every_epoch_has_another_order(mixture):
 
 
 def test_sorted_shards_are_mixed(tmp_path):
-    """Ten shards of a task each: all tasks are among the first rows."""
+    """Of ten shards with one task each, all tasks are among the first rows."""
     for task in range(10):
         write_parquet(tmp_path / f"{task}.parquet", embedded(60, first=1000 * task))
     first = ids(RowStream(load_sources([Source(str(tmp_path))]), seed=3, buffer_size=4000), 60)
@@ -393,7 +393,7 @@ def test_sorted_shards_are_mixed(tmp_path):
 
 
 def test_sorted_row_groups_are_mixed(tmp_path, monkeypatch):
-    """Ten files of a task each, in row groups so large that a block holds less than two of them."""
+    """Ten files with one task each, in row groups so large that a block holds less than two of them."""
     monkeypatch.setattr(stream, "GROUP_BYTES", 1_500_000)
     for task in range(10):
         write_parquet(tmp_path / f"{task}.parquet", embedded(50, 1000 * task, clip_bytes=20_000), row_group_size=50)
@@ -401,7 +401,7 @@ def test_sorted_row_groups_are_mixed(tmp_path, monkeypatch):
     assert len({int(name) // 1000 for name in first}) == 10
 
 
-def test_no_rows_are_an_error(tmp_path):
+def test_source_without_rows_is_an_error(tmp_path):
     write_parquet(tmp_path / "a.parquet", embedded(1))
     empty = load_source(Source(str(tmp_path / "a.parquet"))).filter(lambda row: False)
     with pytest.raises(ValueError, match="have no rows"):
@@ -411,7 +411,7 @@ def test_no_rows_are_an_error(tmp_path):
         load_sources([Source(str(tmp_path / "a.jsonl"))])
 
 
-def test_files_are_found_in_folders(tmp_path):
+def test_load_source_searches_folders(tmp_path):
     (tmp_path / "deep").mkdir()
     (tmp_path / "deep" / "a.jsonl").write_text(json.dumps({"question": QUESTION, "answer": ANSWER, "video": "b.mp4"}))
     (row,) = load_source(Source(str(tmp_path)))

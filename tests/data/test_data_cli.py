@@ -1,8 +1,9 @@
-"""`pllava data`: what is wrong with data is found as training finds it, and what is pushed can be trained on."""
+"""`pllava data`: inspection finds the problems that training finds, and published data can be trained on."""
 
 import json
 import os
 import tarfile
+import time
 import tracemalloc
 from pathlib import Path
 
@@ -19,14 +20,15 @@ from video_files import moving_frames, white_png, write_video
 from pllava.data import inspection
 from pllava.data.inspection import format_problem, inspect_source
 from pllava.data.inspection_report import format_reports
-from pllava.data.publishing import Split, kept_rows, write_shards
+from pllava.data.publishing import Split, usable_rows, write_shards
 from pllava.data.row_formats import FEATURES
 from pllava.data.sources import Source, load_source
 from pllava.train.loader.collator import VideoChatCollator
 from pllava.train.loader.skipped import Skipped, SkippedExamples, read_skipped
+from pllava.video_decoding_pllava import load_frames
 from pllava_cli import app
 
-BAD = {  # names of broken files, and a word of what is said about each
+BAD = {  # names of broken files, and a part of the error
     "missing.mp4": "no such file",
     "empty.mp4": "empty",
     "text.mp4": "no video",
@@ -45,7 +47,7 @@ def _own_cache(tmp_path, monkeypatch):
 
 @pytest.fixture(scope="module")
 def media(clips, tmp_path_factory):
-    """A folder with the clips, an image, and the broken files, save for the missing one."""
+    """A folder with the clips, an image, and the broken files but the missing one."""
     folder = tmp_path_factory.mktemp("media")
     for clip in clips:
         (folder / clip.name).symlink_to(clip)
@@ -82,7 +84,7 @@ def run(*command, **environment):
 # --- inspect ---------------------------------------------------------------------------------------------------------
 
 
-def test_figures_are_those_of_the_clips_and_of_what_the_collator_makes(processor, media, tmp_path):
+def test_inspection_measures_clips_and_counts_the_collator_s_tokens(processor, media, tmp_path):
     rows = [
         asked("0.mp4"),
         asked("1.mp4", "What happens? " * 9),
@@ -108,7 +110,7 @@ def test_figures_are_those_of_the_clips_and_of_what_the_collator_makes(processor
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_what_is_reported_is_what_the_collator_passes_over(processor, media, tmp_path, workers):
+def test_inspection_reports_the_rows_that_the_collator_skips(processor, media, tmp_path, workers):
     (media / "frames").mkdir(exist_ok=True)
     Image.new("RGB", (60, 50)).save(media / "frames" / "1.png")
     names = [*BAD, "0.mp4", "frames", "front.mp4", "end.mp4"]
@@ -124,7 +126,7 @@ def test_what_is_reported_is_what_the_collator_passes_over(processor, media, tmp
     assert report.summary()["missing"] == 2 and report.summary()["unreadable"] == len(BAD) - 1 + 3
 
 
-def test_clips_in_a_web_dataset_and_preferences(processor, clips, tmp_path):
+def test_inspection_of_a_webdataset_with_preferences(processor, clips, tmp_path):
     answers = {"chosen": "A much longer answer than the other.", "rejected": "No."}
     with tarfile.open(tmp_path / "shard.tar", "w") as tar:
         for number, clip in enumerate(clips):
@@ -143,7 +145,7 @@ def test_clips_in_a_web_dataset_and_preferences(processor, clips, tmp_path):
     assert set(report.tokens) == {len(VideoChatCollator(processor).encode(longest)["input_ids"])}
 
 
-def test_the_command_names_each_bad_clip_and_writes_all_figures(media, tmp_path):
+def test_inspect_command_lists_bad_clips_and_writes_reports(media, tmp_path):
     good = write_rows(tmp_path / "good.jsonl", [asked("0.mp4"), asked("2.mp4")])
     rows = [*map(asked, (*BAD, "missing.mp4", "1.mp4")), {"video": "1.mp4", "answer": ""}]
     bad = write_rows(tmp_path / "bad.jsonl", rows)
@@ -168,7 +170,7 @@ def test_the_command_names_each_bad_clip_and_writes_all_figures(media, tmp_path)
     for number, line in enumerate(lines):
         assert (line["source"], line["id"]) == ("bad", f"bad.jsonl#{number}")
         assert BAD[Path(line["media"]).name] in line["reason"]
-        assert any(line["id"] in said and line["media"] in said for said in result.stdout.splitlines())
+        assert any(line["id"] in printed and line["media"] in printed for printed in result.stdout.splitlines())
     figures = json.loads((tmp_path / "out" / "inspection.json").read_text())
     assert figures["model"] == "nano" and [source["source"] for source in figures["sources"]] == ["good", "bad"]
     assert figures["sources"][0]["seconds"] == {"min": 2, "median": 3, "p95": 3.9, "max": 4}
@@ -177,7 +179,7 @@ def test_the_command_names_each_bad_clip_and_writes_all_figures(media, tmp_path)
         assert picture.width > picture.height > 300  # a row for each source
 
 
-def test_what_the_template_does_not_take_is_listed_and_what_ends_the_inspection_is_said(media, tmp_path):
+def test_inspect_command_lists_template_errors_and_reports_a_missing_file(media, tmp_path):
     path = tmp_path / "rows.jsonl"
     command = ["data", "inspect", str(path), "--media", str(media), "--workers", "0"]
     result = CliRunner().invoke(app, command)
@@ -187,11 +189,11 @@ def test_what_the_template_does_not_take_is_listed_and_what_ends_the_inspection_
     write_rows(path, [chat, asked("0.mp4")])
     result = CliRunner().invoke(app, command)
     assert isinstance(result.exception, SystemExit), result.exception
-    assert "rows rows.jsonl#0: the chat template does not take it" in result.stdout
+    assert "rows rows.jsonl#0: the chat template does not accept it" in result.stdout
     assert result.exit_code == 1 and "training would pass over 1 of 2 samples" in result.stdout
 
 
-SECRET = [  # addresses, and what of them is told
+URLS = [  # with secrets, and their public names
     ("http://bob:hunter2@127.0.0.1:9/a.mp4?X-Sig=hunter3", "http://127.0.0.1:9/a.mp4?..."),
     ("http://bob:hunter2@[::1/a.mp4?X-Sig=hunter3", "http://[::1/a.mp4?..."),
     ("s3://bob:hunter2@clips/a.mp4?X-Sig=hunter3", "s3://clips/a.mp4?..."),
@@ -199,33 +201,33 @@ SECRET = [  # addresses, and what of them is told
 ]
 
 
-def test_addresses_are_named_without_their_secrets(processor, tmp_path, monkeypatch):
+def test_problems_name_urls_without_their_secrets(processor, tmp_path, monkeypatch):
     monkeypatch.setattr("pllava.workers.PAUSES", ())
-    source = Source(str(write_rows(tmp_path / "rows.jsonl", [asked(address) for address, _ in SECRET])))
+    source = Source(str(write_rows(tmp_path / "rows.jsonl", [asked(address) for address, _ in URLS])))
     report = inspect_source(source, processor, workers=0)
     skipped = SkippedExamples(tmp_path / "_skipped.jsonl")
     for row in load_source(source):
         skipped.count(VideoChatCollator(processor).try_encode(row))
     listed = read_skipped(tmp_path / "_skipped.jsonl")
-    names = [name for _, name in SECRET]
+    names = [name for _, name in URLS]
     assert [problem.media for problem in report.problems] == [row.media[0] for row in listed] == names
-    told = [format_problem("rows", problem) for problem in report.problems]
-    told += [str(row) for row in listed] + [skipped._advice()]
-    assert not [line for line in told if "bob" in line or "hunter" in line or "A" * 50 in line]
+    lines = [format_problem("rows", problem) for problem in report.problems]
+    lines += [str(row) for row in listed] + [skipped._advice()]
+    assert not [line for line in lines if "bob" in line or "hunter" in line or "A" * 50 in line]
 
 
-ODD = ["file://[::1/a.mp4", "a" * 5000 + ".mp4", "a\0b.mp4", "http://[::1"]  # paths that no file can have
+ODD_PATHS = ["file://[::1/a.mp4", "a" * 5000 + ".mp4", "a\0b.mp4", "http://[::1"]  # paths that no file can have
 
 
 def test_odd_paths_are_problems_of_their_rows(processor, media, tmp_path):
-    path = write_rows(tmp_path / "rows.jsonl", [*map(asked, ODD), asked("0.mp4")])
-    source, told = Source(str(path), str(media)), []
+    path = write_rows(tmp_path / "rows.jsonl", [*map(asked, ODD_PATHS), asked("0.mp4")])
+    source, lines = Source(str(path), str(media)), []
     report = inspect_source(source, processor, workers=0)
-    for number, (problem, name) in enumerate(zip(report.problems, ODD, strict=True)):
+    for number, (problem, name) in enumerate(zip(report.problems, ODD_PATHS, strict=True)):
         assert problem.id == f"rows.jsonl#{number}" and problem.media.endswith(name)
         assert problem.reason.startswith("Cannot d") and problem.media in problem.reason
-    kept = kept_rows(source, 0, Split("rows", None, []), told.append)
-    assert [row["id"] for row in kept] == ["rows.jsonl#4"] and len(told) == len(ODD)
+    kept = usable_rows(source, 0, Split("rows", None, []), lines.append)
+    assert [row["id"] for row in kept] == ["rows.jsonl#4"] and len(lines) == len(ODD_PATHS)
     results = [VideoChatCollator(processor).try_encode(row) for row in load_source(source)]
     assert [result.id for result in results if isinstance(result, Skipped)] == [item.id for item in report.problems]
     with pytest.raises(RuntimeError, match="in a row could not be read. The last one: rows rows.jsonl#0 file://"):
@@ -234,19 +236,32 @@ def test_odd_paths_are_problems_of_their_rows(processor, media, tmp_path):
             skipped.count(results[0])
 
 
-def test_bytes_may_have_any_name(processor, clips, tmp_path):
-    row = {"video": {"bytes": clips[0].read_bytes(), "path": ODD[1]}, "caption": "A bar."}
+def test_embedded_bytes_may_have_any_name(processor, clips, tmp_path):
+    row = {"video": {"bytes": clips[0].read_bytes(), "path": ODD_PATHS[1]}, "caption": "A bar."}
     pq.write_table(pa.Table.from_pylist([row]), tmp_path / "rows.parquet")
     source = Source(str(tmp_path / "rows.parquet"))
-    (kept,) = kept_rows(source, 0, Split("rows", None, []), print)
+    (kept,) = usable_rows(source, 0, Split("rows", None, []), print)
     assert kept["videos"][0]["bytes"] == clips[0].read_bytes()
 
 
-def test_a_file_that_kills_a_worker_is_narrowed_down(processor, media, tmp_path, monkeypatch):
-    path = write_rows(tmp_path / "rows.jsonl", [asked(f"{number}.mp4") for number in range(3)])
-    monkeypatch.setattr(inspection, "load_frames", lambda path, sampler: os._exit(9))  # as a decoder that crashes
-    with pytest.raises(RuntimeError, match="one of these samples: rows.jsonl#0, rows.jsonl#1"):
-        inspect_source(Source(str(path), str(media)), processor, workers=1)
+def test_clips_that_crash_or_block_a_worker_are_problems_of_their_rows(processor, media, tmp_path, monkeypatch):
+    def load(content, sampler):
+        if "1.mp4" in content:
+            os._exit(9)  # like a decoder that crashes
+        if "2.mp4" in content:
+            time.sleep(600)
+        return load_frames(content, sampler)
+
+    monkeypatch.setattr(inspection, "load_frames", load)
+    monkeypatch.setattr(inspection, "CLIP_SECONDS", 5)
+    rows = [asked("0.mp4"), asked("1.mp4"), asked("2.mp4"), asked("front.mp4"), asked("1.mp4", "Again?")]
+    path = write_rows(tmp_path / "rows.jsonl", rows)
+    report = inspect_source(Source(str(path), str(media)), processor, workers=2)
+    reasons = [(problem.id, problem.reason) for problem in report.problems]
+    crashed, too_long = "the worker ended (9)", "it took more than 5 seconds, and was given up"
+    assert reasons == [("rows.jsonl#1", crashed), ("rows.jsonl#2", too_long), ("rows.jsonl#4", crashed)]
+    assert report.summary()["unreadable"] == 2 and len(report.tokens) == 5
+    assert sorted(report.values("frames")) == [20, 60]
 
 
 # --- push ------------------------------------------------------------------------------------------------------------
@@ -254,7 +269,7 @@ def test_a_file_that_kills_a_worker_is_narrowed_down(processor, media, tmp_path,
 
 @pytest.fixture(scope="module")
 def hub(tmp_path_factory):
-    """The Hub's folder, and the environment of a process that takes it for the Hub."""
+    """The folder of a local Hub, and the environment of a process that uses it."""
     folder = tmp_path_factory.mktemp("hub")
     with local_hub(folder) as address:
         environment = {"HF_ENDPOINT": address, "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1"}
@@ -292,7 +307,7 @@ for mine, pushed in zip(here, there, strict=True):
 """
 
 
-def test_what_is_pushed_reads_back_as_the_same_examples(hub, media, tmp_path):
+def test_published_rows_give_the_same_training_examples(hub, media, tmp_path):
     folder, environment = hub
     rows = [asked("0.mp4"), asked("cut_index_in_front.mp4"), asked("1.mp4", start=0.5, end=1.5), asked("missing.mp4")]
     rows += [{"image": "red.png", "video": "2.mp4", "caption": "Red."}, asked("missing.mp4", "Again?")]
@@ -312,7 +327,7 @@ def test_what_is_pushed_reads_back_as_the_same_examples(hub, media, tmp_path):
     card = (folder / "me" / "clips" / "README.md").read_text()
     assert "license: cc-by-4.0" in card and "datasets: [{path: me/clips}]" in card
     assert "| train | rows | 3 | 3 | 1 |" in card
-    assert "4 samples, since 2 clips" in card and "and 1 rows were no conversations" in card
+    assert "4 samples, since 2 of their clips" in card and "and 1 rows were malformed" in card
     assert str(media) not in card + (folder / "me" / "clips" / "splits.json").read_text()
 
     kept = ",".join(f"rows.jsonl#{number}" for number in (0, 2, 4))
@@ -344,7 +359,7 @@ publish(Source(preferences, media), "me/preferences")
 """
 
 
-def test_a_split_is_replaced_others_stay_and_foreign_files_are_not_touched(hub, media, tmp_path):
+def test_publish_replaces_its_split_and_keeps_other_splits_and_datasets(hub, media, tmp_path):
     folder, environment = hub
     (folder / "other" / "owned").mkdir(parents=True)
     (folder / "other" / "owned" / "README.md").write_text("Mine")
@@ -353,10 +368,10 @@ def test_a_split_is_replaced_others_stay_and_foreign_files_are_not_touched(hub, 
     preferences = write_rows(tmp_path / "preferences.jsonl", [chosen])
     result = run("-c", PUSH, rows, media, preferences, **environment)
     assert result.returncode == 0, result.stderr
-    said = [line for line in result.stdout.splitlines() if not line.startswith("left out:")]
-    assert said[:3] == ["3", "1", "1"]
-    complaints = ("columns", "other/owned holds files", "not one of its 3 samples", "'a-b'")
-    assert all(word in line for word, line in zip(complaints, said[3:], strict=True)), said
+    lines = [line for line in result.stdout.splitlines() if not line.startswith("left out:")]
+    assert lines[:3] == ["3", "1", "1"]
+    errors = ("columns", "other/owned holds files", "none of its 3 samples", "'a-b'")
+    assert all(word in line for word, line in zip(errors, lines[3:], strict=True)), lines
     data = sorted(file.name for file in (folder / "me" / "splits" / "data").iterdir())
     assert data == ["test-00000.parquet", "train-00000.parquet"]
     card = (folder / "me" / "splits" / "README.md").read_text()
@@ -368,16 +383,16 @@ def test_a_split_is_replaced_others_stay_and_foreign_files_are_not_touched(hub, 
     assert table["chosen"][0].as_py()[0]["content"] == [{"type": "text", "text": "A bar."}]
 
 
-def test_rows_are_pushed_shuffled_and_each_time_in_the_same_order(tmp_path):
+def test_published_rows_have_a_fixed_random_order(tmp_path):
     rows = [{"question": f"What is {number}?", "answer": "It is."} for number in range(40)]
     source = Source(str(write_rows(tmp_path / "rows.jsonl", rows)))
-    first, again = ([row["id"] for row in kept_rows(source, 0, Split("rows", None, []), print)] for _ in range(2))
-    places = [int(identity.split("#")[1]) for identity in first]
-    assert first == again and sorted(places) == list(range(40))
-    assert min(sum(place < 20 for place in half) for half in (places[:20], places[20:])) > 5
+    first, again = ([row["id"] for row in usable_rows(source, 0, Split("rows", None, []), print)] for _ in range(2))
+    order = [int(identity.split("#")[1]) for identity in first]
+    assert first == again and sorted(order) == list(range(40))
+    assert min(sum(index < 20 for index in half) for half in (order[:20], order[20:])) > 5
 
 
-def test_shards_are_written_one_at_a_time_in_little_memory(tmp_path):
+def test_write_shards_writes_one_file_at_a_time_in_little_memory(tmp_path):
     made = 0
 
     def rows():
@@ -394,7 +409,7 @@ def test_shards_are_written_one_at_a_time_in_little_memory(tmp_path):
         parquet = pq.ParquetFile(file)
         assert all(parquet.metadata.row_group(n).total_byte_size < 3_000_000 for n in range(parquet.num_row_groups))
         written += parquet.metadata.num_rows
-        assert made - written < 40  # what is read ahead
+        assert made - written < 40  # rows that are read ahead
         assert pa.total_allocated_bytes() - before < 100_000_000
         file.unlink()
     assert written == 200 and tracemalloc.get_traced_memory()[1] < 60_000_000

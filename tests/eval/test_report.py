@@ -10,7 +10,7 @@ from matplotlib.colors import rgb_to_hsv, to_rgb
 from matplotlib.figure import Figure
 from PIL import Image
 
-from pllava.data.inspection import Clip, Report
+from pllava.data.inspection import ClipStatistics, Report
 from pllava.data.inspection_report import write_reports
 from pllava.data.sources import Source
 from pllava.eval import CONTROL_VARIANTS, PLAIN, Judge, compare, evaluate, load_benchmark, load_prompts, parse_sweep
@@ -363,7 +363,7 @@ def _ticks(panel):
 def test_histograms_of_one_whole_number_have_one_tick(monkeypatch, tmp_path):
     drawn = []
     monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: drawn.extend(figure.axes))
-    clips = {("0.mp4",): Clip("video", "0.mp4", 3, 2.5)}
+    clips = {("0.mp4",): ClipStatistics("video", "0.mp4", 3, 2.5)}
     report = Report(Source("rows.jsonl"), clips, tokens=[7])
     write_reports([report], "nano", tmp_path)
     ticks = {panel.get_xlabel(): _ticks(panel) for panel in drawn}

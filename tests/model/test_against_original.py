@@ -25,8 +25,7 @@ from video_files import moving_frames, write_video
 
 import pllava
 from pllava.convert import convert
-from pllava.data.row_formats import conversation
-from pllava.data.sources import Source
+from pllava.data.row_formats import parse_row
 from pllava.eval import Benchmark, load_benchmark, load_prompts, read_samples
 from pllava.eval.scoring.multiple_choice import with_letter
 from pllava.train import VideoChatCollator
@@ -434,7 +433,7 @@ def encode(processor, tmp_path_factory):
 
     def run(media, qa):
         file = {"video": "clip.mp4", "image": "image.png"}[media]
-        row = conversation({media: file, "QA": qa}, Source("annotations.json", media=str(folder)), "0")
+        row = parse_row({media: file, "QA": qa}, "annotations", "0", str(folder))
         batch = VideoChatCollator(processor)([row])
         assert "pixel_values_videos" in batch or "pixel_values" in batch
         return batch["input_ids"][0].tolist(), batch["labels"][0].tolist()

@@ -1,4 +1,4 @@
-"""The synthetic world, its files, and the checkpoint that was trained on it."""
+"""nano: the synthetic world, its rendered files, and the checkpoint that was trained on it."""
 
 import json
 import random
@@ -17,7 +17,7 @@ from pllava.eval import evaluate as run_benchmark
 from pllava.files import read_lines, to_lines
 from pllava.nano import drawing, questions, world
 from pllava.nano.data import read_questions, render, video_conversations
-from pllava.nano.evaluate import MAIN, SHUFFLED, WAYS, accuracy, one_of_each_type
+from pllava.nano.evaluate import MAIN, SHUFFLED, VARIANTS, accuracy, one_of_each_type
 
 CLIPS = 600
 
@@ -34,7 +34,7 @@ def rendered(tmp_path_factory):
     return directory
 
 
-def named(scene, text):
+def actors_in(scene, text):
     return [actor for actor in scene.actors if actor.name in text]
 
 
@@ -44,12 +44,12 @@ def displacement(actor, scene):
 
 
 def test_answers_follow_from_the_paths(scenes):
-    """Every time-dependent answer, derived anew from where the shapes are in the frames."""
+    """Derives every time-dependent answer from the positions of the shapes in the frames."""
     checked = Counter()
     for scene, asked in scenes:
         for row in asked:
             kind, answer = row["type"], row["answer"]
-            actors = named(scene, row["question"])
+            actors = actors_in(scene, row["question"])
             if kind == "direction":
                 forward = displacement(actors[0], scene) > 0
                 assert answer == (("left", "right") if scene.horizontal else ("up", "down"))[forward]
@@ -77,9 +77,9 @@ def test_answers_follow_from_the_paths(scenes):
 
 def test_exercises_follow_from_the_paths(scenes, tmp_path):
     for scene, asked in scenes[:50]:
-        exercises = {
-            kind: [row for row in questions.exercises(scene) if row["type"] == kind] for kind in world.EXERCISE_TYPES
-        }
+        exercises = defaultdict(list)
+        for row in questions.exercises(scene):
+            exercises[row["type"]].append(row)
         for actor, row in zip(scene.actors, exercises["action"], strict=True):
             assert f"{actor.name} {row['answer'].removeprefix('it ')}" in asked[-1]["answer"].lower()
         for actor, row in zip(scene.actors, exercises["trace"], strict=True):
@@ -90,14 +90,14 @@ def test_exercises_follow_from_the_paths(scenes, tmp_path):
                 else:
                     along = point[0 if scene.horizontal else 1]
                     assert 12 * (int(cell) - 1) <= along <= 12 * int(cell)
-    render(tmp_path, clips=2, seed=3, exercises=True)  # only then are they written: they are not for marks
-    for kind in world.EXERCISE_TYPES:
+    render(tmp_path, clips=2, seed=3, exercises=True)
+    for kind in questions.EXERCISE_TYPES:
         assert sum(row["type"] == kind for row in read_questions(tmp_path)) == sum(
             len(scene.actors) for scene, _ in scenes[:2]
         )
 
 
-def test_a_clip_counts_once_for_each_type(rendered):
+def test_one_of_each_type_keeps_one_question_of_a_clip_and_type(rendered):
     rows = read_questions(rendered)
     chosen = one_of_each_type(rows)
     kinds = {(row["video"], row["type"]) for row in rows}
@@ -105,18 +105,17 @@ def test_a_clip_counts_once_for_each_type(rendered):
     assert chosen == [row for row in rows if row in chosen]
 
 
-def test_a_third_of_the_clips_have_two_moving_shapes(scenes):
+def test_third_of_the_clips_has_two_moving_shapes(scenes):
     assert sum(len(scene.acting(*world.MOTIONS)) >= 2 for scene, _ in scenes) > CLIPS / 3
 
 
 def test_answers_are_balanced(scenes):
-    """Who does not see the clip can only guess: no answer is much more frequent than the others."""
+    """No answer is much more frequent than the others, so that a model without the video can only guess."""
     answers, choices = defaultdict(Counter), load_benchmark("nano", load_prompts()).choices
     for _, asked in scenes:
         for row in asked:
             if row["type"] in choices:
-                # "Which shows first, the red ring or ...": what counts is whether the first or the second named is
-                # right
+                # For "Which shows first, the red ring or ...", count whether the first or the second option is right
                 options = re.findall(r"the \w+ \w+", row["question"]) if row["answer"].startswith("the ") else []
                 answers[row["type"]][options.index(row["answer"]) if options else row["answer"]] += 1
     for kind, counts in answers.items():
@@ -136,7 +135,7 @@ def test_render_writes_h264_and_questions(rendered, tmp_path):
     rows = [json.loads(line) for line in (rendered / "questions.jsonl").read_text().splitlines()]
     assert all(set(row) == {"video", "type", "question", "answer"} for row in rows)
     assert len({row["video"] for row in rows}) == 48 == len(list((rendered / "clips").glob("*.mp4")))
-    assert {row["type"] for row in rows} == {*world.TYPES, "caption"}
+    assert {row["type"] for row in rows} == {*questions.TYPES, "caption"}
     with av.open(str(rendered / rows[0]["video"])) as container:
         stream = container.streams.video[0]
         assert stream.codec_context.name == "h264"
@@ -146,7 +145,7 @@ def test_render_writes_h264_and_questions(rendered, tmp_path):
     assert (tmp_path / rows[0]["video"]).read_bytes() == (rendered / rows[0]["video"]).read_bytes()
 
 
-def test_the_picture_shows_the_scene():
+def test_draw_shows_the_scene():
     scene, _ = questions.clip(seed=3, index=0)
     frames = drawing.draw(scene)
     assert frames.shape == (world.NUM_FRAMES, world.SIZE, world.SIZE, 3) and frames.dtype == np.uint8
@@ -157,7 +156,7 @@ def test_the_picture_shows_the_scene():
                 assert tuple(frame[round(point[1]) - world.RADIUS + 4, round(point[0])]) == world.COLOURS[actor.colour]
 
 
-def test_conversations_choose_anew_each_time(rendered):
+def test_video_conversations_differ_in_each_epoch(rendered):
     rows = list(video_conversations(rendered, seed=0).take(96))
     by_clip = defaultdict(list)
     for row in rows:
@@ -168,32 +167,32 @@ def test_conversations_choose_anew_each_time(rendered):
 
 @pytest.fixture(scope="module")
 def measured(rendered, tmp_path_factory):
-    """What nano is right about, question by question but for the captions, with the video and its frames shuffled."""
+    """nano's results for each type of question but captions, with the video and with its frames shuffled."""
     folder = tmp_path_factory.mktemp("questions")
     (folder / "clips").symlink_to(rendered / "clips")
     rows = [row for row in read_lines(rendered / "questions.jsonl") if row["type"] != "caption"]
     (folder / "questions.jsonl").write_text(to_lines(rows))
     model = LocalModel(load_model(NANO), AutoProcessor.from_pretrained(NANO))
-    benchmark, ways = load_benchmark("nano", load_prompts()), [WAYS[MAIN], WAYS[SHUFFLED]]
-    found = run_benchmark(benchmark, model, str(folder), folder / "results", ways)
-    return {name: found[WAYS[name].name]["per_task"] for name in (MAIN, SHUFFLED)}
+    benchmark, variants = load_benchmark("nano", load_prompts()), [VARIANTS[MAIN], VARIANTS[SHUFFLED]]
+    metrics = run_benchmark(benchmark, model, str(folder), folder / "results", variants)
+    return {name: metrics[VARIANTS[name].name]["per_task"] for name in (MAIN, SHUFFLED)}
 
 
 def test_nano_answers_held_out_questions(measured):
-    """A small sample of what `python -m pllava.nano evaluate` measures in full."""
+    """A small sample of the measurement of `python -m pllava.nano evaluate`."""
     scores = accuracy(measured[MAIN])
     assert scores["mean"] >= 90, scores
 
 
 def test_nano_needs_the_order_of_the_frames(measured):
-    seen, mixed = (
-        accuracy({kind: each for kind, each in measured[name].items() if kind in world.ORDERED_TYPES})
+    ordered, shuffled = (
+        accuracy({kind: each for kind, each in measured[name].items() if kind in questions.ORDERED_TYPES})
         for name in (MAIN, SHUFFLED)
     )
-    assert mixed["mean"] < seen["mean"] - 25, (mixed, seen)
+    assert shuffled["mean"] < ordered["mean"] - 25, (shuffled, ordered)
 
 
-def test_the_card_holds_what_was_measured():
+def test_card_contains_the_evaluation():
     results = json.loads((Path(NANO) / "evaluation.json").read_text())
     card = (Path(NANO) / "README.md").read_text()
     for kind, value in results["accuracy"][MAIN].items():

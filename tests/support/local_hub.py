@@ -1,5 +1,5 @@
 """
-A stand-in for the Hub that gives repositories from a folder and takes uploads into it: models are in
+A local stand-in for the Hub, which serves repositories from a folder and stores uploads there: models in
 `ORGANISATION/NAME`, datasets in `datasets/ORGANISATION/NAME`.
 """
 
@@ -14,7 +14,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import unquote
 
-LARGE = (".parquet",)  # are uploaded before the commit, by Git LFS's protocol; the others come in the commit
+LFS_SUFFIXES = (".parquet",)  # uploaded before the commit, by the protocol of Git LFS; other files are in the commit
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -39,10 +39,10 @@ class _Handler(BaseHTTPRequestHandler):
         (self.folder / self.path.strip("/")).write_bytes(self.rfile.read(int(self.headers["Content-Length"])))
         self._send(200, {})
 
-    # --- what is there ---
+    # --- downloads ---
 
     def _repository(self, path: str) -> tuple[Path, list[str]]:
-        """The folder that `api/models/ORGANISATION/NAME/...` is about, and the rest of the path."""
+        """Return the folder of `api/models/ORGANISATION/NAME/...`, and the rest of the path."""
         kind, organisation, name, *rest = path.removeprefix("api/").split("/")
         return self.folder / ("" if kind == "models" else kind) / organisation / name, rest
 
@@ -76,7 +76,7 @@ class _Handler(BaseHTTPRequestHandler):
         part = body[int(first) : int(last) + 1 if last else None]
         return 206, part, {**headers, "Content-Range": f"bytes {first}-{int(first) + len(part) - 1}/{len(body)}"}
 
-    # --- what is uploaded ---
+    # --- uploads ---
 
     def _accept(self, path: str, content: bytes) -> dict | list:
         if path == "api/repos/create":
@@ -84,7 +84,7 @@ class _Handler(BaseHTTPRequestHandler):
         if path == "api/validate-yaml":
             return {"errors": [], "warnings": []}
         if path.endswith(".git/info/lfs/objects/batch"):
-            objects = [{**each, "actions": self._where_to_put(each)} for each in json.loads(content)["objects"]]
+            objects = [{**each, "actions": self._upload_action(each)} for each in json.loads(content)["objects"]]
             return {"transfer": "basic", "objects": objects}
         repository, rest = self._repository(path)
         if rest[0] == "commit":
@@ -92,11 +92,10 @@ class _Handler(BaseHTTPRequestHandler):
         if rest[0] == "paths-info":
             wanted = set(json.loads(content)["paths"])
             return [entry for entry in _entries(repository) if entry["path"] in wanted]
-        names = [file["path"] for file in json.loads(content)["files"]]
-        modes = {True: "lfs", False: "regular"}
-        files = [
-            {"path": n, "uploadMode": modes[n.endswith(LARGE)], "shouldIgnore": False, "oid": None} for n in names
-        ]
+        files = []
+        for name in (file["path"] for file in json.loads(content)["files"]):
+            mode = "lfs" if name.endswith(LFS_SUFFIXES) else "regular"
+            files.append({"path": name, "uploadMode": mode, "shouldIgnore": False, "oid": None})
         return {"files": files}
 
     def _create(self, request: dict) -> dict:
@@ -105,7 +104,7 @@ class _Handler(BaseHTTPRequestHandler):
         (self.folder / kind / name).mkdir(parents=True, exist_ok=True)
         return {"url": f"http://{self.headers['Host']}/{kind}{'/' if kind else ''}{name}", "name": name}
 
-    def _where_to_put(self, file: dict) -> dict:
+    def _upload_action(self, file: dict) -> dict:
         return {"upload": {"href": f"http://{self.headers['Host']}/.{file['oid']}"}}
 
     def _commit(self, repository: Path, lines: list[dict]) -> dict:
@@ -139,7 +138,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 def _entries(repository: Path) -> list[dict]:
-    """Its files and folders, as the Hub lists them."""
+    """List files and folders in the format of the Hub."""
     entries = []
     for file in sorted(repository.rglob("*")):
         path = str(file.relative_to(repository))
@@ -150,13 +149,13 @@ def _entries(repository: Path) -> list[dict]:
 
 
 def _revision(repository: Path) -> str:
-    """The same as long as nothing changes."""
+    """Return a commit id that depends on the content only."""
     return hashlib.sha1(json.dumps(_entries(repository)).encode()).hexdigest()
 
 
 @contextmanager
 def local_hub(folder: Path):
-    """Its address, for `HF_ENDPOINT`."""
+    """Serve `folder`; yields the value for `HF_ENDPOINT`."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), partial(_Handler, folder=folder))
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
