@@ -32,7 +32,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from trl.trainer.utils import add_fused_lm_head
 
 import pllava
-from pllava.train.labelled import LabelledPositions
+from pllava.train.trainer import LabelledPositions
 
 RUNS = 3
 FRAMES, TEXT_TOKENS, LABELLED = 16, 64, 20

@@ -6,19 +6,18 @@ from pathlib import Path
 import pytest
 import yaml
 from accelerate.commands.config.config_args import load_config_from_file
-from trl import DPOConfig, SFTConfig, TrlParser
+from trl import DPOConfig, SFTConfig
 
 import pllava
 from pllava.data.sources import read_sources
-from pllava.train.__main__ import DataArguments, EvaluationArguments, ModelArguments
+from pllava.train.arguments import TrainingParser
 
 TRAIN = Path(pllava.__file__).parent / "train"
 RECIPES = sorted((TRAIN / "recipes").glob("*.yaml"))
 
 
 def parse(recipe, *argv):
-    config = DPOConfig if recipe.stem.endswith("dpo") else SFTConfig
-    parser = TrlParser((ModelArguments, DataArguments, EvaluationArguments, config))
+    parser = TrainingParser(DPOConfig if recipe.stem.endswith("dpo") else SFTConfig)
     return parser.parse_args_and_config(["--config", str(recipe), "--bf16", "false", "--use_cpu", "true", *argv])
 
 
@@ -26,6 +25,27 @@ def parse(recipe, *argv):
 def test_a_recipe_parses_and_the_command_line_overrides_it(recipe):
     model, data, _, args = parse(recipe, "--learning_rate", "0.5", "--lora_r", "7", "--datasets", "a.jsonl", "b.jsonl")
     assert args.learning_rate == 0.5 and model.lora_r == 7 and data.datasets == ["a.jsonl", "b.jsonl"]
+
+
+TRL_NAMES = {"model": "model_name_or_path", "adapter": "adapter_name_or_path", "revision": "model_revision"}
+
+
+@pytest.mark.parametrize(("name", "trl_name"), TRL_NAMES.items())
+def test_an_option_has_our_name_and_trls(name, trl_name, tmp_path, capsys):
+    """On the command line and in a recipe; the command line overrides the recipe under either name."""
+    recipe = tmp_path / "recipe.yaml"
+    for in_recipe in (name, trl_name):
+        recipe.write_text(f"output_dir: out\n{in_recipe}: a\n")
+        assert getattr(parse(recipe)[0], trl_name) == "a"
+        for given in (name, trl_name):
+            assert getattr(parse(recipe, f"--{given}", "b")[0], trl_name) == "b"
+    assert getattr(parse(recipe, f"--{name}", "b", f"--{trl_name}", "b")[0], trl_name) == "b"
+    with pytest.raises(SystemExit):
+        parse(recipe, f"--{name}", "b", f"--{trl_name}", "c")
+    assert "these are names of one option; got 'b' and 'c'" in capsys.readouterr().err
+    recipe.write_text(f"output_dir: out\n{name}: a\n{trl_name}: b\n")
+    with pytest.raises(ValueError, match=f"The recipe has {name}: a and {trl_name}: b; remove one"):
+        parse(recipe)
 
 
 @pytest.mark.parametrize("size", ["7b", "13b", "34b"])

@@ -8,8 +8,9 @@ import pytest
 from datasets import Dataset
 
 from pllava.data.mixture import as_mixture
-from pllava.train.loader import stream
+from pllava.train.loader import stream_loader
 from pllava.train.loader.skipped import Skipped, SkippedExamples, read_skipped
+from pllava.train.loader.stream import RowStream
 
 RANKS, BATCH = 8, 16
 GOOD = {"lost_turns": 0}
@@ -104,10 +105,11 @@ class Collator:
 
 
 def test_an_example_whose_decoding_hangs_or_crashes_is_skipped(tmp_path, monkeypatch):
-    monkeypatch.setattr(stream, "EXAMPLE_SECONDS", 1.0)
+    monkeypatch.setattr(stream_loader, "EXAMPLE_TIMEOUT", 1.0)
     rows = Dataset.from_dict({"source": ["mine"] * 8, "id": [str(n) for n in range(8)]})
     collator = Collator(tmp_path / "_skipped.jsonl")
-    loader = stream.StreamLoader(stream.RowStream(as_mixture(rows), 0, 8), collator, batch_size=6, num_workers=2)
+    rows = RowStream(as_mixture(rows), 0, 8)
+    loader = stream_loader.StreamLoader(rows, collator, batch_size=6, num_workers=2)
     batch = next(iter(loader))
     assert sorted(batch["id"]) == ["0", "1", "2", "4", "6", "7"]
     skipped = {one.id: one.error for one in read_skipped(collator.skipped.file)}

@@ -99,7 +99,7 @@ def test_a_video_of_a_lost_turn_is_not_passed(processor, clips):
 
 
 def test_a_limit_that_leaves_no_text_is_an_error(processor):
-    with pytest.raises(ValueError, match="counts the 36 tokens of a video, too"):
+    with pytest.raises(ValueError, match="includes the 36 tokens of a video"):
         VideoChatCollator(processor, max_length=36)
 
 
@@ -152,7 +152,7 @@ def test_a_run_reports_exactly_what_it_could_not_read(processor, checkpoint, cor
     assert all(row.media and row.error and row.source == "mine" for row in skipped)
     assert set(trained) == {row["id"] for row in rows} - set(bad) and len(trained) == 80
     assert trainer.state.log_history[-2]["skipped/unreadable"] >= 8
-    assert "4 examples were left out, 4 unreadable and 0 too long" in trainer.loader.skipped.summary()
+    assert "4 examples were skipped, 4 unreadable and 0 too long" in trainer.loader.skipped.summary()
 
 
 @pytest.mark.parametrize("batch_size", [1, 4])
@@ -189,7 +189,7 @@ def test_too_much_that_cannot_be_read_stops_the_run(processor, checkpoint, corru
         [{**row, "videos": ["/nowhere/at/all.mp4"]} if n % 3 else row for n, row in enumerate(rows)]
     )
     trainer = build_trainer(model, processor, rows, sft_config(tmp_path / "out", max_steps=40), lora_config(r=4))
-    with pytest.raises(RuntimeError, match=r"more than `max_unreadable`=0.2 lets through.*nowhere.*media folder"):
+    with pytest.raises(RuntimeError, match=r"more than `max_unreadable`=0.2 allows.*nowhere.*media folder"):
         trainer.train()
 
 
@@ -396,15 +396,15 @@ def test_an_unfinished_checkpoint_is_passed_over(processor, checkpoint, four_cli
 
 def test_what_cannot_be_gone_on_from_is_an_error(processor, checkpoint, four_clips, tmp_path):
     trainer = resumable(processor, checkpoint, four_clips, tmp_path)
-    with pytest.raises(ValueError, match="has no checkpoint to go on from"):
+    with pytest.raises(ValueError, match="has no checkpoint to resume from"):
         trainer.train(resume_from_checkpoint=True)
     trainer.train()
     file = tmp_path / "checkpoint-4" / "data_state_0.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), "world_size": 2}))
-    with pytest.raises(ValueError, match="lacks what other machines saved. Copy there: data_state_1.json"):
+    with pytest.raises(ValueError, match="saved on other machines. Copy there: data_state_1.json"):
         resumable(processor, checkpoint, four_clips, tmp_path).train(resume_from_checkpoint=True)
     file.unlink()
-    with pytest.raises(ValueError, match="does not say where the data stood"):
+    with pytest.raises(ValueError, match="has no data_state_0.json: it was saved by another trainer"):
         resumable(processor, checkpoint, four_clips, tmp_path).train(resume_from_checkpoint=True)
 
 
@@ -412,7 +412,7 @@ def test_resumed_at_its_end_a_run_only_saves(processor, checkpoint, four_clips, 
     resumable(processor, checkpoint, four_clips, tmp_path).train()
     again = resumable(processor, checkpoint, four_clips, tmp_path)
     again.train(resume_from_checkpoint=True)
-    assert f"Going on from {tmp_path / 'checkpoint-4'}: step 4 of 4" in capsys.readouterr().out
+    assert f"Resuming from {tmp_path / 'checkpoint-4'}: step 4 of 4" in capsys.readouterr().out
     assert again.state.global_step == 4 and "train_loss" not in again.state.log_history[-1]
     assert sorted(path.name for path in tmp_path.glob("checkpoint-*")) == ["checkpoint-2", "checkpoint-4"]
     again.save_model()
@@ -424,7 +424,7 @@ def test_a_run_does_not_mix_with_another(processor, checkpoint, four_clips, tmp_
     resumable(processor, checkpoint, four_clips, tmp_path).train()
     (tmp_path / "checkpoint-best").mkdir()  # somebody else's, and no step
     again = resumable(processor, checkpoint, four_clips, tmp_path)
-    with pytest.raises(ValueError, match="the last of them checkpoint-4: go on with it .*resume_from_checkpoint true"):
+    with pytest.raises(ValueError, match="last of them checkpoint-4: resume that run .*resume_from_checkpoint true"):
         again.train()
     other = resumable(processor, checkpoint, four_clips, tmp_path / "other")
     other.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
@@ -442,7 +442,7 @@ def test_a_run_does_not_overwrite_what_another_saved(processor, checkpoint, four
     trainer.save_model()
     trainer.train()  # the same run, still
     model = AutoModelForImageTextToText.from_pretrained(checkpoint)
-    with pytest.raises(ValueError, match="has the weights of another run, adapter_model.safetensors: remove it"):
+    with pytest.raises(ValueError, match="has the weights of another run, adapter_model.safetensors: remove them"):
         build_trainer(model, processor, four_clips, args, lora_config(r=4)).train()
 
 
@@ -544,10 +544,10 @@ def test_an_optimizer_without_the_trained_weights_is_refused(processor, checkpoi
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"completion_only_loss": True}, "completion_only_loss=True is not possible here: what the assistant says"),
+        ({"completion_only_loss": True}, "completion_only_loss=True is not possible here: the assistant's words"),
         ({"packing": True}, "packing=True is not possible here: the collator"),
         ({"auto_find_batch_size": True}, "batches of one size"),
-        ({"ignore_data_skip": True}, "ignore_data_skip=True is not possible here: a resumed run goes on"),
+        ({"ignore_data_skip": True}, "ignore_data_skip=True is not possible here: a resumed run continues"),
         ({"dataset_kwargs": {"add_special_tokens": False}}, "dataset_kwargs=.* is not possible here"),
         ({"dataloader_drop_last": True}, "dataloader_drop_last=True is not possible here: the loader's batches are"),
         ({"dataloader_persistent_workers": True, "dataloader_num_workers": 1}, "dataloader_persistent_workers=True"),

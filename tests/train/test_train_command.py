@@ -113,16 +113,16 @@ def test_preferences_from_the_command_line(folder):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ([], "name what to train on"),
+        ([], "name the training data"),
         (["--datasets", "world/questions.jsonl"], "name the model to start from"),
         (["--datasets", "nowhere/at/all.jsonl", "--model_name_or_path", "nano"], "there is no such file"),
         (["--config", "nothere.yaml"], "nothere.yaml: there is no such file"),
         ([*NAMED, "--packing", "true"], "packing=True is not possible here: the collator makes the batches"),
         ([*NAMED, "--eval_datasets", "validation/questions.jsonl"], "--eval_strategy steps belong together"),
-        ([*NAMED, "--early_stopping_patience", "2"], "set --load_best_model_at_end"),
+        ([*NAMED, "--early_stopping_patience", "2"], "also set --load_best_model_at_end"),
         ([*NAMED, "--prediction_benchmark", "nano"], "--prediction_benchmark needs --prediction_data"),
-        ([*NAMED, "--output_dir", "finished"], "go on with it (--resume_from_checkpoint true), remove it"),
-        ([*NAMED, "--output_dir", "finished", "--resume_from_checkpoint", "other/checkpoint-40"], "go on with it"),
+        ([*NAMED, "--output_dir", "finished"], "resume that run (--resume_from_checkpoint true), remove them"),
+        ([*NAMED, "--output_dir", "finished", "--resume_from_checkpoint", "other/checkpoint-40"], "resume that run"),
     ],
 )
 def test_what_is_missing_is_said(folder, options, message, monkeypatch, capsys):

@@ -112,7 +112,7 @@ def test_the_sizes_are_the_published_ones():
 
 
 def test_weights_gradients_and_optimizer_are_what_a_training_has(config, model):
-    computed = memory.states(memory.build(config, ADAPTER))["one process"]
+    computed = memory.model_states(memory.build(config, ADAPTER))["one process"]
     optimizer = memory.train_two_steps(model, memory.random_samples(config, 1, 8, "cpu"))
     weights = list(model.parameters())
     averages = [value for state in optimizer.state.values() for value in state.values() if value.ndim]
@@ -156,7 +156,7 @@ def test_the_most_that_a_step_takes(config, model):
 
 
 def test_the_largest_batch_fits_and_the_next_does_not(config, model):
-    fixed = memory.states(model)["one process"]
+    fixed = memory.model_states(model)["one process"]
 
     def of_batch(batch):
         return memory.activations(config, ADAPTER, batch)
@@ -164,7 +164,7 @@ def test_the_largest_batch_fits_and_the_next_does_not(config, model):
     batch = memory.largest_batch(fixed, of_batch, 1)
     room = memory.USABLE * memory.GIB
     assert batch > 1 and fixed.total + of_batch(batch).total <= room < fixed.total + of_batch(batch + 1).total
-    assert memory.largest_batch(memory.States(room, 0, 0), of_batch, 1) == 0
+    assert memory.largest_batch(memory.ModelStates(room, 0, 0), of_batch, 1) == 0
 
 
 def test_the_file_is_what_the_code_writes():
