@@ -1,4 +1,4 @@
-"""The recipes parse, to the paper's values, and the accelerate configs beside them are valid."""
+"""The recipes: they parse, and have the paper's values."""
 
 import re
 from pathlib import Path
@@ -22,7 +22,7 @@ def parse(recipe, *argv):
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
-def test_a_recipe_parses_and_the_command_line_overrides_it(recipe):
+def test_recipe_parses_and_the_command_line_overrides_it(recipe):
     model, data, _, args = parse(recipe, "--learning_rate", "0.5", "--lora_r", "7", "--datasets", "a.jsonl", "b.jsonl")
     assert args.learning_rate == 0.5 and model.lora_r == 7 and data.datasets == ["a.jsonl", "b.jsonl"]
 
@@ -49,7 +49,7 @@ def test_an_option_has_our_name_and_trls(name, trl_name, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("size", ["7b", "13b", "34b"])
-def test_the_papers_hyperparameters(size):
+def test_recipes_have_the_papers_hyperparameters(size):
     recipe = TRAIN / "recipes" / f"pllava-{size}.yaml"
     model, data, _, args = parse(recipe)
     assert (model.lora_r, model.lora_alpha, model.lora_dropout) == (128, 32, 0.05)
@@ -64,7 +64,7 @@ def test_the_papers_hyperparameters(size):
     assert f"llava-v1.6-{'34b' if size == '34b' else f'vicuna-{size}'}-hf" in text
 
 
-def test_the_sources_of_videochat2_are_all_declared():
+def test_videochat2_has_all_its_sources():
     sources = read_sources(["data/videochat2_it.yaml"], data_dir="data")
     assert len({source.name for source in sources}) == 16
     assert all(source.license and source.media.startswith("data/videos/") for source in sources)
@@ -73,7 +73,7 @@ def test_the_sources_of_videochat2_are_all_declared():
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
-def test_files_that_a_recipe_names_are_there(recipe):
+def test_files_named_in_a_recipe_exist(recipe):
     text = recipe.read_text(encoding="utf-8")
     named = [word for word in text.split() if word.startswith("train/") and word.endswith(".yaml")]
     assert named and all((TRAIN.parent / word).exists() for word in named)
@@ -84,6 +84,6 @@ def test_files_that_a_recipe_names_are_there(recipe):
     ("entry", "message"),
     [({"path": "a", "weigth": 2}, "weigth"), ({"name": "a"}, "has a `path`")],
 )
-def test_a_source_that_is_misspelt_is_an_error(entry, message):
+def test_source_with_an_unknown_field_is_an_error(entry, message):
     with pytest.raises(ValueError, match=message):
         read_sources([entry])

@@ -1,4 +1,4 @@
-"""`accelerate launch -m pllava.train`: a recipe from the command line to the Hub."""
+"""`python -m pllava.train`: from a recipe to the Hub, and errors in the options."""
 
 import json
 import os
@@ -44,12 +44,14 @@ def launch(folder, *options, **environment):
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
 
 
-def test_a_recipe_is_trained_pushed_and_loaded(folder):
+def test_recipe_trains_pushes_and_loads(folder):
     (folder / "hub").mkdir()
     with local_hub(folder / "hub") as address:
         online = {"HF_ENDPOINT": address, "HF_HUB_OFFLINE": "0", "HF_HOME": str(folder / "home"), "HF_TOKEN": "hf_x"}
         recipe = (TRAIN / "recipes" / "nano.yaml").read_text().replace("tensorboard", "[tensorboard, trackio]", 1)
-        (folder / "mine.yaml").write_text(recipe + "trackio_static_space_id: false\n")  # a push would make a Space
+        (folder / "mine.yaml").write_text(
+            recipe + "trackio_static_space_id: false\n"
+        )  # or a push would create a Space
         online["TRACKIO_DIR"] = str(folder / "trackio")
         options = ["--config", "mine.yaml", "--max_steps", "4", "--logging_steps", "2"]
         options += ["--eval_steps", "2", "--save_steps", "2", "--num_predictions", "3"]
@@ -67,14 +69,14 @@ def test_a_recipe_is_trained_pushed_and_loaded(folder):
         loaded = forked.run("-c", LOAD, **online)
         assert loaded.returncode == 0, loaded.stderr[-3000:]
     state = json.loads((folder / "my-nano" / "trainer_state.json").read_text())
-    # TRL gives the tokens' losses, and with them the sources', from 1.16 on
+    # TRL returns the losses of tokens, and so of sources, from 1.16 on
     logged = "loss/world" if hasattr(trl.trainer.utils, "add_fused_lm_head") else "loss"
     assert next(entry for entry in state["log_history"] if "loss" in entry)[logged] < 1
     check_evaluations(state, folder / "my-nano")
 
 
 def check_evaluations(state, output):
-    """By its steps a run has a loss on other clips and a table of answers; the best checkpoint is what is saved."""
+    """Check that the run logged evaluation losses and tables of answers, and that it saved the best checkpoint."""
     losses = {entry["step"]: entry["eval_loss"] for entry in state["log_history"] if "eval_loss" in entry}
     accuracies = [entry["step"] for entry in state["log_history"] if "eval_predictions_accuracy" in entry]
     assert list(losses) == accuracies == [2, 4] and len({entry["epoch"] for entry in state["log_history"]}) > 1
@@ -96,7 +98,7 @@ def check_evaluations(state, output):
     assert [entry["eval/loss"] for entry in logged if "eval/loss" in entry] == list(losses.values())
 
 
-def test_preferences_from_the_command_line(folder):
+def test_dpo_from_the_command_line(folder):
     rows = [
         {"video": f"clips/0000{n}.mp4", "prompt": "Describe it.", "chosen": "A red circle.", "rejected": "Cats."}
         for n in range(4)
@@ -125,7 +127,7 @@ def test_preferences_from_the_command_line(folder):
         ([*NAMED, "--output_dir", "finished", "--resume_from_checkpoint", "other/checkpoint-40"], "resume that run"),
     ],
 )
-def test_what_is_missing_is_said(folder, options, message, monkeypatch, capsys):
+def test_wrong_options_are_named(folder, options, message, monkeypatch, capsys):
     monkeypatch.chdir(folder)
     (folder / "finished" / "checkpoint-40").mkdir(parents=True, exist_ok=True)
     argv = ["pllava.train", "--output_dir", "none", "--bf16", "false", "--use_cpu", "true", *options]
@@ -135,8 +137,8 @@ def test_what_is_missing_is_said(folder, options, message, monkeypatch, capsys):
     assert stopped.value.code == 2 and message in capsys.readouterr().err
 
 
-def test_processes_wait_hours_for_each_other(folder, monkeypatch):
-    """Unless they are told another time; the process group is made with it."""
+def test_ddp_timeout_is_hours_by_default(folder, monkeypatch):
+    """The process group is made with this timeout."""
     monkeypatch.chdir(folder)
     seen = []
     monkeypatch.setattr("pllava.train.__main__.check_options", lambda args: seen.append(args) or sys.exit())
