@@ -14,14 +14,14 @@ from ..data.sources import find_file
 from .saving import check_hub_strategy
 
 DDP_TIMEOUT = 4 * 3600  # seconds; the default of 1,800 ends a run in which one process decodes or indexes for long
-# TRL's names for what the other commands of pllava call so
+# TRL's names for options that the other commands of pllava have, too
 TRL_NAMES = {"model": "model_name_or_path", "adapter": "adapter_name_or_path", "revision": "model_revision"}
 
 
 class TrainingParser(TrlParser):
     """
-    TRL's parser with all options of a training run. Recipes and command lines may also use the names in `TRL_NAMES`,
-    and `--config` also finds the recipes in this package.
+    TRL's parser with all options of a training run. Recipes and command lines can use the names in `TRL_NAMES`, and
+    `--config` also finds the recipes in this package.
     """
 
     def __init__(self, config_class: type[SFTConfig] | type[DPOConfig] = SFTConfig):
@@ -56,28 +56,17 @@ class StoreOnce(argparse.Action):
         setattr(namespace, self.dest, value)
 
 
+def _aliased(alias: str, help: str, default: str | None = None) -> Any:
+    return HfArg(default=default, help=help, aliases=f"--{alias}", metadata={"action": StoreOnce})
+
+
 @dataclass
 class ModelArguments(ModelConfig):
     """TRL's model options, with the paper's adapter as the default."""
 
-    model_name_or_path: str | None = HfArg(
-        default=None,
-        help="The model to start from: a directory, a Hub id or `nano`.",
-        aliases="--model",
-        metadata={"action": StoreOnce},
-    )
-    model_revision: str = HfArg(
-        default="main",
-        help="The model's branch, tag or commit on the Hub.",
-        aliases="--revision",
-        metadata={"action": StoreOnce},
-    )
-    adapter_name_or_path: str | None = HfArg(
-        default=None,
-        help="An adapter to train further, instead of a new one.",
-        aliases="--adapter",
-        metadata={"action": StoreOnce},
-    )
+    model_name_or_path: str | None = _aliased("model", "The model to start from: a directory, a Hub id or `nano`.")
+    model_revision: str = _aliased("revision", "The model's branch, tag or commit on the Hub.", default="main")
+    adapter_name_or_path: str | None = _aliased("adapter", "An adapter to train further, instead of a new one.")
     use_peft: bool = HfArg(
         default=True, help="Train LoRA and the projector; without it the whole model, including the vision tower."
     )

@@ -31,9 +31,9 @@ class FeatureCache:
     features depend on: the clip's content and frame indices, the preprocessing, the tower's weights and dtype. With a
     cache a clip has the same frames in all epochs, also under random sampling.
 
-    A file has 16 frames x 576 patches x 1024 values of two bytes at CLIP-L/336: 18.9 MB a clip, 14.8 TB for all of
-    VideoChat2-IT. At 7B it saves about 5 % of a step. It is not the remedy for a run that waits for decoding
-    (`data_wait` in the logs): copies of the clips at the model's frame size, with a keyframe a second, decode quickly.
+    A clip takes 16 frames x 576 patches x 1024 values of two bytes at CLIP-L/336: 18.9 MB, and VideoChat2-IT 14.8 TB.
+    At 7B the cache saves about 5 % of a step. If a run waits for decoding (`data_wait` in the logs), rather make
+    copies of the clips at the model's frame size, with a keyframe per second: they decode quickly.
 
     Args:
         processor: Samples and preprocesses the frames.

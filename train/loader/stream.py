@@ -18,26 +18,26 @@ Block = deque[dict[str, Any] | None]  # rows or references, in shuffled order; N
 
 class RowStream:
     """
-    The rows of a mixture for one of several processes, shuffled, epoch after epoch without end. In an epoch each row
-    comes once, in one of the processes.
+    The rows of a mixture for one of several processes, shuffled, in endless epochs. In an epoch each row comes once,
+    in one of the processes.
 
-    All processes go through the same order of references, and each reads the bytes of its own rows only. The process
-    at `rank` owns every `world_size`-th position. Two kinds of rows are distributed otherwise: those of Parquet files
-    by row groups, so that one process reads a group once, as long as there are enough groups (see [`owner`]); and
-    rows that cannot be referred to (see [`Mixture`]) by shards, if the number of shards allows it.
+    All processes go through the same order of references to rows, and each reads its own rows only: of `world_size`
+    positions in sequence, one each. Rows of Parquet files are distributed by row groups instead, as long as there are
+    enough, so that each group is read once, by one process (see [`owner`]). Rows without references (see [`Mixture`])
+    are distributed by shards, if the number of shards is a multiple of `world_size`.
 
-    `cursor` is where the stream begins, a small dict that can be written as JSON. Each row comes with the cursor
-    behind it. Blocks of `buffer_size` references are shuffled, so that a cursor only says where its block begins; the
-    shuffle buffer of `datasets` would be lost.
+    `cursor`, a small dict that can be written as JSON, is where the stream begins. Each row comes with the cursor
+    behind it. Rows are shuffled in blocks, so that a cursor needs no rows, only the beginning of its block; `datasets`
+    does not save the content of its own shuffle buffer.
 
-    Memory: from Parquet files with row groups of more than 64 KB, a process reads its rows of a block when the block
-    begins, while those of the block before are trained on. A block ends early when these rows have 1 GB, over all
-    processes. A single process thus holds up to 2 GB, several processes their shares of it.
+    Memory: rows of Parquet files with row groups of more than 64 KB are read when their block begins, while the block
+    before is trained on. A block ends early when these rows have 1 GB, over all processes. A single process thus holds
+    up to 2 GB, several processes a share each.
 
     Args:
         seed: Of the order.
-        buffer_size: How many references are shuffled together; 1 keeps the order within a shard. At most 100 of rows
-            that cannot be referred to.
+        buffer_size: References in a block; 1 keeps the order within a shard. Blocks of rows without references have
+            at most 100 rows.
     """
 
     def __init__(self, mixture: Mixture, seed: int, buffer_size: int, rank: int = 0, world_size: int = 1):
