@@ -1,4 +1,4 @@
-"""Checkpoints on the disk: how they are found, saved and uploaded without pickles, and what a full disk leaves."""
+"""Checkpoints: finding them, saving and uploading them without pickles, and running out of disk space."""
 
 import json
 import logging

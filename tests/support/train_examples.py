@@ -41,9 +41,9 @@ def four_clips(clips, tmp_path):
 
 
 CORRUPT = {
-    "truncated, index in front": lambda whole: whole[: len(whole) * 2 // 3],
-    "a picture of 768 MB": lambda whole: white_png(16000, 16000),
-    "no video": lambda whole: b"These are words. " * 50,
+    "truncated, index in front": lambda complete: complete[: len(complete) * 2 // 3],
+    "a picture of 768 MB": lambda complete: white_png(16000, 16000),
+    "no video": lambda complete: b"These are words. " * 50,
     "missing": None,
 }
 
@@ -51,17 +51,17 @@ CORRUPT = {
 @pytest.fixture
 def corrupt_set(tmp_path):
     """40 rows, of which 4 cannot be read for different reasons, and the ids of these."""
-    whole = write_video(
-        tmp_path / "whole.mp4", moving_frames(40), fps=10, container_options={"movflags": "faststart"}, g=5
+    complete = write_video(
+        tmp_path / "clip.mp4", moving_frames(40), fps=10, container_options={"movflags": "faststart"}, g=5
     )
     rows, bad = [], []
     for n in range(40):
-        video = "whole.mp4"
+        video = "clip.mp4"
         if n % 10 == 3:
             change = list(CORRUPT.values())[n // 10]
             video = f"bad-{n}.mp4"
             if change is not None:
-                (tmp_path / video).write_bytes(change(whole.read_bytes()))
+                (tmp_path / video).write_bytes(change(complete.read_bytes()))
             bad.append(str(n))
         rows.append({"messages": conversation(("What?", "red"), media=["video"]), "videos": [str(tmp_path / video)]})
         rows[-1] |= {"id": str(n), "source": "mine"}

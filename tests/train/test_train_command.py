@@ -11,7 +11,6 @@ from pathlib import Path
 import forked
 import pytest
 import torch
-import trl
 from local_hub import local_hub
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -69,9 +68,7 @@ def test_recipe_trains_pushes_and_loads(folder):
         loaded = forked.run("-c", LOAD, **online)
         assert loaded.returncode == 0, loaded.stderr[-3000:]
     state = json.loads((folder / "my-nano" / "trainer_state.json").read_text())
-    # TRL returns the losses of tokens, and so of sources, from 1.16 on
-    logged = "loss/world" if hasattr(trl.trainer.utils, "add_fused_lm_head") else "loss"
-    assert next(entry for entry in state["log_history"] if "loss" in entry)[logged] < 1
+    assert next(entry for entry in state["log_history"] if "loss" in entry)["loss/world"] < 1
     check_evaluations(state, folder / "my-nano")
 
 
