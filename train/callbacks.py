@@ -20,7 +20,7 @@ class EpochCallback(TrainerCallback):
     """
 
     def __init__(self, loader: StreamLoader):
-        self.loader, self.rows = loader, loader.rows.mixture.length
+        self.loader, self.rows = loader, loader.stream.mixture.length
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: Any, **kwargs: Any) -> None:
         # This process' position among all rows, rounded up: the other processes are on the same round of rows

@@ -76,7 +76,7 @@ class StreamingMixin(PickleFreeMixin):
         needed = [_data_state_file(other) for other in ([rank] if is_same_size else range(world_size))]
         if missing := ", ".join(name for name in needed if name not in states):
             raise ValueError(f"{checkpoint} lacks files that were saved on other machines. Copy there: {missing}")
-        if not is_same_size and (self.loader.rows.by_shards or own["loader"]["place"]["by_shards"]):
+        if not is_same_size and (self.loader.stream.by_shards or own["loader"]["place"]["by_shards"]):
             raise ValueError(
                 f"{checkpoint} was saved by {world_size} processes, each with its own shards of the data, and can be "
                 f"resumed only by as many; got {self.args.world_size}"

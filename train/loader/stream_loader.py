@@ -29,27 +29,27 @@ class StreamLoader:
 
     def __init__(
         self,
-        rows: RowStream,
+        stream: RowStream,
         collator: VideoChatCollator,
         batch_size: int,
         num_workers: int = 0,
         prefetch_factor: int | None = None,
     ):
-        self.rows, self.collator, self.batch_size = rows, collator, batch_size
+        self.stream, self.collator, self.batch_size = stream, collator, batch_size
         self.num_workers, self.prefetch_factor = num_workers, prefetch_factor
         self.skipped: SkippedExamples = collator.skipped
         self.waited = 0.0  # seconds in which the next batch was not ready, since the start
-        self.cursor = rows.cursor  # behind the last example
+        self.cursor = stream.cursor  # behind the last example
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         cursors: deque[dict[str, Any]] = deque()
 
         def tasks() -> Iterator[tuple[dict[str, Any], int, int]]:
-            for row, cursor in self.rows:
+            for row, cursor in self.stream:
                 cursors.append(cursor)
                 yield row, cursor["epoch"], cursor["position"]
 
-        encode = _RowEncoder(self.rows.mixture, self.collator, self.rows.seed)
+        encode = _RowEncoder(self.stream.mixture, self.collator, self.stream.seed)
         ahead = max(2 * self.num_workers, (self.prefetch_factor or 2) * self.batch_size)
         examples, start = [], perf_counter()
         for result in ordered_map(encode, tasks(), self.num_workers, ahead, EXAMPLE_TIMEOUT, encode.skip):
@@ -70,7 +70,7 @@ class StreamLoader:
         return {"place": self.cursor, "skipped": self.skipped.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.rows.cursor = self.cursor = state["place"]
+        self.stream.cursor = self.cursor = state["place"]
         self.skipped.load_state_dict(state["skipped"])
 
 
