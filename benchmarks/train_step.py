@@ -1,16 +1,16 @@
 """
-A training step of ours beside a stand-in for the original's: seconds and peak memory of one forward and backward pass.
+Compares our training step with a stand-in for the original's: seconds and peak memory of a forward and backward pass.
 
     python benchmarks/train_step.py [--dtype bfloat16]
 
-CLIP-L/336, frozen, and a Llama of 8 layers x 1024 with LoRA of r = 128 on q and v; the projector is trained in full.
-The weights are random. A clip of 16 frames stands among 64 tokens of text, the last 20 of them labelled. The third
-contender is our step on a clip whose features were written to a file before, and are read from it in the step.
+The models are a frozen CLIP-L/336 and a Llama of 8 layers x 1024 with LoRA of rank 128 on q and v, and a trained
+projector, with random weights. An example is a clip of 16 frames and 64 tokens of text, the last 20 of them labelled.
+The third contender is our step with the clip's features read from a file, as from the feature cache.
 
-Each is measured without and with gradient checkpointing of the language model, which TRL's trainer and our recipes do
-unless told otherwise. Each round gives every contender, in turn, a process of its own, so that a busy moment of the
-machine meets all of them; it runs on the GPU where there is one. The peak of the memory is the process's, or the
-GPU's; beside it stands what the steps add to the model. Needs TRL from 1.16 on.
+Each is measured without and with gradient checkpointing of the language model, which TRL's trainer and our recipes
+use by default. In each round every contender runs in a new process, in turn, so that other load on the machine affects
+all of them. The GPU is used if there is one. Memory is the peak of the process or of the GPU, in total and above the
+model.
 """
 
 import argparse
@@ -32,7 +32,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from trl.trainer.utils import add_fused_lm_head
 
 import pllava
-from pllava.train.labelled import LabelledPositions
+from pllava.train.trainer import LabelledPositions
 
 RUNS = 3
 FRAMES, TEXT_TOKENS, LABELLED = 16, 64, 20
@@ -55,7 +55,7 @@ def vision_config(**kwargs: str) -> CLIPVisionConfig:
 
 
 def make_inputs() -> Inputs:
-    """As the collator makes them."""
+    """Return random inputs in the collator's shapes."""
     ids = torch.randint(3, VIDEO - 1, (1, TEXT_TOKENS + VISUAL_TOKENS))
     ids[:, TEXT_TOKENS // 2 : -TEXT_TOKENS // 2] = VIDEO
     labels = ids.clone()
@@ -66,17 +66,17 @@ def make_inputs() -> Inputs:
 
 
 def clip_attention(module, query, key, value, attention_mask, scaling, **_) -> tuple[torch.Tensor, None]:
-    """As transformers 4.37.1 computes it. Today's "eager" does more: it scales the scores, and holds them longer."""
+    """The attention of transformers 4.37.1. Today's "eager" scales the scores instead, and keeps them longer."""
     weights = torch.matmul(query * scaling, key.transpose(2, 3)).softmax(-1)
     return torch.matmul(weights, value).transpose(1, 2).contiguous(), None
 
 
 class StandIn(nn.Module):
     """
-    What the original computes in a step, and what it holds meanwhile.
+    The computations of the original's step, with the tensors that it keeps meanwhile.
 
-    Its tower is frozen, but runs with gradients enabled. Neither its weights nor the pixels require one: autograd
-    records nothing, and the backward pass ends at the projector. So it is here; a graph would be work it never did.
+    As in the original, the frozen tower runs with gradients enabled; since neither weights nor pixels require them,
+    autograd records nothing, and the backward pass ends at the projector.
     """
 
     def __init__(self):
@@ -85,7 +85,7 @@ class StandIn(nn.Module):
         self.vision_tower = CLIPVisionModel(vision_config(attn_implementation="clip_4_37")).requires_grad_(False)
         size = TEXT["hidden_size"]
         self.projector = nn.Sequential(nn.Linear(VISION["hidden_size"], size), nn.GELU(), nn.Linear(size, size))
-        # As pllava.lora_config(), less the projector: the original gives PEFT the text model only
+        # Like pllava.lora_config() without the projector: the original gives PEFT the text model only
         lora = LoraConfig(
             r=128, lora_alpha=32, lora_dropout=0.05, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM"
         )
@@ -93,7 +93,7 @@ class StandIn(nn.Module):
 
     def forward(self, input_ids, attention_mask, labels, pixel_values_videos) -> tuple[torch.Tensor, torch.Tensor]:
         embeddings = self.language_model.get_input_embeddings()(input_ids)
-        # A local variable, as in the original: all hidden states live until this function returns
+        # A local variable, as in the original: it keeps all hidden states until this function returns
         vision = self.vision_tower(pixel_values_videos[0].to(embeddings.dtype), output_hidden_states=True)
         tokens = self.projector(vision.hidden_states[-2][:, 1:])
         tokens = nn.functional.adaptive_avg_pool3d(tokens.unflatten(1, GRID).permute(3, 0, 1, 2), POOLING_SHAPE)
@@ -105,7 +105,7 @@ class StandIn(nn.Module):
 
 
 def original_step(model: StandIn, inputs: Inputs) -> None:
-    loss, logits = model(**inputs)  # the training loop holds the output, and with it the logits, while it goes back
+    loss, logits = model(**inputs)  # as in the training loop, the logits are kept during the backward pass
     loss.backward()
 
 
@@ -119,9 +119,9 @@ def build_ours() -> PeftModel:
 
 
 def our_step(model: PeftModel, inputs: Inputs) -> None:
-    """What our SFTTrainer runs."""
+    """The step of `PllavaSFTTrainer`."""
     backbone = model.get_base_model().model
-    if "features" in inputs:  # of a cache
+    if "features" in inputs:  # from a cache
         tokens = BaseModelOutputWithPooling(pooler_output=backbone.pool([inputs.pop("features")]))
         inputs["mm_encoder_outputs"] = {"video": tokens}
     inputs["shift_labels"] = model.labelled.select(inputs["labels"])
@@ -129,7 +129,7 @@ def our_step(model: PeftModel, inputs: Inputs) -> None:
 
 
 def memory(kind: str) -> float:
-    """GB, of the GPU or else of this process: the "peak", or what is in use "now", where the peak then starts anew."""
+    """Return GB of the GPU or else of this process: the "peak", or "now", which also resets the peak."""
     if DEVICE == "cuda":
         if kind == "now":
             torch.cuda.reset_peak_memory_stats()
@@ -140,7 +140,7 @@ def memory(kind: str) -> float:
 
 
 def measure(name: str, checkpointing: bool, dtype: str, features: Path) -> tuple[float, float, float]:
-    """Seconds of a step behind one that warms up, the peak of the memory in GB, and how far it is above the model."""
+    """Return seconds of a step after a warm-up, peak memory in GB, and peak memory above the model in GB."""
     torch.manual_seed(0)
     torch.set_default_dtype(getattr(torch, dtype))
     with torch.device(DEVICE):
@@ -176,7 +176,7 @@ def main() -> None:
                 with ProcessPoolExecutor(1, get_context("spawn")) as process:
                     rows.append(process.submit(measure, *contender, dtype, Path(directory) / "features").result())
     device = torch.cuda.get_device_name() if DEVICE == "cuda" else f"{torch.get_num_threads()} CPU threads"
-    print(f"{dtype}, {device}; median of {RUNS}, in brackets of the stand-in's without checkpointing")
+    print(f"{dtype}, {device}; median of {RUNS}; in brackets: relative to the stand-in without checkpointing")
     medians = {key: [statistics.median(column) for column in zip(*rows, strict=True)] for key, rows in figures.items()}
     for (name, checkpointing), row in medians.items():
         peers = medians[STAND_IN, False]

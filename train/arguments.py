@@ -1,123 +1,188 @@
-"""Options of transformers and TRL that streams of videos cannot be trained with: refused by name, never ignored."""
+"""The options of a training run: those of the command line, and those of transformers and TRL that are refused."""
 
-from dataclasses import dataclass, field
+import argparse
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
 from transformers import TrainingArguments
-from trl import ModelConfig
+from transformers.hf_argparser import HfArg
+from trl import DPOConfig, ModelConfig, SFTConfig, TrlParser
 
+from ..data.sources import find_file
 from .saving import check_hub_strategy
 
-_LEARNED = "what the assistant says is learned, in all turns, and nothing else"
-_COLLATED = "the collator makes the batches: one example in a row, padded to the longest"
-_STREAMED = "rows are streamed, shuffled and decoded by the data loader"
-_LOADER = "the loader's batches are full, each process makes its own, and its workers last as long as the run"
-# By name: the value that asks for nothing, and why any other is refused
-REFUSED: dict[str, tuple[Any, str]] = {
-    "completion_only_loss": (None, _LEARNED),
-    "packing": (False, _COLLATED),
-    "eval_packing": (None, _COLLATED),
-    "padding_free": (False, _COLLATED),
-    "pad_to_multiple_of": (None, _COLLATED),
-    "pad_token": (None, "the tokenizer's own is taken"),
-    "truncation_mode": ("keep_start", "a conversation longer than `max_length` loses its last turns"),
-    "shuffle_dataset": (False, f"{_STREAMED}: see `shuffle_buffer_size`"),
-    "dataset_num_proc": (None, f"{_STREAMED}: see `dataloader_num_workers`"),
-    "train_sampling_strategy": ("random", _STREAMED),
-    "auto_find_batch_size": (False, "the place in the stream is kept for batches of one size"),
-    "precompute_ref_log_probs": (False, _STREAMED),
-    "dataset_kwargs": (None, _STREAMED),
-    "ignore_data_skip": (False, "a resumed run goes on in the stream where it stood, and decodes nothing again"),
-    "dataloader_drop_last": (False, _LOADER),
-    "dataloader_persistent_workers": (False, _LOADER),
-}
-OF_ACCELERATE = {"split_batches": False, "dispatch_batches": None}  # in `accelerator_config`, with their defaults
+DDP_TIMEOUT = 4 * 3600  # seconds; the default of 1,800 ends a run in which one process decodes or indexes for long
+# TRL's names for options that the other commands of pllava have, too
+TRL_NAMES = {"model": "model_name_or_path", "adapter": "adapter_name_or_path", "revision": "model_revision"}
 
 
-def check_options(args: TrainingArguments) -> None:
+class TrainingParser(TrlParser):
     """
-    Raises:
-        ValueError: if an option asks for what is not done here; the message says why.
+    TRL's parser with all options of a training run. Recipes and command lines can use the names in `TRL_NAMES`, and
+    `--config` also finds the recipes in this package.
     """
-    for name, (neutral, reason) in REFUSED.items():
-        value = getattr(args, name, neutral)
-        if value != neutral:
-            raise ValueError(f"{name}={value!r} is not possible here: {reason}")
-    for name, neutral in OF_ACCELERATE.items():
-        value = getattr(args.accelerator_config, name)
-        if value != neutral:
-            raise ValueError(f"accelerator_config: {name}={value!r} is not possible here: {_LOADER}")
-    for name in ("logging_strategy", "save_strategy", "eval_strategy"):
-        if getattr(args, name) == "epoch":
-            raise ValueError(f"{name}=epoch is not possible here: a stream goes on over its epochs; take steps")
-    check_hub_strategy(args)
+
+    def __init__(self, config_class: type[SFTConfig] | type[DPOConfig] = SFTConfig):
+        super().__init__((ModelArguments, DataArguments, EvaluationArguments, config_class))
+        self.set_defaults(ddp_timeout=DDP_TIMEOUT)
+
+    def parse_args_and_config(self, args: Iterable[str] | None = None, **kwargs: Any) -> tuple[Any, ...]:
+        args = list(sys.argv[1:] if args is None else args)
+        if "--config" in args[:-1]:
+            index = args.index("--config") + 1
+            args[index] = str(find_file(args[index]))
+        return super().parse_args_and_config(args, **kwargs)
+
+    def set_defaults_with_config(self, **config: Any) -> list[str]:
+        for name, trl_name in TRL_NAMES.items():
+            if name in config:
+                value = config.pop(name)
+                if config.setdefault(trl_name, value) != value:
+                    raise ValueError(f"The recipe has {name}: {value} and {trl_name}: {config[trl_name]}; remove one")
+        return super().set_defaults_with_config(**config)
+
+
+class StoreOnce(argparse.Action):
+    """Stores the value of an option that has several names; refuses two different values."""
+
+    given: str | None = None
+
+    def __call__(self, parser: Any, namespace: Any, value: str, option_string: str | None = None) -> None:
+        if self.given not in (None, value):
+            raise argparse.ArgumentError(self, f"these are names of one option; got {self.given!r} and {value!r}")
+        self.given = value
+        setattr(namespace, self.dest, value)
+
+
+def _aliased(alias: str, help: str, default: str | None = None) -> Any:
+    return HfArg(default=default, help=help, aliases=f"--{alias}", metadata={"action": StoreOnce})
 
 
 @dataclass
 class ModelArguments(ModelConfig):
-    """TRL's model options, with the paper's adapter for a default."""
+    """TRL's model options, with the paper's adapter as the default."""
 
-    adapter_name_or_path: str | None = field(
-        default=None, metadata={"help": "An adapter to train on, in place of a new one."}
+    model_name_or_path: str | None = _aliased("model", "The model to start from: a directory, a Hub id or `nano`.")
+    model_revision: str = _aliased("revision", "The model's branch, tag or commit on the Hub.", default="main")
+    adapter_name_or_path: str | None = _aliased("adapter", "An adapter to train further, instead of a new one.")
+    use_peft: bool = HfArg(
+        default=True, help="Train LoRA and the projector; without it the whole model, including the vision tower."
     )
-    use_peft: bool = field(
-        default=True, metadata={"help": "Train LoRA and the projector; else the whole model, the vision tower, too."}
-    )
-    lora_r: int = field(default=128, metadata={"help": "LoRA's rank."})
-    lora_alpha: int = field(
-        default=32, metadata={"help": "LoRA's strength in training; it can be set anew afterwards."}
-    )
-    lora_target_modules: list[str] = field(
-        default_factory=lambda: ["q_proj", "v_proj"], metadata={"help": "Linear layers of the text model."}
+    lora_r: int = HfArg(default=128, help="LoRA's rank.")
+    lora_alpha: int = HfArg(default=32, help="LoRA's strength during training; it can be changed afterwards.")
+    lora_target_modules: list[str] = HfArg(
+        default_factory=lambda: ["q_proj", "v_proj"], help="Linear layers of the text model."
     )
 
 
 @dataclass
 class DataArguments:
-    """What is trained on."""
+    """The training data."""
 
-    datasets: list[str] = field(
+    datasets: list[str] = HfArg(
         default_factory=list,
-        metadata={"help": "Files, folders or Hub ids, `.yaml` lists of these; in a recipe also with their options."},
+        help="Files, folders, Hub ids, or `.yaml` lists of these; recipes can add options to each.",
     )
-    data_dir: str | None = field(default=None, metadata={"help": "The folder that relative paths start from."})
-    stopping_strategy: str = field(
+    data_dir: str | None = HfArg(default=None, help="The folder that paths are relative to.")
+    stopping_strategy: str = HfArg(
         default="all_exhausted_without_replacement",
-        metadata={"help": "When an epoch of a mixture ends, as in `datasets.interleave_datasets`."},
+        help="When an epoch of a mixture ends, as in `datasets.interleave_datasets`.",
     )
-    shuffle_buffer_size: int = field(
-        default=4000, metadata={"help": "Rows of Parquet or WebDataset files that are shuffled together."}
+    shuffle_buffer_size: int = HfArg(
+        default=4000, help="Rows of Parquet or WebDataset files that are shuffled together."
     )
-    sampling: str = field(default="random", metadata={"help": "Frames of a clip: random, uniform, middle or start."})
-    max_unreadable: float = field(
-        default=0.2, metadata={"help": "The run stops if a larger share of the examples cannot be read."}
+    sampling: str = HfArg(default="random", help="How frames are sampled: random, uniform, middle or start.")
+    max_unreadable: float = HfArg(default=0.2, help="The run stops if a larger share of examples cannot be read.")
+    feature_cache: str | None = HfArg(
+        default=None, help="Directory that caches the vision tower's features: 18.9 MB a clip at 7B."
     )
-    feature_cache: str | None = field(
-        default=None, metadata={"help": "Directory that keeps the vision tower's features: 18.9 MB a clip at 7B."}
-    )
-    feature_cache_size: str = field(
-        default="200GB", metadata={"help": "What that directory may hold, as 500MB or 2TB; then no more is kept."}
+    feature_cache_size: str = HfArg(
+        default="200GB", help="Size limit of that directory, such as 500MB or 2TB; then no more is kept."
     )
 
 
 @dataclass
 class EvaluationArguments:
-    """What is evaluated while the model is trained; TRL's options say when, and which checkpoint is kept."""
+    """Evaluation during training; TRL's options say when, and which checkpoint is kept."""
 
-    eval_datasets: list[str] = field(
+    eval_datasets: list[str] = HfArg(
         default_factory=list,
-        metadata={"help": "As `datasets`, for the loss (see `eval_strategy`); several are evaluated one by one."},
+        help="Like `datasets`, for the loss (see `eval_strategy`); several are evaluated one by one.",
     )
-    early_stopping_patience: int | None = field(
-        default=None, metadata={"help": "The run ends after so many evaluations without a better one."}
+    early_stopping_patience: int | None = HfArg(
+        default=None, help="The run ends after this many evaluations without a better one."
     )
-    prediction_benchmark: str | None = field(
-        default=None, metadata={"help": "A benchmark, or a YAML file: some of its questions are asked, for a table."}
+    prediction_benchmark: str | None = HfArg(
+        default=None, help="A benchmark's name or YAML file: some of its questions are answered, for a table."
     )
-    prediction_data: str | None = field(
-        default=None, metadata={"help": "The benchmark's files, a folder or a dataset on the Hub."}
-    )
-    prediction_steps: int | None = field(
-        default=None, metadata={"help": "Steps between two tables; by default they come with the evaluations."}
-    )
-    num_predictions: int = field(default=8, metadata={"help": "How many questions are asked for a table."})
+    prediction_data: str | None = HfArg(default=None, help="The benchmark's files: a folder or a dataset on the Hub.")
+    prediction_steps: int | None = HfArg(default=None, help="Steps between two tables; by default `eval_steps`.")
+    num_predictions: int = HfArg(default=8, help="How many questions a table has.")
+
+
+def global_batch_size(args: TrainingArguments) -> int:
+    """Return the number of examples in an optimizer step, over all processes."""
+    return args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+
+
+def check_evaluation(eval_args: EvaluationArguments, args: SFTConfig | DPOConfig) -> None:
+    """
+    Raises:
+        ValueError: if an option for evaluations lacks another one that it needs.
+    """
+    evaluates = args.eval_strategy != "no"
+    if evaluates != bool(eval_args.eval_datasets):
+        raise ValueError("--eval_datasets and --eval_strategy steps belong together: set both, or neither")
+    if eval_args.early_stopping_patience is not None and not args.load_best_model_at_end:
+        raise ValueError("--early_stopping_patience stops at the best model: also set --load_best_model_at_end")
+    if eval_args.prediction_benchmark and not (
+        eval_args.prediction_data and (eval_args.prediction_steps or evaluates)
+    ):
+        raise ValueError("--prediction_benchmark needs --prediction_data, and --prediction_steps or --eval_strategy")
+
+
+_LABELS = "the assistant's words are learned, in all turns, and nothing else"
+_COLLATOR = "the collator makes the batches: one example in a row, padded to the longest"
+_STREAM = "rows are streamed, shuffled and decoded by the data loader"
+_LOADER = "the loader's batches are full, each process makes its own, and its workers last as long as the run"
+# Options that have no effect on streams of videos: the only accepted value, and why others are refused
+REFUSED: dict[str, tuple[Any, str]] = {
+    "completion_only_loss": (None, _LABELS),
+    "packing": (False, _COLLATOR),
+    "eval_packing": (None, _COLLATOR),
+    "padding_free": (False, _COLLATOR),
+    "pad_to_multiple_of": (None, _COLLATOR),
+    "pad_token": (None, "the tokenizer's own is used"),
+    "truncation_mode": ("keep_start", "a conversation longer than `max_length` loses its last turns"),
+    "shuffle_dataset": (False, f"{_STREAM}: see `shuffle_buffer_size`"),
+    "dataset_num_proc": (None, f"{_STREAM}: see `dataloader_num_workers`"),
+    "train_sampling_strategy": ("random", _STREAM),
+    "auto_find_batch_size": (False, "the cursor of the stream is saved for batches of one size"),
+    "precompute_ref_log_probs": (False, _STREAM),
+    "dataset_kwargs": (None, _STREAM),
+    "ignore_data_skip": (False, "a resumed run continues the stream from its cursor, and decodes nothing again"),
+    "dataloader_drop_last": (False, _LOADER),
+    "dataloader_persistent_workers": (False, _LOADER),
+}
+REFUSED_OF_ACCELERATE = {"split_batches": False, "dispatch_batches": None}  # in `accelerator_config`
+
+
+def check_options(args: TrainingArguments) -> None:
+    """
+    Raises:
+        ValueError: if an option has a value that streams of videos cannot be trained with; the message says why.
+    """
+    for name, (accepted, reason) in REFUSED.items():
+        value = getattr(args, name, accepted)
+        if value != accepted:
+            raise ValueError(f"{name}={value!r} is not possible here: {reason}")
+    for name, accepted in REFUSED_OF_ACCELERATE.items():
+        value = getattr(args.accelerator_config, name)
+        if value != accepted:
+            raise ValueError(f"accelerator_config: {name}={value!r} is not possible here: {_LOADER}")
+    for name in ("logging_strategy", "save_strategy", "eval_strategy"):
+        if getattr(args, name) == "epoch":
+            raise ValueError(f"{name}=epoch is not possible here: a stream continues over its epochs; use steps")
+    check_hub_strategy(args)

@@ -1,6 +1,7 @@
 """
-`accelerate launch -m pllava.train.dpo --config train/recipes/pllava-7b-dpo.yaml`: direct preference optimisation, on
-rows of a question about a video (`messages`), a better answer (`chosen`) and a worse one (`rejected`).
+The command line for direct preference optimization (DPO):
+`accelerate launch -m pllava.train.dpo --config train/recipes/pllava-7b-dpo.yaml`. A row has a question about a video
+(`messages`), the better answer (`chosen`) and the worse one (`rejected`).
 """
 
 from trl import DPOConfig

@@ -1,4 +1,4 @@
-"""What a trainer saves, uploads and goes on from: checkpoints on the disk, and no pickles on the Hub."""
+"""Checkpoints: finding them, saving and uploading them without pickles, and running out of disk space."""
 
 import json
 import logging
@@ -21,18 +21,18 @@ from ..files import is_disk_full
 
 logger = logging.getLogger(__name__)
 MODEL_FILES = ["*.safetensors", "*.json", "*.py", "*.jinja", "*.md", "*.model", "*.txt"]  # of a checkpoint
-OF_THE_RUN = [TRAINER_STATE_NAME, "data_state_*"]  # what only a resumed run reads
+RESUME_FILES = [TRAINER_STATE_NAME, "data_state_*"]  # only a resumed run reads these
 
 
 class PickleFreeMixin:
     """
-    For any `Trainer` of transformers' or TRL's (`class MyTrainer(PickleFreeMixin, Trainer)`): its arguments are saved
-    as `training_args.json` in place of a pickle, and what it pushes to the Hub, at its end or with
-    `hub_strategy="every_save"`, has no pickle. The states of optimizer and random generators, which transformers
-    writes as pickles, stay on the disk.
+    A mixin for trainers of transformers and TRL, `class MyTrainer(PickleFreeMixin, Trainer)`, which keeps pickles off
+    the Hub. The arguments are saved as `training_args.json`. What is pushed, at the end or with
+    `hub_strategy="every_save"`, has no pickles: the states of the optimizer and the random generators, which
+    transformers pickles, stay on the disk.
 
     Raises:
-        ValueError: if `hub_strategy` asks for an upload of these.
+        ValueError: if `hub_strategy` would upload these states.
     """
 
     def __init__(self, *args: Any, **kwargs: Any):
@@ -47,7 +47,7 @@ class PickleFreeMixin:
             (directory / "training_args.json").write_text(self.args.to_json_string(), encoding="utf-8")
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        # transformers writes the pickle of its arguments here, too, and uploads it in the same breath
+        # Replaces transformers' method, which also pickles and uploads the arguments
         if not self.is_world_process_zero() or self.args.hub_strategy == HubStrategy.END:
             return
         unfinished = self.push_in_progress is not None and not self.push_in_progress.is_done()
@@ -61,23 +61,27 @@ class PickleFreeMixin:
             token=self.args.hub_token,
             revision=self.args.hub_revision,
             allow_patterns=MODEL_FILES,
-            ignore_patterns=OF_THE_RUN,
+            ignore_patterns=RESUME_FILES,
             run_as_future=True,
         )
-        job.add_done_callback(_report_failure)
+        job.add_done_callback(_warn_of_failed_push)
         self.push_in_progress = PushInProgress([*(self.push_in_progress.jobs if unfinished else ()), job])
 
 
-def _report_failure(job: Future) -> None:
+def _warn_of_failed_push(job: Future) -> None:
     if error := job.exception():
-        logger.warning("A checkpoint could not be pushed to the Hub; training goes on. %s", error)
+        logger.warning("A checkpoint could not be pushed to the Hub; training continues. %s", error)
 
 
 def check_hub_strategy(args: TrainingArguments) -> None:
+    """
+    Raises:
+        ValueError: if the states of the optimizer and the random generators would be uploaded.
+    """
     if args.push_to_hub and args.hub_strategy in (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS):
         raise ValueError(
             f"hub_strategy={args.hub_strategy.value} uploads the states of optimizer and random generators, which are "
-            "pickles; `every_save` uploads the model at each save, `end` at the end"
+            "pickles; use `every_save` to upload the model at each save, or `end` to upload it at the end"
         )
 
 
@@ -85,50 +89,50 @@ def check_hub_strategy(args: TrainingArguments) -> None:
 
 
 def last_checkpoint(output_dir: Path) -> Path | None:
-    """The newest checkpoint that was written to its end, if there is one."""
+    """Return the newest complete checkpoint, if there is one."""
     return next((checkpoint for checkpoint in reversed(checkpoints(output_dir)) if _is_complete(checkpoint)), None)
 
 
 def checkpoints(output_dir: Path) -> list[Path]:
-    """All there are, by their steps; folders with other names, as `checkpoint-best`, are none."""
-    found = {path: re.fullmatch(r"checkpoint-(\d+)", path.name) for path in output_dir.glob("*/")}
-    return sorted((path for path in found if found[path]), key=lambda path: int(found[path][1]))
+    """Return all checkpoints, by step; folders with other names, such as `checkpoint-best`, are ignored."""
+    steps = {path: re.fullmatch(r"checkpoint-(\d+)", path.name) for path in output_dir.glob("*/")}
+    return sorted((path for path in steps if steps[path]), key=lambda path: int(steps[path][1]))
 
 
 def steps_done(checkpoint: Path) -> int:
     """
     Raises:
-        ValueError: if it is not there, or was not written to its end.
+        ValueError: if the checkpoint does not exist, or is incomplete.
     """
     if not _is_complete(checkpoint):
-        raise ValueError(f"{checkpoint}: there is no checkpoint here that was written to its end")
+        raise ValueError(f"{checkpoint} is not a complete checkpoint: resume from another one")
     return json.loads((checkpoint / TRAINER_STATE_NAME).read_text(encoding="utf-8"))["global_step"]
 
 
 def check_output_dir(output_dir: Path, resume_from: str | bool | None = None) -> None:
     """
     Args:
-        resume_from: The checkpoint that the run goes on from, `True` for the last one of `output_dir`.
+        resume_from: The checkpoint that the run resumes from, `True` for the last one in `output_dir`.
 
     Raises:
-        ValueError: if it has the checkpoints or the weights of another run, which this one would mix with its own.
+        ValueError: if the directory has checkpoints or weights of another run, which would be mixed with this one's.
     """
     if resume_from is True or (resume_from and Path(resume_from).resolve().parent == output_dir.resolve()):
         return
-    if found := checkpoints(output_dir):
+    if others := checkpoints(output_dir):
         raise ValueError(
-            f"{output_dir} has the checkpoints of another run, the last of them {found[-1].name}: go on with it "
-            "(--resume_from_checkpoint true), remove it, or name another --output_dir"
+            f"{output_dir} has the checkpoints of another run, the last of them {others[-1].name}: resume that run "
+            "(--resume_from_checkpoint true), remove them, or choose another --output_dir"
         )
-    if found := sorted(output_dir.glob("*.safetensors")):
+    if others := sorted(output_dir.glob("*.safetensors")):
         raise ValueError(
-            f"{output_dir} has the weights of another run, {found[0].name}: remove it, or name another --output_dir"
+            f"{output_dir} has the weights of another run, {others[0].name}: remove them, or choose another "
+            "--output_dir"
         )
 
 
 def _is_complete(checkpoint: Path) -> bool:
-    # The last file that transformers writes
-    try:
+    try:  # transformers writes this file last
         json.loads((checkpoint / TRAINER_STATE_NAME).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False
@@ -136,13 +140,15 @@ def _is_complete(checkpoint: Path) -> bool:
 
 
 @contextmanager
-def said_if_disk_is_full(output_dir: str) -> Iterator[None]:
-    """Around what writes into `output_dir`."""
+def exit_if_disk_is_full(output_dir: str) -> Iterator[None]:
+    """Exit with one line that names the last complete checkpoint if a write in the block fails for lack of space."""
     try:
         yield
     except (OSError, RuntimeError, SafetensorError) as error:
         if not is_disk_full(error):
             raise
-        kept = last_checkpoint(Path(output_dir))
-        left = f"{kept} is whole: make room, and go on with --resume_from_checkpoint true"
-        sys.exit(f"Error: No room on the disk for {output_dir}. {left if kept else 'No checkpoint of it is whole.'}")
+        checkpoint = last_checkpoint(Path(output_dir))
+        advice = "No checkpoint is complete."
+        if checkpoint:
+            advice = f"{checkpoint} is complete: make room, and resume with --resume_from_checkpoint true"
+        sys.exit(f"Error: No room on the disk for {output_dir}. {advice}")

@@ -23,7 +23,8 @@ from pllava.data.sources import Source, load_source
 from pllava.train.callbacks import EpochCallback
 from pllava.train.loader import stream
 from pllava.train.loader.skipped import SkippedExamples
-from pllava.train.loader.stream import RowStream, StreamLoader, deal_anew
+from pllava.train.loader.stream import RowStream
+from pllava.train.loader.stream_loader import StreamLoader, redistribute
 
 QUESTION, ANSWER = "What moves?", "A bar."
 
@@ -242,7 +243,7 @@ def test_stream_resumes_from_any_cursor(mixture):
     whole = read_all(RowStream(rows, seed=3, buffer_size=7), count + 20)  # beyond the end of the first epoch
     for cut in range(1, count + 10, 5):
         again = RowStream(rows, seed=3, buffer_size=7)
-        again.place = json.loads(json.dumps(whole[cut - 1][1]))  # as it is written into a checkpoint
+        again.cursor = json.loads(json.dumps(whole[cut - 1][1]))  # as it is written into a checkpoint
         assert ids(again, 10) == [name for name, _ in whole[cut : cut + 10]]
 
 
@@ -261,16 +262,16 @@ def test_ranks_share_an_epoch(mixture, world_size):
 def test_resuming_with_another_world_size_loses_no_row(mixture, sizes):
     """Each world size reads a part of the epoch, the last one the rest; some ranks are ahead of others."""
     rows, count = mixture
-    read, states = [], [{"place": RowStream(rows, 3, 7).place, "skipped": {"seen": 0}}]
+    read, states = [], [{"place": RowStream(rows, 3, 7).cursor, "skipped": {"seen": 0}}]
     for number, world_size in enumerate(sizes):
         places = []
         for rank in range(world_size):
             stream = RowStream(rows, seed=3, buffer_size=7, rank=rank, world_size=world_size)
-            stream.place = json.loads(json.dumps(deal_anew(states, rank)))["place"]
+            stream.cursor = json.loads(json.dumps(redistribute(states, rank)))["place"]
             done = count if number == len(sizes) - 1 else 1 + 2 * rank
             taken = [(name, place) for name, place in read_all(stream, done) if place["epoch"] == 0]
             read += [name for name, _ in taken]
-            places.append({"place": taken[-1][1] if taken else stream.place, "skipped": {"seen": done}})
+            places.append({"place": taken[-1][1] if taken else stream.cursor, "skipped": {"seen": done}})
         states = places
     assert sorted(read) == sorted(set(read)) and len(read) == count
 
@@ -283,11 +284,11 @@ def test_epoch_is_right_after_resuming_with_another_world_size(world_size):
     resumed = RowStream(rows, 3, 7, 0, world_size)
     skipped = {"seen": 12, "unreadable": 0, "too_long": 0, "lost_turns": 0}
     loader = StreamLoader(resumed, SimpleNamespace(skipped=SkippedExamples()), batch_size=1)
-    loader.load_state_dict(deal_anew([{"place": before, "skipped": skipped}], rank=0))
-    callback, args, state = EpochCallback(loader, 24), SimpleNamespace(world_size=world_size), TrainerState()
+    loader.load_state_dict(redistribute([{"place": before, "skipped": skipped}], rank=0))
+    callback, args, state = EpochCallback(loader), SimpleNamespace(world_size=world_size), TrainerState()
     callback.on_step_end(args, state, None)
     assert state.epoch == 0.5
-    _, loader.place = read_all(resumed, 6 // world_size)[-1]
+    _, loader.cursor = read_all(resumed, 6 // world_size)[-1]
     callback.on_step_end(args, state, None)
     assert state.epoch == 0.75
 
@@ -317,7 +318,7 @@ def bytes_read():
 )
 def test_row_group_is_read_once_by_one_rank(tmp_path, monkeypatch, world_size, buffer_size, block_bytes):
     """Four groups of 100 rows, as `datasets` writes them, with blocks larger and smaller than a group."""
-    monkeypatch.setattr(stream, "GROUP_BYTES", block_bytes)
+    monkeypatch.setattr(stream, "BLOCK_BYTES", block_bytes)
     file = tmp_path / "one.parquet"
     write_parquet(file, embedded(400, clip_bytes=20_000), row_group_size=100)
     mixture, read = load_sources([Source(str(file))]), []
@@ -394,7 +395,7 @@ def test_sorted_shards_are_mixed(tmp_path):
 
 def test_sorted_row_groups_are_mixed(tmp_path, monkeypatch):
     """Ten files with one task each, in row groups so large that a block holds less than two of them."""
-    monkeypatch.setattr(stream, "GROUP_BYTES", 1_500_000)
+    monkeypatch.setattr(stream, "BLOCK_BYTES", 1_500_000)
     for task in range(10):
         write_parquet(tmp_path / f"{task}.parquet", embedded(50, 1000 * task, clip_bytes=20_000), row_group_size=50)
     first = ids(RowStream(load_sources([Source(str(tmp_path))]), seed=3, buffer_size=4000), 60)

@@ -12,7 +12,8 @@ from pllava.data.row_formats import MAX_CHARACTERS, parse_row, try_parse_row
 from pllava.data.sources import Source, load_source
 from pllava.train import VideoChatCollator
 from pllava.train.loader.skipped import Skipped, SkippedExamples, read_skipped
-from pllava.train.loader.stream import RowStream, StreamLoader
+from pllava.train.loader.stream import RowStream
+from pllava.train.loader.stream_loader import StreamLoader
 
 GOOD = {"question": "What moves?", "answer": "A bar."}
 

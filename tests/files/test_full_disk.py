@@ -49,6 +49,7 @@ def test_a_training_run_names_the_checkpoint_to_go_on_from(tmp_path, monkeypatch
         main()
     said = str(ended.value)
     assert (
-        said.startswith("Error: No room on the disk for my-nano. my-nano/checkpoint-1 is whole") and "\n" not in said
+        said.startswith("Error: No room on the disk for my-nano. my-nano/checkpoint-1 is complete")
+        and "\n" not in said
     )
     assert "--resume_from_checkpoint true" in said

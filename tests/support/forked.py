@@ -1,6 +1,6 @@
 """
-Processes of their own that start in no time: forked from a server that has imported what they need, once for all the
-tests of a worker. They are told what to run as Python is (`-m module`, `-c code`, a file), or by the command `pllava`.
+Processes that start quickly: they are forked from a server that has imported the packages, once for all tests of a
+pytest worker. The arguments are Python's (`-m module`, `-c code`, a file), or those of the command `pllava`.
 """
 
 import importlib
@@ -20,14 +20,14 @@ _context.set_forkserver_preload(["pllava.eval", "pllava.data.publishing", "pllav
 
 
 def start(*arguments: object, output: Path | str = os.devnull, cwd: object = ".", **environment: str) -> BaseProcess:
-    """Starts a process whose standard output and error go to `output` and `output` + ".err"."""
+    """Start a process whose standard output and error go to `output` and `output` + ".err"."""
     process = _context.Process(target=_main, args=([*map(str, arguments)], str(output), str(cwd), environment))
     process.start()
     return process
 
 
 def wait(process: BaseProcess, timeout: float = 240) -> int:
-    """The process' return code; one that is not done in time is killed."""
+    """Return the process' exit code; kill it and raise an error after `timeout` seconds."""
     process.join(timeout)
     if process.is_alive():
         process.kill()
@@ -36,13 +36,13 @@ def wait(process: BaseProcess, timeout: float = 240) -> int:
 
 
 def run(*arguments: object, **options: str) -> subprocess.CompletedProcess:
-    """As `subprocess.run` with captured text."""
+    """Run a process like `subprocess.run` with captured text."""
     with tempfile.TemporaryDirectory() as folder:
         return run_group([{}], *arguments, folder=Path(folder), **options)[0]
 
 
 def ranks(processes: int) -> list[dict[str, str]]:
-    """What each of several processes that work together finds in its environment, on the CPU."""
+    """Return the environment variables of each process of a distributed job on the CPU."""
     group = {"WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
     return [{**group, "RANK": str(n), "LOCAL_RANK": str(n), "ACCELERATE_USE_CPU": "true"} for n in range(processes)]
 
@@ -50,7 +50,7 @@ def ranks(processes: int) -> list[dict[str, str]]:
 def run_group(
     environments: list[dict[str, str]], *arguments: object, folder: Path, **options: str
 ) -> list[subprocess.CompletedProcess]:
-    """Processes that run at the same time, each with an environment of its own; `folder` gets what they say."""
+    """Run one process per environment at the same time; their outputs are written to `folder`."""
     outputs = [folder / f"{number}.out" for number in range(len(environments))]
     started = [
         start(*arguments, output=output, **options, **environment)
@@ -68,7 +68,7 @@ def _main(arguments: list[str], output: str, cwd: str, environment: dict[str, st
             os.dup2(file.fileno(), number)
     os.chdir(cwd)
     os.environ.update(environment)
-    for name in ("huggingface_hub.constants", "datasets.config"):  # have read the environment of the server
+    for name in ("huggingface_hub.constants", "datasets.config"):  # were set from the server's environment
         importlib.reload(sys.modules[name])
     first, *rest = arguments
     if first == "pllava":

@@ -1,6 +1,6 @@
 """
-A training run in processes of its own, for the tests: `training_run.py OPTIONS.json`. Writes what each process did in
-each step (ids, loss) to `OUTPUT_DIR/steps-RANK.jsonl`, and kills itself in the step that the options name.
+A training run for tests that need separate processes: `training_run.py OPTIONS.json`. Each process writes the ids and
+the loss of each step to `OUTPUT_DIR/steps-RANK.jsonl`, and kills itself in the step `kill_in_step` of the options.
 """
 
 import json
@@ -21,7 +21,7 @@ from pllava.train import build_trainer
 
 
 def allow_fsdp_on_the_cpu() -> None:
-    """accelerate shards on accelerators only; torch does so on the CPU as well, over gloo."""
+    """Make accelerate accept FSDP without a GPU: torch can shard on the CPU, over gloo."""
     prepare = AcceleratorState.__init__
 
     def prepare_and_shard(self, *args, fsdp_plugin=None, **kwargs):
@@ -53,7 +53,7 @@ def main(options: dict) -> None:
     log.parent.mkdir(parents=True, exist_ok=True)
     step = trainer.training_step
 
-    def noted_step(model, inputs, num_items_in_batch=None):
+    def logged_step(model, inputs, num_items_in_batch=None):
         if trainer.state.global_step == options.get("kill_in_step"):
             os.kill(os.getpid(), signal.SIGKILL)
         ids = list(inputs["id"])
@@ -62,7 +62,7 @@ def main(options: dict) -> None:
             lines.write(json.dumps({"step": trainer.state.global_step, "ids": ids, "loss": loss.item()}) + "\n")
         return loss
 
-    trainer.training_step = noted_step
+    trainer.training_step = logged_step
     trainer.train(resume_from_checkpoint=options.get("resume"))
     trainer.save_model()
     (log.parent / f"log-{args.process_index}.json").write_text(json.dumps(trainer.state.log_history))

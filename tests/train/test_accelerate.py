@@ -1,4 +1,4 @@
-"""The accelerate configs that ship, each trained with for real: on the CPU, by two processes where it has several."""
+"""A training run with each of the accelerate configs, on the CPU, with two processes if the config has several."""
 
 import json
 import os
@@ -13,7 +13,7 @@ import pllava
 from pllava.nano.data import render
 
 CONFIGS = sorted((Path(pllava.__file__).parent / "train" / "accelerate").glob("*.yaml"))
-# As `-m pllava.train`, where FSDP may be on a CPU
+# Like `-m pllava.train`, with FSDP allowed on a CPU
 SCRIPT = """
 from training_run import allow_fsdp_on_the_cpu
 
@@ -30,17 +30,19 @@ OPTIONS = """
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1200)  # DeepSpeed compiles its optimizer, the first time
+@pytest.mark.timeout(1200)  # DeepSpeed compiles its optimizer in the first run
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda config: config.stem)
-def test_a_config_trains(config, tmp_path):
+def test_accelerate_config_trains(config, tmp_path):
     render(tmp_path / "world", 2, seed=4)
-    # One process reads a video while another reads a text: neither may wait for the other's layers
+    # In some steps one process has a video and the other only text: neither may wait for the other's layers
     with (tmp_path / "world" / "questions.jsonl").open("a") as rows:
         rows.writelines(json.dumps({"question": f"{n} + 1?", "answer": str(n + 1)}) + "\n" for n in range(40))
     (tmp_path / "train.py").write_text(SCRIPT)
     with_deepspeed = config.stem.startswith("zero")
     on_cpu = {"DS_ACCELERATOR": "cpu"} if with_deepspeed else {"ACCELERATE_USE_CPU": "true"}
-    options = OPTIONS.split() + ["--ddp_backend", "gloo"] * with_deepspeed  # else accelerate takes each for a lone one
+    options = (
+        OPTIONS.split() + ["--ddp_backend", "gloo"] * with_deepspeed
+    )  # or accelerate takes each process for the only one
     path = os.pathsep.join([str(Path(__file__).parents[1] / "support"), os.environ.get("PYTHONPATH", "")])
     environment = {**os.environ, **on_cpu, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(config)]

@@ -1,4 +1,4 @@
-"""The cache of the vision tower's features: what is read from it, by which key, and how large it may be."""
+"""The cache of the vision tower's features: its keys, its size limit, and its use in training."""
 
 import copy
 import http.server
@@ -19,7 +19,7 @@ from pllava.train.loader.feature_cache import FeatureCache
 
 
 @pytest.mark.parametrize("change", ["clip", "bounds", "sampling", "tower", "preparation"])
-def test_features_are_kept_apart(processor, model, clips, tmp_path, change):
+def test_key_depends_on(processor, model, clips, tmp_path, change):
     def key(clip=clips[0], sampling="uniform", tower=model.model.vision_tower, processor=processor, **bounds):
         medium = find_medium({"path": str(clip), **bounds})
         return FeatureCache(tmp_path, tower, processor).key(medium, sampling)
@@ -33,7 +33,7 @@ def test_features_are_kept_apart(processor, model, clips, tmp_path, change):
     assert key() == key(clip=str(clips[0])) != key(**other[change])
 
 
-def test_the_cache_reads_what_training_reads(processor, model, clips, tmp_path):
+def test_key_is_equal_for_all_sources_of_a_clip(processor, model, clips, tmp_path):
     handler = partial(http.server.SimpleHTTPRequestHandler, directory=str(clips[0].parent))
     tower = model.model.vision_tower
     collator = VideoChatCollator(processor, features=FeatureCache(tmp_path / "cache", tower, processor))
@@ -50,7 +50,7 @@ def test_the_cache_reads_what_training_reads(processor, model, clips, tmp_path):
     assert all(torch.equal(collator.read_video({"video": source})[0], features) for source in sources[:2])
 
 
-def test_a_full_cache_takes_no_more(processor, model, tmp_path, caplog):
+def test_full_cache_saves_no_more(processor, model, tmp_path, caplog):
     def fill(names, processes=1):
         cache = FeatureCache(tmp_path, model.model.vision_tower, processor, max_bytes=10_000, processes=processes)
         for name in names:
@@ -63,8 +63,7 @@ def test_a_full_cache_takes_no_more(processor, model, tmp_path, caplog):
 
 
 @pytest.mark.parametrize("batch_size", [1, 2])
-def test_the_videos_of_an_evaluation_are_nobodys(processor, checkpoint, clips, tmp_path, batch_size):
-    """What is kept of the training's clips is the same with an evaluation between its steps."""
+def test_evaluations_do_not_change_the_cache(processor, checkpoint, clips, tmp_path, batch_size):
     turns = [{"role": "user", "content": [{"type": "video"}]}]
     turns += [{"role": "assistant", "content": [{"type": "text", "text": "It leaves."}]}]
     rows = [{"messages": turns, "videos": [str(clip)]} for clip in clips]

@@ -1,15 +1,12 @@
-"""The collator and the trainer: the real SFTTrainer on real clips."""
+"""SFT and DPO on real clips: what is learned, logged, skipped, evaluated and refused."""
 
 import json
-import os
-import subprocess
-import sys
 
 import pytest
 import torch
 from datasets import Dataset
 from peft import PeftModel, get_peft_model
-from safetensors.torch import load_file
+from train_examples import conversation, sft_config
 from transformers import (
     AutoModelForImageTextToText,
     AutoProcessor,
@@ -19,208 +16,17 @@ from transformers import (
     TrainingArguments,
 )
 from trl import DPOConfig, SFTConfig
-from video_files import moving_frames, white_png, write_video
 
-from pllava import NANO, load_model, lora_config
+from pllava import NANO, lora_config
 from pllava.train import PreferenceCollator, VideoChatCollator, build_trainer
 from pllava.train.loader.skipped import SkippedExamples, read_skipped
 from pllava.train.predictions_callback import PredictionsCallback
 
-
-@pytest.fixture
-def clip(clips):
-    return str(clips[0])
+pytest_plugins = ["train_examples"]
 
 
-def conversation(*turns, media=()):
-    messages = []
-    for question, answer in turns:
-        content = [*({"type": kind} for kind in media), {"type": "text", "text": question}]
-        messages.append({"role": "user", "content": content})
-        messages.append({"role": "assistant", "content": [{"type": "text", "text": answer}]})
-        media = ()
-    return messages
-
-
-def test_labels_are_the_assistants_words_and_end_tokens(processor, clip):
-    turns = [("Say USER: or ASSISTANT: to me?", "red circle"), ("And now?", "it leaves")]
-    example = {"messages": conversation(*turns, media=["video"]), "videos": [clip]}
-    text_only = {"messages": conversation(("How many?", "three"))}
-    batch = VideoChatCollator(processor)([example, text_only])
-    learned = [row[row != -100] for row in batch["labels"]]
-    assert processor.tokenizer.decode(learned[0]) == "red circle</s>it leaves</s>"
-    assert processor.tokenizer.decode(learned[1]) == "three</s>"
-    assert batch["pixel_values_videos"].shape == (1, 4, 3, 48, 48)
-    assert (batch["input_ids"] == processor.video_token_id).sum() == processor.num_visual_tokens
-    assert batch["labels"][batch["attention_mask"] == 0].eq(-100).all()
-    assert batch["attention_mask"][1, -1] == 0  # padded on the right
-
-
-def test_random_sampling_is_random_and_uniform_is_not(processor, clip):
-    example = {"messages": conversation(("What?", "red"), media=["video"]), "videos": [clip]}
-    random, uniform = VideoChatCollator(processor), VideoChatCollator(processor, sampling="uniform")
-    assert not torch.equal(random([example])["pixel_values_videos"], random([example])["pixel_values_videos"])
-    assert torch.equal(uniform([example])["pixel_values_videos"], uniform([example])["pixel_values_videos"])
-
-
-def test_a_part_without_a_source_is_an_error(processor, clip):
-    example = {"messages": conversation(("What?", "red"), media=["video", "video"]), "videos": [clip]}
-    with pytest.raises(ValueError, match="more video parts than the example has videos"):
-        VideoChatCollator(processor).encode(example)
-
-
-# --- what does not fit or cannot be read -----------------------------------------------------------------------------
-
-
-def test_a_long_conversation_loses_its_last_turns(processor, clip):
-    turns = [("What is it?", "red circle"), ("And now?", "it leaves"), ("Why?", "red " * 8 + "red")]
-    example = {"messages": conversation(*turns, media=["video"]), "videos": [clip]}
-    whole = VideoChatCollator(processor).encode(example)
-    for limit in range(processor.num_visual_tokens + 1, len(whole["input_ids"]) + 1):
-        collator = VideoChatCollator(processor, max_length=limit)
-        batch = collator([example])
-        answers = processor.tokenizer.decode(batch["labels"][0][batch["labels"][0] != -100]).split("</s>")[:-1]
-        assert answers == [answer.strip() for _, answer in turns][: len(answers)]
-        assert batch["input_ids"].shape[1] <= limit
-        visual = (batch["input_ids"] == processor.video_token_id).sum()
-        if answers:
-            assert visual == processor.num_visual_tokens and collator.skipped.lost_turns == 3 - len(answers)
-        else:
-            assert collator.skipped.too_long == 1 and not visual and "pixel_values_videos" not in batch
-    assert len(answers) == 3
-
-
-def test_a_video_of_a_lost_turn_is_not_passed(processor, clips):
-    messages = conversation(("What?", "red"), media=["video"]) + conversation(("And this?", "blue"), media=["video"])
-    example = {"messages": messages, "videos": [str(clips[0]), str(clips[1])]}
-    batch = VideoChatCollator(processor, max_length=2 * processor.num_visual_tokens)([example])
-    assert batch["pixel_values_videos"].shape[0] == 1
-    assert VideoChatCollator(processor)([example])["pixel_values_videos"].shape[0] == 2
-
-
-def test_a_limit_that_leaves_no_text_is_an_error(processor):
-    with pytest.raises(ValueError, match="counts the 36 tokens of a video, too"):
-        VideoChatCollator(processor, max_length=36)
-
-
-CORRUPT = {
-    "truncated, index in front": lambda whole: whole[: len(whole) * 2 // 3],
-    "a picture of 768 MB": lambda whole: white_png(16000, 16000),
-    "no video": lambda whole: b"These are words. " * 50,
-    "missing": None,
-}
-
-
-@pytest.fixture
-def corrupt_set(tmp_path):
-    """40 rows of which 4 cannot be read, each for a reason of its own; and the ids of these."""
-    whole = write_video(
-        tmp_path / "whole.mp4", moving_frames(40), fps=10, container_options={"movflags": "faststart"}, g=5
-    )
-    rows, bad = [], []
-    for n in range(40):
-        video = "whole.mp4"
-        if n % 10 == 3:
-            change = list(CORRUPT.values())[n // 10]
-            video = f"bad-{n}.mp4"
-            if change is not None:
-                (tmp_path / video).write_bytes(change(whole.read_bytes()))
-            bad.append(str(n))
-        rows.append({"messages": conversation(("What?", "red"), media=["video"]), "videos": [str(tmp_path / video)]})
-        rows[-1] |= {"id": str(n), "source": "mine"}
-    return rows, bad
-
-
-def sft_config(output, **options):
-    defaults = {"max_steps": 8, "per_device_train_batch_size": 2, "learning_rate": 1e-2, "logging_steps": 1}
-    fixed = {"report_to": "none", "use_cpu": True, "bf16": False, "warmup_steps": 0, "save_strategy": "no"}
-    return SFTConfig(str(output), **{**defaults, **fixed, **options})
-
-
-@pytest.mark.parametrize("workers", [0, 2])
-def test_a_run_reports_exactly_what_it_could_not_read(processor, checkpoint, corrupt_set, tmp_path, workers):
-    rows, bad = corrupt_set
-    args = sft_config(tmp_path / "out", max_steps=-1, num_train_epochs=2, dataloader_num_workers=workers)
-    model = AutoModelForImageTextToText.from_pretrained(checkpoint)
-    trainer = build_trainer(model, processor, Dataset.from_list(rows), args, lora_config(r=4))
-    trained = []
-    step = trainer.training_step
-    trainer.training_step = lambda model, inputs, *rest: trained.extend(inputs["id"]) or step(model, inputs, *rest)
-    trainer.train()
-    skipped = read_skipped(tmp_path / "out" / "_skipped.jsonl")
-    assert sorted((row.id for row in skipped), key=int) == bad and {row.reason for row in skipped} == {"unreadable"}
-    assert all(row.media and row.error and row.source == "mine" for row in skipped)
-    assert set(trained) == {row["id"] for row in rows} - set(bad) and len(trained) == 80
-    assert trainer.state.log_history[-2]["skipped/unreadable"] >= 8
-    assert "4 examples were left out, 4 unreadable and 0 too long" in trainer.loader.skipped.summary()
-
-
-@pytest.mark.parametrize("batch_size", [1, 4])
-def test_plain_trainer_takes_the_collator(processor, checkpoint, corrupt_set, tmp_path, batch_size):
-    rows, bad = corrupt_set
-    model = AutoModelForImageTextToText.from_pretrained(checkpoint)
-    model.model.vision_tower.requires_grad_(False)
-    file = tmp_path / "_skipped.jsonl"
-    args = TrainingArguments(
-        str(tmp_path / "out"),
-        num_train_epochs=1,
-        per_device_train_batch_size=batch_size,
-        remove_unused_columns=False,
-        report_to="none",
-        use_cpu=True,
-        dataloader_num_workers=2,
-        logging_steps=1,
-        save_strategy="no",
-        learning_rate=1e-3,
-    )
-    collator = VideoChatCollator(processor, skipped=SkippedExamples(file))
-    trainer = Trainer(model, args, train_dataset=Dataset.from_list(rows), data_collator=collator)
-    trainer.train()
-    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-    assert len(losses) == 40 // batch_size and all(torch.tensor(losses).isfinite())
-    assert all(value.isfinite().all() for value in model.state_dict().values())
-    assert sorted((row.id for row in read_skipped(file)), key=int) == bad
-
-
-def test_too_much_that_cannot_be_read_stops_the_run(processor, checkpoint, corrupt_set, tmp_path):
-    rows, _ = corrupt_set
-    model = AutoModelForImageTextToText.from_pretrained(checkpoint)
-    rows = Dataset.from_list(
-        [{**row, "videos": ["/nowhere/at/all.mp4"]} if n % 3 else row for n, row in enumerate(rows)]
-    )
-    trainer = build_trainer(model, processor, rows, sft_config(tmp_path / "out", max_steps=40), lora_config(r=4))
-    with pytest.raises(RuntimeError, match=r"more than `max_unreadable`=0.2 lets through.*nowhere.*media folder"):
-        trainer.train()
-
-
-def test_a_run_that_fits_nothing_stops(processor, checkpoint, clip, tmp_path):
-    model = AutoModelForImageTextToText.from_pretrained(checkpoint)
-    rows = Dataset.from_list(
-        [{"messages": conversation(("What?", "red " * 99), media=["video"]), "videos": [clip]}] * 30
-    )
-    trainer = build_trainer(model, processor, rows, sft_config(tmp_path / "out", max_length=60), lora_config(r=4))
-    with pytest.raises(RuntimeError, match="All 20 examples are too long.*Raise `max_length`"):
-        trainer.train()
-
-
-# --- training --------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def four_clips(clips, tmp_path):
-    """Four real clips, each with a word of its own for an answer."""
-    fourth = write_video(tmp_path / "fourth.mp4", moving_frames(25, seed=9), fps=10)
-    answers = ["red", "white", "left", "three"]
-    return Dataset.from_list(
-        [
-            {"messages": conversation(("What is it?", answer), media=["video"]), "videos": [str(clip)]}
-            for clip, answer in zip([*clips, fourth], answers, strict=True)
-        ]
-    )
-
-
-def test_four_clips_are_learned_by_heart(four_clips, tmp_path):
-    """By nano, in its own words: a tower of random weights sees too little difference between the clips."""
+def test_training_overfits_four_clips(four_clips, tmp_path):
+    """With nano: a vision tower with random weights hardly tells the clips apart."""
     model = AutoModelForImageTextToText.from_pretrained(NANO)
     processor = AutoProcessor.from_pretrained(NANO)
     before = {name: value.clone() for name, value in model.state_dict().items()}
@@ -268,7 +74,7 @@ def test_lora_and_projector_get_gradients_and_nothing_else(processor, checkpoint
     assert len(expected) == layers * 4 + 4  # A and B of q and v; two linear layers' weights and biases
 
 
-def test_what_is_logged(processor, checkpoint, four_clips, tmp_path):
+def test_logged_figures(processor, checkpoint, four_clips, tmp_path):
     rows = four_clips.add_column("source", ["one", "two", "one", "two"])
     model = AutoModelForImageTextToText.from_pretrained(checkpoint)
     args = sft_config(tmp_path / "out", max_steps=2, per_device_train_batch_size=4, report_to="tensorboard")
@@ -290,7 +96,7 @@ def test_what_is_logged(processor, checkpoint, four_clips, tmp_path):
     assert list((tmp_path / "out").rglob("events.out.tfevents*"))
 
 
-def test_the_cache_gives_the_features_of_the_tower(processor, checkpoint, four_clips, tmp_path):
+def test_cached_features_give_the_same_losses(processor, checkpoint, four_clips, tmp_path):
     def losses(cache, tower_calls):
         model = AutoModelForImageTextToText.from_pretrained(checkpoint)
         model.model.vision_tower.register_forward_hook(lambda *args: tower_calls.append(1))
@@ -310,152 +116,73 @@ def test_the_cache_gives_the_features_of_the_tower(processor, checkpoint, four_c
     assert not list((tmp_path / "cache").rglob("*.partial"))
 
 
-# --- what is saved ---------------------------------------------------------------------------------------------------
-
-ELSEWHERE = """
-import sys
-import torch
-from peft import AutoPeftModelForCausalLM, PeftModel
-from transformers import AutoModelForImageTextToText, AutoProcessor
-
-adapter, base, clip = sys.argv[1:]
-processor = AutoProcessor.from_pretrained(adapter, trust_remote_code=True)
-chat = [{"role": "user", "content": [{"type": "video", "path": clip}, {"type": "text", "text": "What is it?"}]}]
-inputs = processor.apply_chat_template(
-    chat, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
-)
-wrapped = AutoModelForImageTextToText.from_pretrained(base, trust_remote_code=True)
-models = [AutoPeftModelForCausalLM.from_pretrained(adapter, trust_remote_code=True)]
-models.append(PeftModel.from_pretrained(wrapped, adapter))
-for model in models:
-    output = model.eval().generate(**inputs, max_new_tokens=8, do_sample=False)
-    print("answer:", processor.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))
-assert "pllava" not in sys.modules
-"""
+# --- unreadable and too long examples --------------------------------------------------------------------------------
 
 
-def test_a_checkpoint_loads_elsewhere(processor, checkpoint, clip, tmp_path):
-    rows = [{"messages": conversation(("What is it?", "red circle"), media=["video"]), "videos": [clip]}] * 4
-    args = sft_config(tmp_path / "out", max_steps=40, save_strategy="steps", save_steps=40)
+@pytest.mark.parametrize("workers", [0, 2])
+def test_run_lists_exactly_the_unreadable_examples(processor, checkpoint, corrupt_set, tmp_path, workers):
+    rows, bad = corrupt_set
+    args = sft_config(tmp_path / "out", max_steps=-1, num_train_epochs=2, dataloader_num_workers=workers)
     model = AutoModelForImageTextToText.from_pretrained(checkpoint)
-    adapter = lora_config(r=16, lora_alpha=32, lora_dropout=0.0)
-    build_trainer(model, processor, Dataset.from_list(rows), args, adapter, sampling="uniform").train()
-    saved = tmp_path / "out" / "checkpoint-40"
-    files = {file.name for file in saved.iterdir()}
-    assert {"adapter_model.safetensors", "adapter_config.json", "README.md", "processor_config.json"} <= files
-    assert {"processing_pllava.py", "video_processing_pllava.py", "training_args.json"} <= files
-    assert not files & {"training_args.bin", "model.safetensors", "adapter_model.bin"}
-    card = (saved / "README.md").read_text()
-    assert "| steps | 40 of 40 |" in card and "alpha = 32 at rank 16" in card and "drawn uniform" in card
-    command = [sys.executable, "-c", ELSEWHERE, str(saved), checkpoint, clip]
-    result = subprocess.run(command, cwd=tmp_path, env=elsewhere(tmp_path), capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr[-3000:]
-    assert sum(line.startswith("answer: red circle") for line in result.stdout.splitlines()) == 2, result.stdout
-    assert load_model(adapter=saved).active_peft_config.r == 16
-
-
-def elsewhere(folder):
-    """An environment in which `pllava` cannot be imported."""
-    hidden = folder / "hidden"
-    hidden.mkdir()
-    (hidden / "pllava.py").write_text("raise ImportError('hidden')")
-    return {**os.environ, "PYTHONPATH": str(hidden), "HF_MODULES_CACHE": str(folder / "modules")}
-
-
-def test_a_saved_adapter_is_trained_on(processor, checkpoint, four_clips, tmp_path):
-    model = AutoModelForImageTextToText.from_pretrained(checkpoint)
-    options = {"max_steps": 25, "per_device_train_batch_size": 4}
-    first = build_trainer(model, processor, four_clips, sft_config(tmp_path / "a", **options), lora_config(r=8))
-    first.train()
-    first.save_model()
-    model = load_model(adapter=tmp_path / "a", is_trainable=True)
-    again = build_trainer(model, processor, four_clips, sft_config(tmp_path / "b", **options))
-    trained = {name for name, weight in again.model.named_parameters() if weight.requires_grad}
-    assert trained == {name for name, weight in first.model.named_parameters() if weight.requires_grad}
-    again.train()
-    losses = [[e["loss"] for e in trainer.state.log_history if "loss" in e] for trainer in (first, again)]
-    assert losses[1][0] < 0.7 * losses[0][0] and losses[1][-1] < losses[1][0]
-
-
-def resumable(processor, checkpoint, rows, output, **options):
-    model = AutoModelForImageTextToText.from_pretrained(checkpoint)
-    args = sft_config(output, max_steps=4, save_strategy="steps", save_steps=2, **options)
-    return build_trainer(model, processor, rows, args, lora_config(r=4))
-
-
-def test_an_unfinished_checkpoint_is_passed_over(processor, checkpoint, four_clips, tmp_path):
-    resumable(processor, checkpoint, four_clips, tmp_path).train()
-    (tmp_path / "checkpoint-4" / "trainer_state.json").write_text('{"epoch": ')
-    again = resumable(processor, checkpoint, four_clips, tmp_path)
-    steps = []
-    step = again.training_step
-    again.training_step = lambda *args: steps.append(again.state.global_step) or step(*args)
-    again.train(resume_from_checkpoint=True)
-    assert steps == [2, 3]
-
-
-def test_what_cannot_be_gone_on_from_is_an_error(processor, checkpoint, four_clips, tmp_path):
-    trainer = resumable(processor, checkpoint, four_clips, tmp_path)
-    with pytest.raises(ValueError, match="has no checkpoint to go on from"):
-        trainer.train(resume_from_checkpoint=True)
+    trainer = build_trainer(model, processor, Dataset.from_list(rows), args, lora_config(r=4))
+    trained = []
+    step = trainer.training_step
+    trainer.training_step = lambda model, inputs, *rest: trained.extend(inputs["id"]) or step(model, inputs, *rest)
     trainer.train()
-    file = tmp_path / "checkpoint-4" / "data_state_0.json"
-    file.write_text(json.dumps({**json.loads(file.read_text()), "world_size": 2}))
-    with pytest.raises(ValueError, match="lacks what other machines saved. Copy there: data_state_1.json"):
-        resumable(processor, checkpoint, four_clips, tmp_path).train(resume_from_checkpoint=True)
-    file.unlink()
-    with pytest.raises(ValueError, match="does not say where the data stood"):
-        resumable(processor, checkpoint, four_clips, tmp_path).train(resume_from_checkpoint=True)
+    skipped = read_skipped(tmp_path / "out" / "_skipped.jsonl")
+    assert sorted((row.id for row in skipped), key=int) == bad and {row.reason for row in skipped} == {"unreadable"}
+    assert all(row.media and row.error and row.source == "mine" for row in skipped)
+    assert set(trained) == {row["id"] for row in rows} - set(bad) and len(trained) == 80
+    assert trainer.state.log_history[-2]["skipped/unreadable"] >= 8
+    assert "4 examples were skipped, 4 unreadable and 0 too long" in trainer.loader.skipped.summary()
 
 
-def test_resumed_at_its_end_a_run_only_saves(processor, checkpoint, four_clips, tmp_path, capsys):
-    resumable(processor, checkpoint, four_clips, tmp_path).train()
-    again = resumable(processor, checkpoint, four_clips, tmp_path)
-    again.train(resume_from_checkpoint=True)
-    assert f"Going on from {tmp_path / 'checkpoint-4'}: step 4 of 4" in capsys.readouterr().out
-    assert again.state.global_step == 4 and "train_loss" not in again.state.log_history[-1]
-    assert sorted(path.name for path in tmp_path.glob("checkpoint-*")) == ["checkpoint-2", "checkpoint-4"]
-    again.save_model()
-    saved, left = (load_file(folder / "adapter_model.safetensors") for folder in (tmp_path, tmp_path / "checkpoint-4"))
-    assert all(torch.equal(value, left[name]) for name, value in saved.items())
-
-
-def test_a_run_does_not_mix_with_another(processor, checkpoint, four_clips, tmp_path):
-    resumable(processor, checkpoint, four_clips, tmp_path).train()
-    (tmp_path / "checkpoint-best").mkdir()  # somebody else's, and no step
-    again = resumable(processor, checkpoint, four_clips, tmp_path)
-    with pytest.raises(ValueError, match="the last of them checkpoint-4: go on with it .*resume_from_checkpoint true"):
-        again.train()
-    other = resumable(processor, checkpoint, four_clips, tmp_path / "other")
-    other.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
-    with pytest.raises(ValueError, match="has the checkpoints of another run"):
-        again.train(resume_from_checkpoint=str(tmp_path / "other" / "checkpoint-4"))
-    assert again.state.global_step == 0
-    again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
-
-
-def test_a_run_does_not_overwrite_what_another_saved(processor, checkpoint, four_clips, tmp_path):
-    args = sft_config(tmp_path, max_steps=1)
+def test_too_many_unreadable_examples_stop_the_run(processor, checkpoint, corrupt_set, tmp_path):
+    rows, _ = corrupt_set
     model = AutoModelForImageTextToText.from_pretrained(checkpoint)
-    trainer = build_trainer(model, processor, four_clips, args, lora_config(r=4))
+    rows = Dataset.from_list(
+        [{**row, "videos": ["/nowhere/at/all.mp4"]} if n % 3 else row for n, row in enumerate(rows)]
+    )
+    trainer = build_trainer(model, processor, rows, sft_config(tmp_path / "out", max_steps=40), lora_config(r=4))
+    with pytest.raises(RuntimeError, match=r"more than `max_unreadable`=0.2 allows.*nowhere.*media folder"):
+        trainer.train()
+
+
+def test_only_too_long_examples_stop_the_run(processor, checkpoint, clip, tmp_path):
+    model = AutoModelForImageTextToText.from_pretrained(checkpoint)
+    rows = Dataset.from_list(
+        [{"messages": conversation(("What?", "red " * 99), media=["video"]), "videos": [clip]}] * 30
+    )
+    trainer = build_trainer(model, processor, rows, sft_config(tmp_path / "out", max_length=60), lora_config(r=4))
+    with pytest.raises(RuntimeError, match="All 20 examples are too long.*Raise `max_length`"):
+        trainer.train()
+
+
+@pytest.mark.parametrize("batch_size", [1, 4])
+def test_transformers_trainer_accepts_the_collator(processor, checkpoint, corrupt_set, tmp_path, batch_size):
+    rows, bad = corrupt_set
+    model = AutoModelForImageTextToText.from_pretrained(checkpoint)
+    model.model.vision_tower.requires_grad_(False)
+    file = tmp_path / "_skipped.jsonl"
+    args = TrainingArguments(
+        str(tmp_path / "out"),
+        num_train_epochs=1,
+        per_device_train_batch_size=batch_size,
+        remove_unused_columns=False,
+        report_to="none",
+        use_cpu=True,
+        dataloader_num_workers=2,
+        logging_steps=1,
+        save_strategy="no",
+        learning_rate=1e-3,
+    )
+    collator = VideoChatCollator(processor, skipped=SkippedExamples(file))
+    trainer = Trainer(model, args, train_dataset=Dataset.from_list(rows), data_collator=collator)
     trainer.train()
-    trainer.save_model()
-    trainer.train()  # the same run, still
-    model = AutoModelForImageTextToText.from_pretrained(checkpoint)
-    with pytest.raises(ValueError, match="has the weights of another run, adapter_model.safetensors: remove it"):
-        build_trainer(model, processor, four_clips, args, lora_config(r=4)).train()
-
-
-def test_the_bar_counts_examples_and_tokens_and_goes_on_where_it_was(
-    processor, checkpoint, four_clips, tmp_path, capsys
-):
-    resumable(processor, checkpoint, four_clips, tmp_path).train()
-    shown = capsys.readouterr().err
-    assert " 4/4 [" in shown and "examples=8, tokens=" in shown and "tokens/s=" in shown
-    (tmp_path / "checkpoint-4" / "trainer_state.json").unlink()
-    resumable(processor, checkpoint, four_clips, tmp_path).train(resume_from_checkpoint=True)
-    shown = capsys.readouterr().err
-    assert " 2/4 [00:00<?, ?it/s" in shown and " 4/4 [" in shown
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    assert len(losses) == 40 // batch_size and all(torch.tensor(losses).isfinite())
+    assert all(value.isfinite().all() for value in model.state_dict().values())
+    assert sorted((row.id for row in read_skipped(file)), key=int) == bad
 
 
 # --- evaluation ------------------------------------------------------------------------------------------------------
@@ -469,8 +196,8 @@ class Steps(TrainerCallback):
         self.evaluated.append((state.global_step, metrics))
 
 
-def test_evaluation_in_a_run(processor, checkpoint, four_clips, corrupt_set, tmp_path):
-    """With losses that grow, the run ends early, at the checkpoint of the first evaluation."""
+def test_evaluation_and_early_stopping(processor, checkpoint, four_clips, corrupt_set, tmp_path):
+    """The loss is maximized: the run stops early, and keeps the checkpoint of the first evaluation."""
     model = get_peft_model(AutoModelForImageTextToText.from_pretrained(checkpoint), lora_config(r=4, lora_dropout=0.0))
     optimizer = torch.optim.SGD(
         [weight for weight in model.parameters() if weight.requires_grad], maximize=True, lr=1e-2
@@ -517,7 +244,7 @@ def test_evaluation_in_a_run(processor, checkpoint, four_clips, corrupt_set, tmp
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_evaluations_of_what_cannot_be_read_end_no_run_and_name_it_once(
+def test_unreadable_evaluation_examples_are_listed_once_and_stop_nothing(
     processor, checkpoint, four_clips, tmp_path, workers
 ):
     missing = [{**four_clips[0], "videos": [f"/nowhere/{n}.mp4"], "id": str(n)} for n in range(24)]
@@ -534,7 +261,7 @@ def test_an_optimizer_without_the_trained_weights_is_refused(processor, checkpoi
     model = AutoModelForImageTextToText.from_pretrained(checkpoint)
     optimizer = torch.optim.SGD(model.model.language_model.parameters(), lr=1.0)
     args = sft_config(tmp_path / "out")
-    with pytest.raises(ValueError, match="has none of the weights that are trained"):
+    with pytest.raises(ValueError, match="has none of the trained weights"):
         build_trainer(model, processor, four_clips, args, lora_config(r=4), optimizers=(optimizer, None))
 
 
@@ -544,10 +271,10 @@ def test_an_optimizer_without_the_trained_weights_is_refused(processor, checkpoi
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"completion_only_loss": True}, "completion_only_loss=True is not possible here: what the assistant says"),
+        ({"completion_only_loss": True}, "completion_only_loss=True is not possible here: the assistant's words"),
         ({"packing": True}, "packing=True is not possible here: the collator"),
         ({"auto_find_batch_size": True}, "batches of one size"),
-        ({"ignore_data_skip": True}, "ignore_data_skip=True is not possible here: a resumed run goes on"),
+        ({"ignore_data_skip": True}, "ignore_data_skip=True is not possible here: a resumed run continues"),
         ({"dataset_kwargs": {"add_special_tokens": False}}, "dataset_kwargs=.* is not possible here"),
         ({"dataloader_drop_last": True}, "dataloader_drop_last=True is not possible here: the loader's batches are"),
         ({"dataloader_persistent_workers": True, "dataloader_num_workers": 1}, "dataloader_persistent_workers=True"),
@@ -558,14 +285,14 @@ def test_an_optimizer_without_the_trained_weights_is_refused(processor, checkpoi
     ],
     ids=lambda value: str(value)[:30],
 )
-def test_what_is_not_done_is_refused(processor, four_clips, tmp_path, options, message):
+def test_unsupported_options_are_refused(processor, four_clips, tmp_path, options, message):
     args = sft_config(tmp_path, **{"save_strategy": "no", **options})
     with pytest.raises(ValueError, match=message):
         build_trainer(None, processor, four_clips, args)
 
 
 @pytest.mark.parametrize("config_class", [SFTConfig, DPOConfig])
-def test_options_are_as_they_were_after_a_trainer_was_built(processor, checkpoint, four_clips, tmp_path, config_class):
+def test_build_trainer_leaves_the_arguments_unchanged(processor, checkpoint, four_clips, tmp_path, config_class):
     args = config_class(str(tmp_path), max_steps=1, use_cpu=True, bf16=False, report_to="none")
     before = args.to_dict()
     for _ in range(2):
@@ -574,7 +301,7 @@ def test_options_are_as_they_were_after_a_trainer_was_built(processor, checkpoin
         assert args.to_dict() == before
 
 
-def test_predictions_need_to_know_when(processor, checkpoint, four_clips, tmp_path):
+def test_predictions_callback_needs_steps(processor, checkpoint, four_clips, tmp_path):
     args = sft_config(tmp_path, report_to="tensorboard")
     model = AutoModelForImageTextToText.from_pretrained(checkpoint)
     trainer = build_trainer(model, processor, four_clips, args, lora_config(r=4))
@@ -583,7 +310,7 @@ def test_predictions_need_to_know_when(processor, checkpoint, four_clips, tmp_pa
 
 
 @pytest.mark.parametrize("asked", [None, True])
-def test_ddp_looks_for_unused_weights_on_request(processor, checkpoint, four_clips, tmp_path, asked):
+def test_ddp_find_unused_parameters_is_off_by_default(processor, checkpoint, four_clips, tmp_path, asked):
     model = AutoModelForImageTextToText.from_pretrained(checkpoint)
     args = sft_config(tmp_path, ddp_find_unused_parameters=asked, assistant_only_loss=True)
     trainer = build_trainer(model, processor, four_clips, args, lora_config(r=4))
@@ -593,7 +320,7 @@ def test_ddp_looks_for_unused_weights_on_request(processor, checkpoint, four_cli
 # --- preferences -----------------------------------------------------------------------------------------------------
 
 
-def test_preferences_are_learned(processor, checkpoint, four_clips, tmp_path):
+def test_dpo_learns_preferences(processor, checkpoint, four_clips, tmp_path):
     rows = [
         {
             "messages": row["messages"][:1],

@@ -1,4 +1,4 @@
-"""`accelerate launch -m pllava.train`: a recipe from the command line to the Hub."""
+"""`python -m pllava.train`: from a recipe to the Hub, and errors in the options."""
 
 import json
 import os
@@ -11,7 +11,6 @@ from pathlib import Path
 import forked
 import pytest
 import torch
-import trl
 from local_hub import local_hub
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -44,12 +43,14 @@ def launch(folder, *options, **environment):
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
 
 
-def test_a_recipe_is_trained_pushed_and_loaded(folder):
+def test_recipe_trains_pushes_and_loads(folder):
     (folder / "hub").mkdir()
     with local_hub(folder / "hub") as address:
         online = {"HF_ENDPOINT": address, "HF_HUB_OFFLINE": "0", "HF_HOME": str(folder / "home"), "HF_TOKEN": "hf_x"}
         recipe = (TRAIN / "recipes" / "nano.yaml").read_text().replace("tensorboard", "[tensorboard, trackio]", 1)
-        (folder / "mine.yaml").write_text(recipe + "trackio_static_space_id: false\n")  # a push would make a Space
+        (folder / "mine.yaml").write_text(
+            recipe + "trackio_static_space_id: false\n"
+        )  # or a push would create a Space
         online["TRACKIO_DIR"] = str(folder / "trackio")
         options = ["--config", "mine.yaml", "--max_steps", "4", "--logging_steps", "2"]
         options += ["--eval_steps", "2", "--save_steps", "2", "--num_predictions", "3"]
@@ -67,14 +68,12 @@ def test_a_recipe_is_trained_pushed_and_loaded(folder):
         loaded = forked.run("-c", LOAD, **online)
         assert loaded.returncode == 0, loaded.stderr[-3000:]
     state = json.loads((folder / "my-nano" / "trainer_state.json").read_text())
-    # TRL gives the tokens' losses, and with them the sources', from 1.16 on
-    logged = "loss/world" if hasattr(trl.trainer.utils, "add_fused_lm_head") else "loss"
-    assert next(entry for entry in state["log_history"] if "loss" in entry)[logged] < 1
+    assert next(entry for entry in state["log_history"] if "loss" in entry)["loss/world"] < 1
     check_evaluations(state, folder / "my-nano")
 
 
 def check_evaluations(state, output):
-    """By its steps a run has a loss on other clips and a table of answers; the best checkpoint is what is saved."""
+    """Check that the run logged evaluation losses and tables of answers, and that it saved the best checkpoint."""
     losses = {entry["step"]: entry["eval_loss"] for entry in state["log_history"] if "eval_loss" in entry}
     accuracies = [entry["step"] for entry in state["log_history"] if "eval_predictions_accuracy" in entry]
     assert list(losses) == accuracies == [2, 4] and len({entry["epoch"] for entry in state["log_history"]}) > 1
@@ -96,7 +95,7 @@ def check_evaluations(state, output):
     assert [entry["eval/loss"] for entry in logged if "eval/loss" in entry] == list(losses.values())
 
 
-def test_preferences_from_the_command_line(folder):
+def test_dpo_from_the_command_line(folder):
     rows = [
         {"video": f"clips/0000{n}.mp4", "prompt": "Describe it.", "chosen": "A red circle.", "rejected": "Cats."}
         for n in range(4)
@@ -113,19 +112,19 @@ def test_preferences_from_the_command_line(folder):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ([], "name what to train on"),
+        ([], "name the training data"),
         (["--datasets", "world/questions.jsonl"], "name the model to start from"),
         (["--datasets", "nowhere/at/all.jsonl", "--model_name_or_path", "nano"], "there is no such file"),
         (["--config", "nothere.yaml"], "nothere.yaml: there is no such file"),
         ([*NAMED, "--packing", "true"], "packing=True is not possible here: the collator makes the batches"),
         ([*NAMED, "--eval_datasets", "validation/questions.jsonl"], "--eval_strategy steps belong together"),
-        ([*NAMED, "--early_stopping_patience", "2"], "set --load_best_model_at_end"),
+        ([*NAMED, "--early_stopping_patience", "2"], "also set --load_best_model_at_end"),
         ([*NAMED, "--prediction_benchmark", "nano"], "--prediction_benchmark needs --prediction_data"),
-        ([*NAMED, "--output_dir", "finished"], "go on with it (--resume_from_checkpoint true), remove it"),
-        ([*NAMED, "--output_dir", "finished", "--resume_from_checkpoint", "other/checkpoint-40"], "go on with it"),
+        ([*NAMED, "--output_dir", "finished"], "resume that run (--resume_from_checkpoint true), remove them"),
+        ([*NAMED, "--output_dir", "finished", "--resume_from_checkpoint", "other/checkpoint-40"], "resume that run"),
     ],
 )
-def test_what_is_missing_is_said(folder, options, message, monkeypatch, capsys):
+def test_wrong_options_are_named(folder, options, message, monkeypatch, capsys):
     monkeypatch.chdir(folder)
     (folder / "finished" / "checkpoint-40").mkdir(parents=True, exist_ok=True)
     argv = ["pllava.train", "--output_dir", "none", "--bf16", "false", "--use_cpu", "true", *options]
@@ -135,8 +134,8 @@ def test_what_is_missing_is_said(folder, options, message, monkeypatch, capsys):
     assert stopped.value.code == 2 and message in capsys.readouterr().err
 
 
-def test_processes_wait_hours_for_each_other(folder, monkeypatch):
-    """Unless they are told another time; the process group is made with it."""
+def test_ddp_timeout_is_hours_by_default(folder, monkeypatch):
+    """The process group is made with this timeout."""
     monkeypatch.chdir(folder)
     seen = []
     monkeypatch.setattr("pllava.train.__main__.check_options", lambda args: seen.append(args) or sys.exit())

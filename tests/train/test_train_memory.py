@@ -1,4 +1,4 @@
-"""What training is computed to take, beside what small models do take; and the configurations of accelerate."""
+"""The computed memory of training against that of small models, and the accelerate configs."""
 
 import importlib.util
 import weakref
@@ -30,7 +30,7 @@ BATCH, TEXT_TOKENS = 2, 192
 
 @pytest.fixture(scope="module")
 def config():
-    """Small: 6 layers of near the real proportions, and 64 visual of 256 tokens."""
+    """A small model: 6 layers of roughly the real proportions, and 64 visual tokens of 256."""
     return PllavaConfig(
         vision_config=VISION_L
         | {"hidden_size": 64, "intermediate_size": 128, "image_size": 56, "num_hidden_layers": 2},
@@ -48,7 +48,7 @@ def model(config):
 
 
 class LiveBytes(TorchDispatchMode):
-    """The bytes of all tensors made under it, those of `tensors` included, and the most there were at once."""
+    """Counts the bytes of `tensors` and of all tensors made under this mode, and their peak."""
 
     def __init__(self, tensors):
         super().__init__()
@@ -78,7 +78,7 @@ class LiveBytes(TorchDispatchMode):
 
 
 def hidden_states(model, samples):
-    """Behind the last layer, under autocast, of a padded batch: training without the head."""
+    """Return the last hidden states of a padded batch under autocast: training without the head."""
     inputs = {name: samples[name] for name in ("input_ids", "pixel_values_videos")}
     mask = torch.ones_like(inputs["input_ids"])
     mask[0, -1] = 0
@@ -87,7 +87,7 @@ def hidden_states(model, samples):
 
 
 def kept_bytes(model, samples):
-    """What autograd keeps of a forward pass beside the weights."""
+    """Return the bytes that autograd keeps of a forward pass, without the weights."""
     weights = {weight.data_ptr() for weight in model.parameters()}
     kept = {}
 
@@ -103,7 +103,7 @@ def kept_bytes(model, samples):
     return sum(kept.values())
 
 
-def test_the_sizes_are_the_published_ones():
+def test_sizes_are_the_published_ones():
     for name, size in SIZES.items():
         assert memory.SIZES[name] == llama_config(*size)
         vision = memory.size_config(name).vision_config
@@ -111,8 +111,8 @@ def test_the_sizes_are_the_published_ones():
         assert {key: getattr(vision, key) for key in VISION_L} == VISION_L
 
 
-def test_weights_gradients_and_optimizer_are_what_a_training_has(config, model):
-    computed = memory.states(memory.build(config, ADAPTER))["one process"]
+def test_model_states_match_a_real_training_step(config, model):
+    computed = memory.model_states(memory.build(config, ADAPTER))["one process"]
     optimizer = memory.train_two_steps(model, memory.random_samples(config, 1, 8, "cpu"))
     weights = list(model.parameters())
     averages = [value for state in optimizer.state.values() for value in state.values() if value.ndim]
@@ -121,13 +121,13 @@ def test_weights_gradients_and_optimizer_are_what_a_training_has(config, model):
     assert sum(average.nbytes for average in averages) == computed.optimizer
 
 
-def test_four_bits_take_what_bitsandbytes_takes():
+def test_nf4_size_matches_bitsandbytes():
     quantize = pytest.importorskip("bitsandbytes").functional.quantize_4bit
     packed, state = quantize(torch.randn(128, 192), quant_type="nf4")
     assert packed.nbytes + state.absmax.nbytes == 128 * 192 * memory.NF4
 
 
-def test_what_autograd_keeps(config, model):
+def test_kept_activations_match_autograd(config, model):
     samples = memory.random_samples(config, BATCH, TEXT_TOKENS, "cpu")
     computed = memory.activations(config, ADAPTER, BATCH, TEXT_TOKENS)
     layers = config.text_config.num_hidden_layers
@@ -140,7 +140,7 @@ def test_what_autograd_keeps(config, model):
     assert layer == pytest.approx(computed.layer, rel=0.1)
 
 
-def test_the_most_that_a_step_takes(config, model):
+def test_peak_activations_match_a_real_step(config, model):
     samples = memory.random_samples(config, BATCH, TEXT_TOKENS, "cpu")
     computed = replace(memory.activations(config, ADAPTER, BATCH, TEXT_TOKENS), logits=0).total
     model.train().gradient_checkpointing_enable({"use_reentrant": False})
@@ -155,8 +155,8 @@ def test_the_most_that_a_step_takes(config, model):
     assert live.most - states == pytest.approx(computed, rel=0.1)
 
 
-def test_the_largest_batch_fits_and_the_next_does_not(config, model):
-    fixed = memory.states(model)["one process"]
+def test_largest_batch_fits_and_the_next_does_not(config, model):
+    fixed = memory.model_states(model)["one process"]
 
     def of_batch(batch):
         return memory.activations(config, ADAPTER, batch)
@@ -164,15 +164,15 @@ def test_the_largest_batch_fits_and_the_next_does_not(config, model):
     batch = memory.largest_batch(fixed, of_batch, 1)
     room = memory.USABLE * memory.GIB
     assert batch > 1 and fixed.total + of_batch(batch).total <= room < fixed.total + of_batch(batch + 1).total
-    assert memory.largest_batch(memory.States(room, 0, 0), of_batch, 1) == 0
+    assert memory.largest_batch(memory.ModelStates(room, 0, 0), of_batch, 1) == 0
 
 
-def test_the_file_is_what_the_code_writes():
+def test_docs_are_up_to_date():
     assert memory.FILE.read_text(encoding="utf-8") == memory.markdown(1)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="it would measure")
-def test_measuring_without_a_gpu_says_so():
+def test_measuring_without_a_gpu_is_an_error():
     app = typer.Typer()
     app.command()(memory.main)
     result = CliRunner().invoke(app, ["--measure", "7b"])
@@ -180,13 +180,13 @@ def test_measuring_without_a_gpu_says_so():
 
 
 @pytest.mark.parametrize("file", sorted(ACCELERATE.glob("*.yaml")), ids=lambda file: file.stem)
-def test_accelerate_reads_the_configurations(file):
+def test_accelerate_configs_are_valid(file):
     config = load_config_from_file(str(file))  # an unknown key is an error
     assert config.mixed_precision == "bf16"
     assert config.num_processes == (1 if file.stem == "single" else config.num_machines * memory.GPUS)
 
 
-def test_fsdp_wraps_the_text_models_layers_alone(model):
+def test_fsdp_wraps_only_the_text_models_layers(model):
     config = load_config_from_file(str(ACCELERATE / "fsdp.yaml"))
     name = config.fsdp_config["fsdp_transformer_layer_cls_to_wrap"]
     wrapped = get_module_class_from_name(model, name)

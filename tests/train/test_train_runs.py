@@ -1,4 +1,4 @@
-"""Training in processes of its own: killed and resumed, and on several processes."""
+"""Training runs that are killed and resumed, and runs of several processes."""
 
 import json
 import math
@@ -40,7 +40,7 @@ def data(tmp_path_factory):
 
 @pytest.fixture
 def run(data, checkpoint, tmp_path):
-    """Runs the script with some options; gives its output directory."""
+    """Return a function that runs the script with some options and returns its output directory."""
 
     def start(name, processes=1, dies=False, launcher=(), args=None, **options):
         output = tmp_path / name
@@ -63,9 +63,9 @@ def run(data, checkpoint, tmp_path):
             assert result.returncode == 0, result.stderr[-3000:]
             return output
         environments = forked.ranks(processes) if processes > 1 else [{"ACCELERATE_USE_CPU": "true"}]
-        said = tmp_path / f"{name}-said"
-        said.mkdir(exist_ok=True)
-        for result in forked.run_group(environments, SCRIPT, file, folder=said):
+        outputs = tmp_path / f"{name}-outputs"
+        outputs.mkdir(exist_ok=True)
+        for result in forked.run_group(environments, SCRIPT, file, folder=outputs):
             assert result.returncode == (-signal.SIGKILL if dies else 0), result.stderr[-3000:]
         return output
 
@@ -73,7 +73,7 @@ def run(data, checkpoint, tmp_path):
 
 
 def steps(output, rank=0):
-    """What was done in each step; a step that was done again counts as it was done last."""
+    """Return the log of each step; of a repeated step, the last one."""
     lines = (output / f"steps-{rank}.jsonl").read_text().splitlines()
     return {entry["step"]: entry for entry in map(json.loads, lines)}
 
@@ -83,7 +83,7 @@ def losses(output, rank=0):
 
 
 def ids(output, ranks=1):
-    """The ids of each global batch."""
+    """Return the ids in each global batch."""
     batches = defaultdict(set)
     for rank in range(ranks):
         for entry in map(json.loads, (output / f"steps-{rank}.jsonl").read_text().splitlines()):
@@ -95,8 +95,8 @@ def weights(output):
     return load_file(output / "adapter_model.safetensors")
 
 
-def test_killed_and_resumed_is_as_never_killed(run):
-    """Bit for bit, with dropout, frames drawn at random and other numbers of workers."""
+def test_killed_and_resumed_run_equals_an_uninterrupted_one(run):
+    """Bit for bit, with dropout, randomly sampled frames and different numbers of workers."""
     whole = run("whole", args={"dataloader_num_workers": 1})
     killed = random.Random().randrange(3, 8)
     run("again", dies=True, kill_in_step=killed, args={"dataloader_num_workers": 2})
@@ -113,12 +113,14 @@ def test_killed_and_resumed_is_as_never_killed(run):
 
 
 def test_no_worker_outlives_a_killed_run(run, tmp_path):
-    """Not even one that waits for a text longer than a pipe takes; it would hold the run's output open."""
+    """Not even one that is sending a text longer than the buffer of a pipe."""
     rows = [{"question": f"What is {n}?", "answer": "red " * 20_000} for n in range(ROWS)]
     (tmp_path / "long.jsonl").write_text("\n".join(map(json.dumps, rows)))
     args = {"dataloader_num_workers": 2, "max_length": None}
     run("killed", dies=True, kill_in_step=0, datasets=[str(tmp_path / "long.jsonl")], args=args)
-    workers = [process for process in psutil.process_iter() if holds(process, tmp_path / "killed-said" / "0.out.err")]
+    workers = [
+        process for process in psutil.process_iter() if holds(process, tmp_path / "killed-outputs" / "0.out.err")
+    ]
     _, alive = psutil.wait_procs(workers, timeout=10)
     assert not alive
 
@@ -131,8 +133,8 @@ def holds(process, path):
 
 
 @pytest.mark.slow
-def test_two_processes_are_as_one(run):
-    """The same rows in each global batch, the same losses; no row is lost or comes twice in an epoch."""
+def test_two_processes_train_like_one(run):
+    """They have the same rows in each global batch, and the same losses."""
     one, two = run("one", dropout=0.0), run("two", processes=2, dropout=0.0)
     assert ids(one) == ids(two, ranks=2)
     check_epoch(two, ranks=2)
@@ -140,7 +142,7 @@ def test_two_processes_are_as_one(run):
 
 
 def check_epoch(output, ranks=1):
-    """No row is lost or comes twice in an epoch."""
+    """Check that each row comes once in an epoch."""
     done = Counter(name for step, names in ids(output, ranks).items() if step < ROWS // 4 for name in names)
     assert len(done) == ROWS and set(done.values()) == {1}
 
@@ -156,7 +158,7 @@ def check_as_one(one, two):
         torch.testing.assert_close(value, expected[name], rtol=1e-3, atol=1e-4, msg=name)
 
 
-def test_two_processes_killed_and_resumed(run):
+def test_two_processes_resume_after_being_killed(run):
     whole = run("whole", processes=2)
     run("again", processes=2, dies=True, kill_in_step=5)
     again = run("again", processes=2, resume=True)
@@ -170,8 +172,8 @@ def test_two_processes_killed_and_resumed(run):
 
 
 @pytest.mark.slow
-def test_another_number_of_processes_and_batch_size_go_on(run):
-    """No row is lost or comes twice in an epoch, and the run is as long as its epochs."""
+def test_run_resumes_with_another_number_of_processes_and_batch_size(run):
+    """Each row comes once in an epoch, and the run has all its epochs."""
     epochs = {"max_steps": -1, "num_train_epochs": 2}
     output = run("run", processes=2, dies=True, kill_in_step=5, args=epochs)
     before = [name for rank in range(2) for step in range(4) for name in steps(output, rank)[step]["ids"]]
@@ -185,12 +187,12 @@ def test_another_number_of_processes_and_batch_size_go_on(run):
 
 
 @pytest.mark.slow
-def test_two_processes_of_fsdp_are_as_one(run):
+def test_two_fsdp_processes_train_like_one(run):
     config = Path(pllava.__file__).parent / "train" / "accelerate" / "fsdp.yaml"
     launcher = ["-m", "accelerate.commands.launch", "--config_file", str(config), "--num_processes", "2"]
     launcher += ["--mixed_precision", "no", "--main_process_port", free_port()]
     one = run("one", dropout=0.0)
-    # batches of one row: now and then, that of one process is text only
+    # Batches of one row: in some steps, one of the processes has only text
     args = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 2}
     two = run("two", processes=2, launcher=launcher, dropout=0.0, args=args)
     assert (two / "distributed").read_text() == "FSDP"

@@ -1,1 +1,1 @@
-"""From rows to batches: the stream, the collator, and what they keep."""
+"""From rows to batches: the stream and its cursor, the collator, the feature cache, and the skipped examples."""

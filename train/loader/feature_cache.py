@@ -1,6 +1,6 @@
 """
-The vision tower's features of clips, kept on disk: the tower is frozen, so that what it makes of a clip is the same in
-every epoch, and it is most of the work of a step.
+A cache of the vision tower's features on the disk. The tower is frozen, so that the features of the same frames are
+equal in every epoch, and computing them is most of the work of a step.
 """
 
 import hashlib
@@ -27,21 +27,19 @@ logger = logging.getLogger(__name__)
 
 class FeatureCache:
     """
-    Files of features, `(frames, patches, C)` each, in the dtype that the tower gave. Their names are hashes of all
-    that the features depend on: content of the clip, the frames that are drawn, their preparation, the tower's weights
-    and its arithmetic. With a cache a clip keeps its frames from epoch to epoch, random ones, too.
+    Files of features, `(frames, patches, C)` each, in the tower's dtype. A file's name is a hash of all that the
+    features depend on: the clip's content and frame indices, the preprocessing, the tower's weights and dtype. With a
+    cache a clip has the same frames in all epochs, also under random sampling.
 
-    A file has 16 frames x 576 patches x 1024 values of two bytes at CLIP-L/336: 18.9 MB a clip, 14.8 TB for all of
-    VideoChat2-IT. At 7B that saves about 5 % of a step. Where a run waits for decoding (`data_wait` in the logs), it
-    is not the right tool: copies of the clips at the model's frame size, with a keyframe a second, decode quickly.
+    A clip takes 16 frames x 576 patches x 1024 values of two bytes at CLIP-L/336: 18.9 MB, and VideoChat2-IT 14.8 TB.
+    At 7B the cache saves about 5 % of a step. If a run waits for decoding (`data_wait` in the logs), rather make
+    copies of the clips at the model's frame size, with a keyframe per second: they decode quickly.
 
     Args:
-        directory: Where the files are.
-        tower: The vision tower.
-        processor: Prepares the frames.
-        arithmetic (`str`): What else decides the tower's numbers, as "bf16" under autocast.
-        max_bytes (`int`, *optional*): What the directory may hold; more is not kept, which is said once.
-        processes (`int`): How many processes fill it; each takes an equal part of what is free at the start.
+        processor: Samples and preprocesses the frames.
+        autocast (`str`): The dtype under which the tower runs, if it is not its own: "bf16".
+        max_bytes (`int`, *optional*): Size limit of the directory; further features are not saved, with one warning.
+        processes (`int`): How many processes fill it; each may use an equal part of what is free at the start.
     """
 
     def __init__(
@@ -49,37 +47,37 @@ class FeatureCache:
         directory: Path,
         tower: nn.Module,
         processor: ProcessorMixin,
-        arithmetic: str = "",
+        autocast: str = "",
         max_bytes: int | None = None,
         processes: int = 1,
     ):
         self.directory, self.processor = directory, processor
-        self._room, self._full = math.inf, False
+        self._free_bytes, self._is_full = math.inf, False
         if max_bytes is not None:
-            held = sum(file.stat().st_size for file in directory.rglob("*.safetensors"))
-            self._room = (max_bytes - held) / processes
-        digest = hashlib.sha256(f"{tower.dtype} {arithmetic}".encode())
+            used = sum(file.stat().st_size for file in directory.rglob("*.safetensors"))
+            self._free_bytes = (max_bytes - used) / processes
+        digest = hashlib.sha256(f"{tower.dtype} {autocast}".encode())
         digest.update(processor.video_processor.to_json_string().encode())
         for name, weight in sorted(tower.state_dict().items()):
             digest.update(name.encode())
             digest.update(weight.detach().cpu().contiguous().view(torch.uint8).numpy())
-        self._base = digest.hexdigest()
+        self._tower_digest = digest.hexdigest()
         self._keys: list[str | None] | None = None
 
     def key(self, clip: Medium, sampling: str) -> str:
         """
-        The name of a clip's features. Seeds torch's generator, so that the frames drawn next are those of the key.
+        Return the name of a clip's features. Seeds torch's generator, so that the next call of the video processor
+        samples the frames of this key.
 
         Args:
-            clip: In a file, or its bytes (see [`fetch`]).
-            sampling: How frames are drawn.
+            clip: A file or its bytes (see [`fetch`]).
         """
         content = _digest(clip.content)
         _, metadata = load_frames(clip.content, lambda metadata: [])  # reads the index, and decodes no frame
         state = torch.random.default_generator.manual_seed(int(content[:15], 16)).get_state()
         indices = self.processor.video_processor.sample_frames(metadata, sampling=sampling, **clip.bounds)
         torch.random.default_generator.set_state(state)
-        return hashlib.sha256(json.dumps([self._base, content, indices.tolist()]).encode()).hexdigest()
+        return hashlib.sha256(json.dumps([self._tower_digest, content, indices.tolist()]).encode()).hexdigest()
 
     def load(self, key: str) -> torch.Tensor | None:
         file = self._file(key)
@@ -89,12 +87,12 @@ class FeatureCache:
             return tensors.get_tensor("features")
 
     def save(self, key: str, features: torch.Tensor) -> None:
-        if features.nbytes > self._room:
-            if not self._full:
-                logger.warning("%s has reached its size: the features of further clips are not kept", self.directory)
-            self._full = True
+        if features.nbytes > self._free_bytes:
+            if not self._is_full:
+                logger.warning("%s has reached its size limit: no further features are saved", self.directory)
+            self._is_full = True
             return
-        self._room -= features.nbytes
+        self._free_bytes -= features.nbytes
         file = self._file(key)
         file.parent.mkdir(parents=True, exist_ok=True)
         partial = file.with_suffix(f".{os.getpid()}.partial")
@@ -102,26 +100,26 @@ class FeatureCache:
         partial.replace(file)
 
     def attach(self, model: PllavaModel) -> None:
-        """Has `model` take the features that a batch brings in place of a video, and keeps those of other videos."""
+        """Make `model` use cached features that a batch has in place of videos, and save those of other videos."""
         model.register_forward_pre_hook(self._encode_videos, with_kwargs=True)
 
     def expect(self, keys: list[str | None]) -> None:
-        """The keys of the videos of the next batch, and of no further one; None for a video that is not to be kept."""
+        """Set the keys of the videos in the next batch only; None for a video whose features are not to be saved."""
         self._keys = keys
 
     def _encode_videos(self, model: PllavaModel, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
         keys, self._keys = self._keys, None
         videos = kwargs.get("pixel_values_videos")
-        if keys is None or videos is None:  # an evaluation's batch, or a text
+        if keys is None or videos is None:  # a batch of an evaluation, or one without videos
             return args, kwargs
         pixels = [video for video in videos if video.ndim == 4]
         if pixels:
-            frames = model.encode_frames(torch.cat(pixels)).last_hidden_state
-            encoded = iter(frames.split([len(video) for video in pixels]))
-        features = [next(encoded) if video.ndim == 4 else video for video in videos]
-        for video, key, kept in zip(videos, keys, features, strict=True):
+            encoded = model.encode_frames(torch.cat(pixels)).last_hidden_state
+            new_features = iter(encoded.split([len(video) for video in pixels]))
+        features = [next(new_features) if video.ndim == 4 else video for video in videos]
+        for video, key, feature in zip(videos, keys, features, strict=True):
             if video.ndim == 4 and key is not None:
-                self.save(key, kept)
+                self.save(key, feature)
         tokens = BaseModelOutputWithPooling(pooler_output=model.pool(features))
         return args, {**kwargs, "pixel_values_videos": None, "mm_encoder_outputs": {"video": tokens}}
 
@@ -130,12 +128,10 @@ class FeatureCache:
 
 
 def _digest(content: str | bytes) -> str:
-    """Of a file, of its bytes, or of a folder of frames."""
-    digest = hashlib.sha256()
+    """Return the hash of a file, of its bytes, or of a folder of frames."""
     if isinstance(content, bytes):
-        digest.update(content)
-        return digest.hexdigest()
-    path = Path(content)
+        return hashlib.sha256(content).hexdigest()
+    path, digest = Path(content), hashlib.sha256()
     for file in sorted(path.iterdir()) if path.is_dir() else [path]:
         digest.update(file.read_bytes())
     return digest.hexdigest()
