@@ -154,3 +154,7 @@ class StreamingMixin(PickleFreeMixin):
             global_batch_size=global_batch_size(self.args),
         )
         card.save(directory / "README.md")
+
+
+def _data_state_file(rank: int | str) -> str:
+    return f"data_state_{rank}.json"
