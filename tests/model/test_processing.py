@@ -18,7 +18,7 @@ from transformers.video_utils import VideoMetadata
 from video_files import decode_all, moving_frames, white_png, write_video
 
 from pllava import PllavaForConditionalGeneration, PllavaProcessor, PllavaVideoProcessor
-from pllava.video_decoding_pllava import VideoDecodeError
+from pllava.video_source_pllava import VideoDecodeError
 
 VIDEO_TOKENS = 36  # 4 x 3 x 3
 MIDDLES = {20: [2, 7, 12, 16], 30: [3, 10, 17, 25], 40: [4, 14, 24, 33]}  # of four intervals, by length of the clip
@@ -212,7 +212,10 @@ def test_sub_clips(processor: PllavaProcessor, clips: list[Path], decoded: np.nd
     ("bounds", "message"),
     [
         # Here the original counts backwards, and takes frames from before the segment
-        ({"start": 100, "end": 120}, r"starts \(`start`=100, `end`=120\) at or past the video's end: it has 2.000 s"),
+        (
+            {"start": 100, "end": 120},
+            r"starts \(`start`=100, `end`=120\) at or past the video's end: .* 2.000 s long",
+        ),
         ({"start": 2.0}, r"`start`=2.0\) at or past"),
         ({"start": 2.01}, r"`start`=2.01\) at or past"),
         ({"start": 1e308}, r"`start`=1e\+308\) at or past"),

@@ -80,7 +80,8 @@ def _main(options: str, *paths: str) -> None:
     import warnings
 
     from pllava import PllavaVideoProcessor
-    from pllava.video_decoding_pllava import VideoDecodeError, read_image
+    from pllava.video_images_pllava import read_image
+    from pllava.video_source_pllava import VideoDecodeError
 
     processor = PllavaVideoProcessor(**json.loads(options))
     warnings.simplefilter("ignore")

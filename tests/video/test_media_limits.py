@@ -21,7 +21,9 @@ from decode_files import MAX_SECONDS, decode_files
 from video_files import animation, moving_frames, white_png, write_video
 
 import pllava.video_source_pllava as sources
-from pllava.video_decoding_pllava import VideoDecodeError, VideoTruncatedWarning, load_frames, read_image
+from pllava.video_decoding_pllava import VideoTruncatedWarning, load_frames
+from pllava.video_images_pllava import read_image
+from pllava.video_source_pllava import VideoDecodeError
 
 MANY = 33_000_000
 

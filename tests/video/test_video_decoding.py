@@ -20,7 +20,8 @@ from PIL import Image
 from video_files import decode_all, moving_frames, packets, remux, set_mp4_matrix, write_video
 
 import pllava.video_decoding_pllava as decoding
-from pllava.video_decoding_pllava import VideoDecodeError, VideoTruncatedWarning, load_frames
+from pllava.video_decoding_pllava import VideoTruncatedWarning, load_frames
+from pllava.video_source_pllava import VideoDecodeError
 
 FRAMES = moving_frames(50)
 UNEVEN_TIMES = [40 * i + 13 * (i % 3) + (500 if i > 20 else 0) for i in range(len(FRAMES))]
@@ -125,7 +126,7 @@ def clip(tmp_path_factory) -> Callable[[str], Path]:
 def calls(monkeypatch) -> dict[str, int]:
     """Counts what was done: files opened, packets given to group decoders, frames they gave, full decodes."""
     counts = dict.fromkeys(("opened", "groups", "decoded", "full decodes"), 0)
-    frames_of_group, everything, opened = decoding._frames_of_group, decoding._decode_everything, decoding._open_stream
+    frames_of_group, everything, opened = decoding._frames_of_gop, decoding._decode_everything, decoding._open_stream
 
     def count_group(*args):
         counts["groups"] += 1
@@ -141,7 +142,7 @@ def calls(monkeypatch) -> dict[str, int]:
         counts["opened"] += 1
         return opened(source)
 
-    monkeypatch.setattr(decoding, "_frames_of_group", count_group)
+    monkeypatch.setattr(decoding, "_frames_of_gop", count_group)
     monkeypatch.setattr(decoding, "_decode_everything", count_everything)
     monkeypatch.setattr(decoding, "_open_stream", count_open)
     return counts
@@ -238,12 +239,12 @@ def test_a_wrong_index_leads_to_a_full_decode(clip, calls, monkeypatch):
 @pytest.mark.parametrize("name, lost", [("vp9 webm", 12), ("vp9 webm", 15), ("h264 mp4", 12)])
 def test_a_missing_frame_leads_to_a_full_decode(clip, calls, monkeypatch, name, lost):
     """Even if nobody wants it: where the decoder leaves out one frame, it may have lost others."""
-    frames_of_group = decoding._frames_of_group
+    frames_of_group = decoding._frames_of_gop
 
     def losing(stream, index, *args):
-        return (frame for frame in frames_of_group(stream, index, *args) if index.rank[frame.pts] != lost)
+        return (frame for frame in frames_of_group(stream, index, *args) if index.display_index[frame.pts] != lost)
 
-    monkeypatch.setattr(decoding, "_frames_of_group", losing)
+    monkeypatch.setattr(decoding, "_frames_of_gop", losing)
     frames, _ = load_frames(clip(name), take([20]))
     assert calls["full decodes"] == 1
     assert np.array_equal(frames[0], decode_all(clip(name))[20])
