@@ -23,13 +23,12 @@ from functools import partial
 from itertools import chain, takewhile
 
 import av
-import numpy as np
 from av.video.frame import VideoFrame
 from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
 from transformers.video_utils import VideoMetadata
 
-from .video_frames_pllava import CollectorFactory, FrameCollector, Frames, Sampler
+from .video_frames_pllava import CollectorFactory, FrameCollector, Frames, Prepare, Sampler
 from .video_images_pllava import load_image_file, load_image_folder
 from .video_index_pllava import Gop, VideoIndex, check_claimed_samples, is_whole_gif, read_index
 from .video_source_pllava import MAX_PIXELS, Source, VideoSource, resolve
@@ -49,9 +48,7 @@ class VideoTruncatedWarning(UserWarning):
 
 
 def load_frames(
-    video: VideoSource,
-    sample_indices_fn: Sampler | None = None,
-    prepare: Callable[[np.ndarray], np.ndarray] | None = None,
+    video: VideoSource, sample_indices_fn: Sampler | None = None, prepare: Prepare | None = None
 ) -> Frames:
     """Decode the frames of `video` that `sample_indices_fn` asks for.
 
@@ -90,11 +87,9 @@ def load_frames(
     readable = result[1].total_num_frames
     if index.damaged or index.expected_frames > readable:
         expected = max(index.expected_frames, len(index.pts))
-        of = f"of {expected}" if expected > readable else "of an unknown number of"
-        problem = (
-            f"{source.name} is damaged or ends early: {readable} {of} frames can be read, and only they are used."
-        )
-        warnings.warn(problem, VideoTruncatedWarning, stacklevel=2)
+        total = expected if expected > readable else "an unknown number of"
+        problem = f"is damaged or ends early: {readable} of {total} frames can be read, and only they are used."
+        warnings.warn(f"{source.name} {problem}", VideoTruncatedWarning, stacklevel=2)
     return result
 
 
@@ -190,7 +185,7 @@ def _decode_by_index(
     if not index.trusted:
         raise _IndexMismatch
     collector = new_collector(_metadata(stream, index, len(index.pts)))
-    gops = index.gops(sorted(collector.rows))
+    gops = list(index.gops(sorted(collector.rows)))
     source.check_work(sum(len(gop.packets) for gop in gops), stream.width, stream.height)
     if len(gops) == 1:
         _decode_one_gop(stream, index, gops[0], collector)

@@ -15,31 +15,17 @@ from transformers.video_utils import VideoMetadata
 from .video_source_pllava import CallerError, Source, VideoDecodeError
 
 Sampler = Callable[..., Sequence[int]]
+Prepare = Callable[[np.ndarray], np.ndarray]
 Frames = tuple[np.ndarray, VideoMetadata]
 
 
 class FrameCollector:
     """
-    Asks the sampler which frames to take, and collects them in any order. Several threads may add frames at once.
-
-    Args:
-        source (`Source`): Where the frames come from.
-        sampler: Called as `sampler(metadata=metadata)`; returns frame indices in any order, with repeats.
-        prepare: Called with each frame, `(height, width, 3)` uint8 RGB; what it returns is collected.
-        metadata (`VideoMetadata`): Gets the sampler's indices as `frames_indices`, and the size of the frames.
-
-    Raises:
-        VideoDecodeError: if the sampler raises it.
-        CallerError: if the sampler raises anything else, or asks for a frame that does not exist.
+    Asks the sampler which frames to take, and collects what `prepare` makes of them (see [`load_frames`]). Frames may
+    be added in any order and by several threads. `metadata` gets the indices taken and the size of the frames.
     """
 
-    def __init__(
-        self,
-        source: Source,
-        sampler: Sampler,
-        prepare: Callable[[np.ndarray], np.ndarray],
-        metadata: VideoMetadata,
-    ):
+    def __init__(self, source: Source, sampler: Sampler, prepare: Prepare, metadata: VideoMetadata):
         self.source, self.prepare, self.metadata = source, prepare, metadata
         metadata.frames_indices = self._sample(sampler)
         self.rows: dict[int, list[int]] = {}  # the rows of the result that each wanted frame fills

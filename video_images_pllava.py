@@ -22,10 +22,7 @@ IMAGES_FPS = 3.0  # images have no frame rate; MVBench's folders hold three fram
 
 @dataclass
 class ImagesMetadata(VideoMetadata):
-    """
-    Metadata of a folder of images. `numbered_from` is 1 where the file names are numbered from 1: a sub-clip's seconds
-    then count from number 0, as in the original.
-    """
+    """Metadata of images. Where the files are numbered from 1, a sub-clip's seconds count from number 0."""
 
     numbered_from: int = 0
 
@@ -45,8 +42,8 @@ def read_image(image: VideoSource) -> Image.Image:
 def load_image_folder(source: Source, new_collector: CollectorFactory) -> Frames:
     """Read a folder of images, in natural order, as a video of `IMAGES_FPS`."""
 
-    def natural(name: str) -> list[tuple[bool, int | str]]:  # 2.jpg before 10.jpg
-        return [(not part.isdecimal(), int(part) if part.isdecimal() else part) for part in re.split(r"(\d+)", name)]
+    def natural(name: str) -> list[int | str]:  # 2.jpg before 10.jpg
+        return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", name)]
 
     names = sorted((name for name in os.listdir(source.content) if name.lower().endswith(IMAGE_SUFFIXES)), key=natural)
     if not names:
@@ -84,15 +81,12 @@ def _load_images(
     numbered_from: int = 0,
 ) -> Frames:
     first = read(0)
-    collector = new_collector(
-        ImagesMetadata(
-            count, IMAGES_FPS, first.width, first.height, count / IMAGES_FPS, "pil", numbered_from=numbered_from
-        )
-    )
+    size, seconds = first.size, count / IMAGES_FPS
+    collector = new_collector(ImagesMetadata(count, IMAGES_FPS, *size, seconds, "pil", numbered_from=numbered_from))
     for index in sorted(collector.rows):  # PIL decodes an animation from its beginning to go back
         image = read(index) if index else first
-        if image.size != first.size:
-            raise source.error(f"image {index} is {image.size}, the first is {first.size}")
+        if image.size != size:
+            raise source.error(f"image {index} is {image.size}, the first is {size}")
         collector.add(index, np.array(image))
     return collector.result()
 

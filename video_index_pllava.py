@@ -22,12 +22,12 @@ INDEXED_CODECS = {"av1", "h264", "hevc", "libdav1d", "mjpeg", "mpeg1video", "mpe
 
 
 class Gop(NamedTuple):
-    """The part of a group of pictures to decode: from its keyframe to the last packet that is needed."""
+    """The part of a group of pictures to decode, from its keyframe to its last wanted frame in decode order."""
 
     keyframe: int  # PTS
     seek_time: int
     packets: range  # packet indices
-    wanted: set[int]  # PTS of the wanted frames
+    wanted: set[int]  # PTS
 
 
 @dataclass
@@ -57,21 +57,15 @@ class VideoIndex:
             self.trusted = self.keyframes[:1] == self.pts[:1] == self.display_order[:1]
             self.trusted &= self.keyframes == sorted(self.keyframes)
 
-    def gops(self, display_indices: Iterable[int]) -> list[Gop]:
-        """Return what to decode for these frames: one GOP for each keyframe that is needed."""
-        wanted: dict[int, set[int]] = {}
+    def gops(self, display_indices: Iterable[int]) -> Iterator[Gop]:
+        """Yield what to decode for these frames: one GOP for each keyframe that is needed."""
+        groups: dict[int, set[int]] = {}
         for pts in (self.display_order[number] for number in display_indices):
             # By PTS: a frame that follows a keyframe in the file but is shown before it needs the previous keyframe.
-            wanted.setdefault(bisect_right(self.keyframes, pts) - 1, set()).add(pts)
-        return [
-            Gop(
-                keyframe=self.keyframes[number],
-                seek_time=self.seek_times[number],
-                packets=range(self.packet_index[self.keyframes[number]], 1 + max(map(self.packet_index.get, group))),
-                wanted=group,
-            )
-            for number, group in wanted.items()
-        ]
+            groups.setdefault(bisect_right(self.keyframes, pts) - 1, set()).add(pts)
+        for number, wanted in groups.items():
+            keyframe, last = self.keyframes[number], max(self.packet_index[pts] for pts in wanted)
+            yield Gop(keyframe, self.seek_times[number], range(self.packet_index[keyframe], last + 1), wanted)
 
 
 def read_index(stream: VideoStream) -> VideoIndex:

@@ -112,12 +112,9 @@ class PllavaVideoProcessor(BaseVideoProcessor):
         return sample_frames(metadata, num_frames or self.num_frames, **kwargs)
 
     def _decode_and_sample_videos(
-        self,
-        videos: list[Callable[..., tuple[torch.Tensor, VideoMetadata]]],
-        video_metadata: list[VideoMetadata | dict] | VideoMetadata | dict | None = None,
-        do_sample_frames: bool | None = None,
-        sample_indices_fn: Callable[..., np.ndarray] | None = None,
+        self, videos: list[Callable], video_metadata: Any = None, sample_indices_fn: Callable | None = None, **kwargs
     ) -> tuple[list[torch.Tensor], list[VideoMetadata]]:
+        """Call the loaders that `preprocess` passes as `videos`."""
         given = [video_metadata] if isinstance(video_metadata, Mapping) else video_metadata or [None] * len(videos)
         if len(given) != len(videos):
             raise ValueError(f"Got {len(videos)} videos, but `video_metadata` for {len(given)}")
@@ -125,11 +122,7 @@ class PllavaVideoProcessor(BaseVideoProcessor):
         return [frames for frames, _ in loaded], [metadata for _, metadata in loaded]
 
     def _load(
-        self,
-        source: Any,
-        resize: Resize,
-        metadata: VideoMetadata | dict | None,
-        sample_indices_fn: Callable[..., np.ndarray] | None,
+        self, source: Any, resize: Resize, metadata: Mapping | None, sample_indices_fn: Callable | None
     ) -> tuple[torch.Tensor, VideoMetadata]:
         """Return the sampled and resized frames of a video, `(frames, channels, height, width)` uint8 or float."""
         bounds = {}
