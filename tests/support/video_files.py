@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import struct
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from fractions import Fraction
 from pathlib import Path
 
@@ -122,6 +122,11 @@ def white_png(width: int, height: int) -> bytes:
     pixels = b"".join([*(deflate.compress(line) for _ in range(height)), deflate.flush()])
     header = struct.pack(">2I5B", width, height, 1, 0, 0, 0, 0)
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
+
+
+def take(indices: Sequence[int]) -> Callable[..., Sequence[int]]:
+    """Return a sampler for `load_frames` that takes these frames."""
+    return lambda metadata: indices
 
 
 def packets(path: str | os.PathLike) -> list[tuple[int | None, bool]]:
