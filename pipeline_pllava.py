@@ -16,7 +16,7 @@ DEFAULT_QUESTION = "Describe the video."
 
 class VideoTextToTextPipeline(ImageTextToTextPipeline):
     """
-    Answers questions about videos.
+    Answers questions about videos, or describes them.
 
     Example:
 
@@ -31,8 +31,8 @@ class VideoTextToTextPipeline(ImageTextToTextPipeline):
     ...     print(answer[0]["generated_text"])
     ```
 
-    A video is anything that the model's video processor takes. Keyword arguments are those of
-    `ImageTextToTextPipeline` (`max_new_tokens`, `generate_kwargs`, `batch_size`, ...) and `processor_kwargs`
+    A video is anything that the model's video processor accepts. Keyword arguments are those of
+    `ImageTextToTextPipeline`, such as `max_new_tokens`, `generate_kwargs`, `batch_size` and `processor_kwargs`
     (`{"num_frames": 32}`).
     """
 
@@ -41,22 +41,23 @@ class VideoTextToTextPipeline(ImageTextToTextPipeline):
         Args:
             videos: A video or a row `{"video": ..., "text": ...}`, a list of these, or a stream of these (a generator,
                 a `datasets` or torch dataset); or a chat or a list of chats.
-            text (`str` or `list[str]`, *optional*): The question, or one for each video of a list. Rows may bring
-                their own; a video without a question is described. A chat or chats may stand here, too.
+            text (`str` or `list[str]`, *optional*): The question, or a list with one question per video. A row's own
+                "text" takes priority. A video without a question is described. A chat or chats can be passed here,
+                too.
 
         Returns:
-            `list[dict]` for one video, `[{"generated_text": answer}]`; a list of these for a list; an iterator over
-            these for a stream. Chats come back as `ImageTextToTextPipeline` gives them: with the answer as a new
-            message.
+            `[{"generated_text": answer}]` for one video, a list of these for a list, and an iterator over these for a
+            stream. For chats the generated text is the chat with the answer as a new message, as in
+            `ImageTextToTextPipeline`.
 
         Raises:
-            ValueError: if there is neither a video nor a chat, or not one text for each video.
+            ValueError: if there is neither a video nor a chat, or the numbers of videos and texts differ.
         """
         chats = text if videos is None else videos
         if _is_chat(chats) or (isinstance(chats, (list, tuple)) and chats and all(map(_is_chat, chats))):
             return super().__call__(text=chats, **kwargs)
         if videos is None:
-            raise ValueError("There is no video: pass one, as in `pipe(video, text=...)`, or pass a chat")
+            raise ValueError("There is no video: pass one, as in `pipe(video, text=...)`, or a chat")
         if not kwargs.keys() & {"return_type", "return_tensors"}:
             kwargs.setdefault("return_full_text", False)
         if _is_stream(videos):
@@ -69,12 +70,12 @@ class VideoTextToTextPipeline(ImageTextToTextPipeline):
         return self._answer([_row(videos, text)], **kwargs)[0]
 
     def _answer(self, rows: list[Chat] | Iterator[Chat], **kwargs) -> Any:
-        answers = super(ImageTextToTextPipeline, self).__call__(rows, **kwargs)
-        return [_bare(answer) for answer in answers] if isinstance(rows, list) else map(_bare, answers)
+        answers = map(_without_input, super(ImageTextToTextPipeline, self).__call__(rows, **kwargs))
+        return list(answers) if isinstance(rows, list) else answers
 
     def preprocess(self, inputs: Chat | str, **kwargs) -> dict[str, BatchFeature]:
-        # transformers batches samples with equal keys, and keeps the first video of each. What is no tensor it leaves
-        # in a list: so a sample goes there whole, and `_forward` makes the batch.
+        # transformers batches only samples with equal keys, and keeps only the first video of each. It leaves values
+        # that are not tensors in a list, so each sample is passed as one value, and `_forward` makes the batch.
         return {"sample": super().preprocess(inputs, **kwargs)}
 
     def _forward(self, model_inputs: dict[str, Any], **kwargs) -> dict[str, Any]:
@@ -85,7 +86,7 @@ class VideoTextToTextPipeline(ImageTextToTextPipeline):
         return {**outputs, "generated_sequence": sequences.reshape(len(samples), -1, sequences.shape[-1])}
 
     def postprocess(self, model_outputs: dict[str, Any], **kwargs) -> list[dict[str, Any]]:
-        # Of several sequences for a sample, transformers 5.19 drops all but one: give it a prompt with each
+        # transformers 5.19 drops all but one of several sequences per sample, unless each one has its own prompt
         sequences = model_outputs["generated_sequence"].flatten(0, 1)
         prompt = model_outputs["prompt_text"]
         prompts = (prompt if isinstance(prompt, list) else [prompt]) * len(sequences)
@@ -94,20 +95,20 @@ class VideoTextToTextPipeline(ImageTextToTextPipeline):
         return super().postprocess(outputs, **kwargs)
 
     def _batch(self, samples: list[dict[str, Any]]) -> dict[str, Any]:
-        """Texts padded on the left, for generation; all videos in a row, a list where they differ in length."""
+        """Pad the texts on the left, and stack the videos; videos of different lengths stay a list."""
         batch = {"text": [sample["text"] for sample in samples]}
         for key, value in {"input_ids": self.tokenizer.pad_token_id or 0, "attention_mask": 0}.items():
             rows = [sample[key][0] for sample in samples]
             batch[key] = pad_sequence(rows, batch_first=True, padding_value=value, padding_side="left")
         for key in ("pixel_values", "pixel_values_videos"):
-            pixels = [one for sample in samples for one in sample.get(key, [])]
+            pixels = [video for sample in samples for video in sample.get(key, [])]
             if pixels:
-                batch[key] = torch.stack(pixels) if len({one.shape for one in pixels}) == 1 else pixels
+                batch[key] = torch.stack(pixels) if len({video.shape for video in pixels}) == 1 else pixels
         return batch
 
 
-def _bare(answer: list[dict]) -> list[dict]:
-    # `input_text` would repeat the whole chat, the video in it
+def _without_input(answer: list[dict]) -> list[dict]:
+    # "input_text" is the whole chat, with the video
     return [{key: value for key, value in record.items() if key != "input_text"} for record in answer]
 
 
@@ -116,7 +117,7 @@ def _is_chat(value: Any) -> bool:
 
 
 def _is_stream(value: Any) -> bool:
-    """Generators and datasets: what can be iterated but is not itself a video, as an open file is."""
+    """Return whether `value` is a generator or dataset. An open file is an iterator, too, but a video."""
     is_dataset = isinstance(value, Dataset) or (isinstance(value, Iterable) and hasattr(value, "column_names"))
     return is_dataset or (isinstance(value, Iterator) and not hasattr(value, "read"))
 

@@ -13,8 +13,8 @@ from transformers.processing_utils import MultiModalData, ProcessingKwargs, Proc
 from transformers.utils import cached_file
 
 from .chat_templates_pllava import CHAT_TEMPLATES, MARK
+from .video_images_pllava import read_image
 from .video_processing_pllava import PllavaVideosKwargs, flatten_videos
-from .video_source_pllava import read_image
 
 HUB_OPTIONS = {"cache_dir", "revision", "token", "local_files_only", "subfolder"}  # of `from_pretrained`
 

@@ -1,10 +1,10 @@
-"""Time taking 16 frames of a video: ours against transformers' PyAV reader, torchcodec and decord.
+"""Time how long it takes to read 16 frames of a video, beside transformers' PyAV reader, torchcodec and decord.
 
     python benchmarks/decode.py [--cache DIR] [--rounds N] [CLIP ...]
 
-Makes its clips on the first run (a few minutes, most of them for the two-minute one) and keeps them in the cache. Each
-round times every reader once, in turn, so that a busy moment of the machine meets all of them. Our frames are checked
-bit for bit against decoding the whole clip. torchcodec and decord take part where they can be imported.
+The first run encodes the clips, in a few minutes, and keeps them in the cache. Each round times every reader once, so
+that other load on the machine affects all of them. Our frames are compared bit for bit with a full decode. torchcodec
+and decord are timed if they can be imported.
 """
 
 import argparse
@@ -25,7 +25,7 @@ FPS = 30
 
 
 def scene(seconds: int, height: int, width: int) -> Iterator[np.ndarray]:
-    """A camera gliding over a textured plane, with sensor noise and a patch that crosses the picture."""
+    """Yield frames of a camera that moves over a textured plane, with sensor noise and a patch that crosses them."""
     rng = np.random.default_rng(0)
     plane = np.full((2 * height, 2 * width, 3), 110.0, np.float32)
     for grain, strength in ((160, 60), (40, 40), (8, 20), (2, 9)):
@@ -45,15 +45,15 @@ def scene(seconds: int, height: int, width: int) -> Iterator[np.ndarray]:
 
 X264 = {"preset": "veryfast", "x264-params": "scenecut=0"}
 VP9 = {"deadline": "realtime", "cpu-used": "6", "b": "1000000", "g": "128"}
-# name: seconds, height, width, file suffix, codec, its options
+# name: seconds, height, width, file suffix, codec, codec options
 CLIPS = {
     "h264 1080p 120 s, keyframe every 250": (120, 1080, 1920, "mp4", "libx264", {**X264, "g": "250"}),
-    "h264 360p 10 s, one group": (10, 360, 640, "mp4", "libx264", {**X264, "g": "600"}),
-    "h264 360p 10 s, one group, two slices": (10, 360, 640, "mp4", "libx264", {**X264, "g": "600", "slices": "2"}),
-    "h264 360p 10 s, three groups": (10, 360, 640, "mp4", "libx264", {**X264, "g": "100"}),
+    "h264 360p 10 s, one GOP": (10, 360, 640, "mp4", "libx264", {**X264, "g": "600"}),
+    "h264 360p 10 s, one GOP, two slices": (10, 360, 640, "mp4", "libx264", {**X264, "g": "600", "slices": "2"}),
+    "h264 360p 10 s, three GOPs": (10, 360, 640, "mp4", "libx264", {**X264, "g": "100"}),
     "h264 360p 10 s, keyframe every 30": (10, 360, 640, "mp4", "libx264", {**X264, "g": "30"}),
-    "h265 360p 10 s, three groups": (10, 360, 640, "mp4", "libx265", {"preset": "veryfast", "g": "100"}),
-    "vp9 360p 10 s, three groups": (10, 360, 640, "webm", "libvpx-vp9", VP9),
+    "h265 360p 10 s, three GOPs": (10, 360, 640, "mp4", "libx265", {"preset": "veryfast", "g": "100"}),
+    "vp9 360p 10 s, three GOPs": (10, 360, 640, "webm", "libvpx-vp9", VP9),
     "mpeg4 360p 10 s, keyframe every 12": (10, 360, 640, "avi", "mpeg4", {"b": "1500000", "g": "12"}),
 }
 
@@ -68,7 +68,7 @@ def make_clip(cache: Path, name: str) -> Path:
     with av.open(str(unfinished), "w") as container:
         stream = container.add_stream(codec, rate=FPS, options=options)
         stream.height, stream.width, stream.pix_fmt = height, width, "yuv420p"
-        stream.codec_context.thread_type = "FRAME"  # as the ffmpeg command; PyAV's default cuts pictures into slices
+        stream.codec_context.thread_type = "FRAME"  # as in the ffmpeg command; PyAV's default encodes in slices
         for image in scene(seconds, height, width):
             container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
         container.mux(stream.encode(None))
@@ -85,7 +85,7 @@ def ours(path: str) -> np.ndarray:
 
 
 def transformers_pyav(path: str) -> np.ndarray:
-    """transformers' own reader as it is; it takes the number of frames from a header that webm and mkv do not have."""
+    """Read with transformers' own reader, which needs a frame count in the header: webm and mkv have none."""
     return load_video(path, sample_indices_fn=segment_midpoints, backend="pyav")[0]
 
 
@@ -113,19 +113,19 @@ def decord_reader() -> Callable[[str], np.ndarray]:
 def available_readers() -> dict[str, Callable[[str], np.ndarray]]:
     readers = {"ours": ours, "transformers pyav": transformers_pyav}
     optional = {
-        "torchcodec": lambda: torchcodec_reader(threads=1),  # its default
+        "torchcodec": lambda: torchcodec_reader(threads=1),  # the default
         "torchcodec, all threads": lambda: torchcodec_reader(threads=0),
         "decord": decord_reader,
     }
     for name, make in optional.items():
         try:
             readers[name] = make()
-        except (ImportError, OSError, RuntimeError) as error:  # shared libraries of ffmpeg may be missing
-            print(f"{name} does not load here: {str(error).splitlines()[0]}")
+        except (ImportError, OSError, RuntimeError) as error:  # ffmpeg's shared libraries may be missing
+            print(f"{name} cannot be imported: {str(error).splitlines()[0]}")
     return readers
 
 
-def same_as_full_decode(path: Path) -> bool:
+def equals_full_decode(path: Path) -> bool:
     frames, metadata = load_frames(path, segment_midpoints)
     wanted = dict.fromkeys(metadata.frames_indices)
     with av.open(str(path)) as container:
@@ -136,13 +136,13 @@ def same_as_full_decode(path: Path) -> bool:
 
 
 def time_readers(readers: dict[str, Callable], path: Path, rounds: int) -> dict[str, list[float]]:
-    """Milliseconds of each reader, round by round. A reader that cannot read the clip at all is left out."""
+    """Return the milliseconds of each round by reader, without the readers that cannot read the clip."""
     times: dict[str, list[float]] = {}
-    for name, read in readers.items():  # warms the file cache, too
+    for name, read in readers.items():  # also warms the file cache
         try:
             if len(read(str(path))) == FRAMES:
                 times[name] = []
-        except Exception as error:  # any reader may fail in any way; the table must say so, not stop
+        except Exception as error:  # a reader may fail in any way; the others are timed
             print(f"  {name} fails: {type(error).__name__}: {str(error).splitlines()[0]}")
     for _ in range(rounds):
         for name in times:
@@ -154,11 +154,9 @@ def time_readers(readers: dict[str, Callable], path: Path, rounds: int) -> dict[
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "clips", nargs="*", metavar="CLIP", help="a part of the names of the clips to time; all by default"
-    )
+    parser.add_argument("clips", nargs="*", metavar="CLIP", help="parts of the names of clips; all by default")
     parser.add_argument("--cache", type=Path, default=Path.home() / ".cache" / "pllava-benchmarks")
-    parser.add_argument("--rounds", type=int, default=9, help="for a ten-second clip; the long one gets a third")
+    parser.add_argument("--rounds", type=int, default=9, help="of a ten-second clip; a third of them for the long one")
     args = parser.parse_args()
     args.cache.mkdir(parents=True, exist_ok=True)
     av.logging.set_level(None)
@@ -171,11 +169,11 @@ def main() -> None:
         rounds = args.rounds if CLIPS[name][0] <= 10 else max(1, args.rounds // 3)
         print(f"\n{name} ({path.stat().st_size * 8 / CLIPS[name][0] / 1e6:.1f} Mbit/s), {rounds} rounds")
         times = time_readers(readers, path, rounds)
-        mine = statistics.median(times["ours"])
+        own = statistics.median(times["ours"])
         for reader, values in times.items():
             median = statistics.median(values)
-            print(f"  {reader:24} {median:8.1f} ms (best {min(values):8.1f})   ours / this: {mine / median:.2f}")
-        print(f"  bit for bit as decoding everything: {'yes' if same_as_full_decode(path) else 'NO'}")
+            print(f"  {reader:24} {median:8.1f} ms (best {min(values):8.1f})   ours / this: {own / median:.2f}")
+        print(f"  equal to a full decode, bit for bit: {'yes' if equals_full_decode(path) else 'NO'}")
 
 
 if __name__ == "__main__":

@@ -84,7 +84,7 @@ def _find_videos(path: str) -> list[str]:
 def _search(folder: Path) -> list[str]:
     """The video files in a folder and in those inside; a folder of images is one video if none is below it."""
     from pllava.files import VIDEO_SUFFIXES
-    from pllava.video_decoding_pllava import IMAGE_SUFFIXES
+    from pllava.video_images_pllava import IMAGE_SUFFIXES
 
     found, holds_images = [], False
     for path in sorted(folder.iterdir()):
@@ -160,7 +160,7 @@ class _DecodedVideos:
         return len(self.videos)
 
     def __getitem__(self, index: int) -> tuple[str, Any]:
-        from pllava.video_decoding_pllava import VideoDecodeError
+        from pllava.video_source_pllava import VideoDecodeError
 
         video = self.videos[index]
         try:

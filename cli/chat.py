@@ -19,7 +19,7 @@ def chat(
     """Ask about a video; the answer is written as it is generated."""
     from transformers import TextStreamer
 
-    from pllava.video_decoding_pllava import VideoDecodeError
+    from pllava.video_source_pllava import VideoDecodeError
 
     pipe = load()
     try:

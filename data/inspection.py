@@ -21,7 +21,8 @@ from tqdm import tqdm
 from transformers import ProcessorMixin
 from transformers.video_utils import VideoMetadata
 
-from ..video_decoding_pllava import VideoTruncatedWarning, load_frames, read_image
+from ..video_decoding_pllava import VideoTruncatedWarning, load_frames
+from ..video_images_pllava import read_image
 from ..workers import ordered_map
 from .media import Medium, find_medium
 from .sources import Source, load_source

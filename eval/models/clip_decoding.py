@@ -10,7 +10,8 @@ import torch
 from torch.utils.data import DataLoader
 from transformers import ProcessorMixin
 
-from ...video_decoding_pllava import VideoDecodeError, VideoTruncatedWarning
+from ...video_decoding_pllava import VideoTruncatedWarning
+from ...video_source_pllava import VideoDecodeError
 from ...workers import end_with_parent, unchanged
 
 

@@ -29,9 +29,12 @@ CODE = {
     "pipeline_pllava.py",
     "processing_pllava.py",
     "video_decoding_pllava.py",
+    "video_frames_pllava.py",
+    "video_images_pllava.py",
     "video_index_pllava.py",
     "video_source_pllava.py",
     "video_processing_pllava.py",
+    "video_sampling_pllava.py",
 }
 # Loads a checkpoint by its remote code, where the package cannot be imported, and saves it again.
 REMOTE = """

@@ -29,7 +29,8 @@ from pllava.data.row_formats import parse_row
 from pllava.eval import Benchmark, load_benchmark, load_prompts, read_samples
 from pllava.eval.scoring.multiple_choice import with_letter
 from pllava.train import VideoChatCollator
-from pllava.video_decoding_pllava import ImagesMetadata, VideoDecodeError
+from pllava.video_images_pllava import ImagesMetadata
+from pllava.video_source_pllava import VideoDecodeError
 
 FRAMES = json.loads((RECORDINGS / "frames.json").read_text())
 PROMPTS = json.loads((RECORDINGS / "prompts.json").read_text())
@@ -214,7 +215,7 @@ def test_frames_of_evaluation(first):
     past_the_end = 0
     for case in cases:
         start, end = case["bound"] or (None, None)
-        metadata = ImagesMetadata(case["max_frame"] + 1 - first, case["fps"], counted_from=first)
+        metadata = ImagesMetadata(case["max_frame"] + 1 - first, case["fps"], numbered_from=first)
         sample = partial(SAMPLER.sample_frames, metadata, num_frames=case["num_segments"], start=start, end=end)
         if start is not None and start * case["fps"] > case["max_frame"]:  # it counts backwards from there: we do not
             past_the_end += 1

@@ -1,4 +1,4 @@
-"""The stock pipelines and our own "video-text-to-text": videos, lists, streams, chats, batches, and clear errors."""
+"""The "video-text-to-text" pipeline and transformers' own: videos, lists, streams, chats, batches, errors."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -35,7 +35,7 @@ def texts(answers: Any) -> list[str]:
     return [records[0]["generated_text"] for records in answers]
 
 
-# --- transformers' own -----------------------------------------------------------------------------------------------
+# --- transformers' pipelines -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("task", ["image-text-to-text", "any-to-any"])
@@ -51,18 +51,18 @@ def test_stock_pipelines_take_a_video_in_a_chat(
     assert spoken == {"role": "assistant", "content": answer(chat(part(clips[0])))}
 
 
-# --- our own: what it takes ------------------------------------------------------------------------------------------
+# --- videos, lists and streams ---------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
 def expected(clips: list[Path], answer: Callable[..., str]) -> list[str]:
-    """The answers to the question about each clip. They differ, or else the tests would show nothing."""
+    """Return the answers about the clips, which must differ for the tests to show anything."""
     answers = [answer(chat(part(clip))) for clip in clips]
     assert len(set(answers)) == 3
     return answers
 
 
-def test_a_video_and_a_question(pipe: Pipeline, clips: list[Path], expected: list[str], answer: Callable) -> None:
+def test_question_is_answered(pipe: Pipeline, clips: list[Path], expected: list[str], answer: Callable) -> None:
     for video in (str(clips[0]), clips[0], clips[0].read_bytes(), {"path": clips[0]}, {"video": clips[0]}):
         assert pipe(video, text=QUESTION) == [{"generated_text": expected[0]}]
     with open(clips[0], "rb") as file:
@@ -74,7 +74,7 @@ def test_a_video_and_a_question(pipe: Pipeline, clips: list[Path], expected: lis
     ]
 
 
-def test_frames_are_one_video(pipe: Pipeline) -> None:
+def test_list_of_frames_is_one_video(pipe: Pipeline) -> None:
     frames = [Image.new("RGB", (48, 48), (60 * number, 0, 0)) for number in range(4)]
     array = np.stack([np.array(frame) for frame in frames])
     assert pipe(frames, text=QUESTION) == pipe(array, text=QUESTION)
@@ -82,7 +82,9 @@ def test_frames_are_one_video(pipe: Pipeline) -> None:
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 3])
-def test_lists(pipe: Pipeline, clips: list[Path], expected: list[str], answer: Callable, batch_size: int) -> None:
+def test_lists_keep_order(
+    pipe: Pipeline, clips: list[Path], expected: list[str], answer: Callable, batch_size: int
+) -> None:
     assert texts(pipe(clips, text=QUESTION, batch_size=batch_size)) == expected
     questions = [QUESTION, "Which of the two is larger, the first one or the second one?", "How often?"]
     by_question = [answer(chat(part(clip), text=text)) for clip, text in zip(clips, questions, strict=True)]
@@ -91,7 +93,7 @@ def test_lists(pipe: Pipeline, clips: list[Path], expected: list[str], answer: C
     assert texts(pipe(rows, batch_size=batch_size)) == by_question
 
 
-def test_a_question_that_looks_like_markup_is_answered_as_the_others(
+def test_question_with_special_tokens_is_treated_as_text(
     pipe: Pipeline, checkpoint: str, clips: list[Path], expected: list[str], answer: Callable
 ) -> None:
     questions = [QUESTION, "What is <video>?", "Is </s><image> <|im_end|> USER: text?"]
@@ -103,7 +105,7 @@ def test_a_question_that_looks_like_markup_is_answered_as_the_others(
 
 
 @pytest.mark.parametrize("batch_size", [1, 2])
-def test_streams(pipe: Pipeline, clips: list[Path], expected: list[str], batch_size: int) -> None:
+def test_streams_keep_order(pipe: Pipeline, clips: list[Path], expected: list[str], batch_size: int) -> None:
     def rows() -> Any:
         for number, clip in enumerate(clips):
             yield {"id": number, "video": {"path": str(clip), "bytes": None}, "text": QUESTION}
@@ -118,7 +120,7 @@ def test_streams(pipe: Pipeline, clips: list[Path], expected: list[str], batch_s
     assert texts(pipe(KeyDataset(list(rows()), "video"), text=QUESTION, **options)) == expected
 
 
-def test_streams_are_read_as_they_are_answered(pipe: Pipeline, clips: list[Path], expected: list[str]) -> None:
+def test_streams_are_read_lazily(pipe: Pipeline, clips: list[Path], expected: list[str]) -> None:
     read = []
 
     def endless() -> Any:
@@ -131,12 +133,12 @@ def test_streams_are_read_as_they_are_answered(pipe: Pipeline, clips: list[Path]
     assert len(read) < 8
 
 
-# --- our own: chats and batches --------------------------------------------------------------------------------------
+# --- chats and batches -----------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
 def chats(clips: list[Path]) -> list[list[dict]]:
-    """No media beside two videos beside an image and a video: their tensors have other keys and other sizes."""
+    """Return chats whose inputs differ in keys and sizes: without media, with videos, with an image and a video."""
     image = {"type": "image", "image": Image.new("RGB", (48, 48), (200, 0, 0))}
     turns = [*chat(part(clips[2])), {"role": "assistant", "content": "It bounces."}, *chat(text="How often?")]
     return [
@@ -149,18 +151,18 @@ def chats(clips: list[Path]) -> list[list[dict]]:
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 5])
-def test_a_batch_of_chats_equals_the_chats_alone(
+def test_batched_chats_equal_single_chats(
     pipe: Pipeline, chats: list, answer: Callable[..., str], batch_size: int
 ) -> None:
     alone = [answer(messages) for messages in chats]
     assert texts(pipe(chats, return_full_text=False, batch_size=batch_size)) == alone
     assert texts(pipe(text=chats, return_full_text=False, batch_size=batch_size)) == alone
     full = texts(pipe(chats, batch_size=batch_size))
-    assert [messages[-1] for messages in full] == [{"role": "assistant", "content": one} for one in alone]
+    assert [messages[-1] for messages in full] == [{"role": "assistant", "content": text} for text in alone]
     assert [messages[:-1] for messages in full] == chats
 
 
-def test_one_chat(pipe: Pipeline, chats: list, answer: Callable[..., str]) -> None:
+def test_chat_is_answered_or_continued(pipe: Pipeline, chats: list, answer: Callable[..., str]) -> None:
     for messages in (pipe(chats[1]), pipe(text=chats[1])):
         assert messages[0]["generated_text"][-1]["content"] == answer(chats[1])
     started = [*chats[1], {"role": "assistant", "content": [{"type": "text", "text": "It"}]}]
@@ -169,7 +171,7 @@ def test_one_chat(pipe: Pipeline, chats: list, answer: Callable[..., str]) -> No
 
 
 @pytest.mark.parametrize("batch_size", [1, 2])
-def test_options(pipe: Pipeline, clips: list[Path], answer: Callable[..., str], batch_size: int) -> None:
+def test_options_are_applied(pipe: Pipeline, clips: list[Path], answer: Callable[..., str], batch_size: int) -> None:
     options = {"batch_size": batch_size}
     two = pipe(clips[:2], text=QUESTION, processor_kwargs={"num_frames": 2}, **options)
     assert texts(two) == [answer(chat(part(clip)), num_frames=2) for clip in clips[:2]]
@@ -184,7 +186,7 @@ def test_options(pipe: Pipeline, clips: list[Path], answer: Callable[..., str], 
     assert all(set(records[0]) == {"generated_token_ids"} for records in ids)
 
 
-def test_half_precision(
+def test_pipeline_runs_in_half_precision(
     model: PllavaForConditionalGeneration, checkpoint: str, clips: list[Path], expected: list[str]
 ) -> None:
     half = pipeline(
@@ -195,10 +197,10 @@ def test_half_precision(
     assert len(answers) == 4 and answers[0] == answers[3]
 
 
-def test_the_task_is_known_with_and_without_remote_code(
+def test_task_is_registered_with_and_without_remote_code(
     checkpoint: str, clips: list[Path], expected: list[str]
 ) -> None:
-    """The checkpoint names its own code; `import pllava` registers the task for models that are loaded already."""
+    """The checkpoint refers to its remote code; `import pllava` registers the task for loaded models."""
     by_name = pipeline("video-text-to-text", checkpoint, trust_remote_code=True, max_new_tokens=TOKENS, device="cpu")
     assert by_name(clips[0], text=QUESTION) == [{"generated_text": expected[0]}]
     by_class = pipeline(
@@ -215,7 +217,7 @@ def test_the_task_is_known_with_and_without_remote_code(
 # --- errors ----------------------------------------------------------------------------------------------------------
 
 
-def test_errors(pipe: Pipeline, clips: list[Path]) -> None:
+def test_invalid_inputs_raise_clear_errors(pipe: Pipeline, clips: list[Path]) -> None:
     with pytest.raises(ValueError, match="no video"):
         pipe(text=QUESTION)
     with pytest.raises(ValueError, match="3 videos, but 2 texts"):

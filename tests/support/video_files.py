@@ -1,11 +1,11 @@
-"""Real video files for tests: moving pictures encoded with PyAV, and what a plain decode of them gives."""
+"""Write video files for tests with PyAV, and decode them in the plainest way."""
 
 from __future__ import annotations
 
 import os
 import struct
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from fractions import Fraction
 from pathlib import Path
 
@@ -14,7 +14,7 @@ import numpy as np
 
 
 def moving_frames(count: int, height: int = 48, width: int = 64, seed: int = 0) -> np.ndarray:
-    """`count` RGB frames, (count, height, width, 3) uint8, no two alike: a gliding texture and a bright bar."""
+    """Return `count` different RGB frames, (count, height, width, 3) uint8: a moving texture and a bright bar."""
     rng = np.random.default_rng(seed)
     coarse = rng.integers(0, 200, (8, 8, 3), dtype=np.uint8)
     texture = coarse.repeat(-(-height // 8) + 1, 0).repeat(-(-width // 8) + 1, 1)
@@ -38,9 +38,8 @@ def write_video(
 ) -> Path:
     """Encode RGB `frames`, each (H, W, 3) uint8, to `path` and return it.
 
-    `times` are the frames' presentation times in milliseconds (a variable frame rate); else they are 1/fps apart.
-    `audio` adds a track of faint noise as long as the pictures. `codec_options` go to the encoder as they are, an
-    underscore in a name standing for the hyphen (`x264_params` is "x264-params").
+    `times` are the frames' PTS in milliseconds, for a variable frame rate. `audio` adds a track of faint noise.
+    `codec_options` are passed to the encoder, with hyphens for underscores (`x264_params` is "x264-params").
     """
     options = {name.replace("_", "-"): str(value) for name, value in codec_options.items()}
     with av.open(str(path), "w", options=container_options or {}) as container:
@@ -77,9 +76,9 @@ def _add_noise(container: av.container.OutputContainer, stream: av.AudioStream, 
 
 
 def remux(source: Path, target: Path, skip: int = 0, shift: int = 0) -> Path:
-    """Copy `source`'s video packets to `target` as they are: without the first `skip`, shown `shift` frames earlier.
+    """Copy the video packets of `source` to `target`, without the first `skip`, with PTS `shift` frames earlier.
 
-    Frames shifted to before time zero stay in the file. An mp4 hides them with an edit list.
+    Frames with a negative PTS stay in the file. An mp4 hides them with an edit list.
     """
     options = {"avoid_negative_ts": "disabled"} if shift else {}
     with av.open(str(source)) as reader, av.open(str(target), "w", options=options) as writer:
@@ -105,14 +104,14 @@ def set_mp4_matrix(path: Path, matrix: tuple[int, int, int, int]) -> None:
 
 
 def animation(width: int, height: int, frames: int) -> bytes:
-    """A GIF of so many frames, by hand: each changes one pixel, so that 23 bytes are a frame of any size."""
+    """Return a GIF in which each frame changes one pixel, so that it takes 23 bytes at any size."""
     header = b"GIF89a" + struct.pack("<2H3B", width, height, 0x80, 0, 0) + b"\0\0\0\xff\xff\xff"
     frame = b"\x21\xf9\x04\x04\x0a\0\0\0" + b"\x2c" + struct.pack("<4HB", 0, 0, 1, 1, 0) + b"\2\2\x44\1\0"
     return header + frame * frames + b"\x3b"
 
 
 def white_png(width: int, height: int) -> bytes:
-    """A white PNG, by hand: PIL would need its pixels for it."""
+    """Return a white PNG. Unlike PIL, this does not need all pixels in memory."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
@@ -124,17 +123,19 @@ def white_png(width: int, height: int) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
 
 
+def take(indices: Sequence[int]) -> Callable[..., Sequence[int]]:
+    """Return a sampler for `load_frames` that takes these frames."""
+    return lambda metadata: indices
+
+
 def packets(path: str | os.PathLike) -> list[tuple[int | None, bool]]:
-    """The presentation time and the keyframe mark of each video packet, in decoding order."""
+    """Return the PTS and the keyframe flag of each video packet, in decode order."""
     with av.open(str(path)) as container:
         return [(packet.pts, packet.is_keyframe) for packet in container.demux(video=0) if packet.size]
 
 
 def decode_all(path: str | os.PathLike, keep_going: bool = False) -> np.ndarray:
-    """Every frame of `path`, (n, H, W, 3) uint8, by the plainest possible loop.
-
-    `keep_going` leaves out packets that cannot be decoded, as the first ones of a clip cut at no keyframe.
-    """
+    """Return every frame of `path`, (n, H, W, 3) uint8. `keep_going` ignores packets that cannot be decoded."""
     frames = []
     with av.open(str(path)) as container:
         for packet in container.demux(video=0):

@@ -1,4 +1,4 @@
-"""Small files that would take much memory or time, and addresses that never end; large frames are not held at once."""
+"""Limits for small files that would take much memory or time, and for downloads."""
 
 from __future__ import annotations
 
@@ -21,24 +21,26 @@ from decode_files import MAX_SECONDS, decode_files
 from video_files import animation, moving_frames, white_png, write_video
 
 import pllava.video_source_pllava as sources
-from pllava.video_decoding_pllava import VideoDecodeError, VideoTruncatedWarning, load_frames, read_image
+from pllava.video_decoding_pllava import VideoTruncatedWarning, load_frames
+from pllava.video_images_pllava import read_image
+from pllava.video_source_pllava import VideoDecodeError
 
 MANY = 33_000_000
 
 
-def uniform(width: int, height: int, **options) -> Callable[[Path], bytes]:
+def grey(width: int, height: int, **options) -> Callable[[Path], bytes]:
     def build(path: Path) -> bytes:
         return write_video(path, [np.full((height, width, 3), 90, np.uint8)] * 2, **options).read_bytes()
 
     return build
 
 
-def claiming(box: bytes, place: int, fields: bytes, **options) -> Callable[[Path], bytes]:
-    """An mp4 in whose `box` these fields are overwritten, `place` bytes behind its name."""
+def patched(box: bytes, offset: int, fields: bytes, **options) -> Callable[[Path], bytes]:
+    """Build an mp4 in which `fields` are written `offset` bytes after the name of `box`."""
 
     def build(path: Path) -> bytes:
         content = bytearray(write_video(path, moving_frames(20), g=5, **options).read_bytes())
-        start = content.index(box) + 4 + place
+        start = content.index(box) + 4 + offset
         content[start : start + len(fields)] = fields
         return bytes(content)
 
@@ -46,32 +48,31 @@ def claiming(box: bytes, place: int, fields: bytes, **options) -> Callable[[Path
 
 
 FRAGMENTS = {"container_options": {"movflags": "frag_keyframe+empty_moov"}}
-# name of the file: (what is in it, what is said about it; None if it is decoded)
+# file name: (content, expected error or None)
 FILES = {
     "8k.gif": (animation(7680, 4320, 4), None),
-    "8k.mp4": (uniform(7680, 4320, preset="ultrafast"), None),
+    "8k.mp4": (grey(7680, 4320, preset="ultrafast"), None),
     "canvas.gif": (animation(16000, 16000, 1), "16000 x 16000, more than 50,000,000 pixels"),
     "long.gif": (animation(4000, 4000, 3000), "3,000 frames of 4000 x 4000 are too many to decode"),
     "large.png": (white_png(9000, 9000), "9000 x 9000, more than"),
     "largest.mp4": (white_png(16000, 16000), "exceeds limit"),  # PIL's own
-    "thin.mp4": (uniform(2, 4096), "2 x 4096, one side is more than 32 times the other"),
-    "flat.mp4": (uniform(16384, 2), "16384 x 2, one side"),
+    "thin.mp4": (grey(2, 4096), "2 x 4096, one side is more than 32 times the other"),
+    "flat.mp4": (grey(16384, 2), "16384 x 2, one side"),
     "line.gif": (animation(65535, 1, 1), "65535 x 1, one side"),
     "line.png": (white_png(65535, 1), "65535 x 1, one side"),
-    "samples.mp4": (claiming(b"stsz", 4, struct.pack(">2I", 1, MANY)), "claims 33,000,000 samples"),
-    "fragment.mp4": (claiming(b"trun", 0, struct.pack(">2I", 1, MANY), **FRAGMENTS), "claims 33,000,0\\d\\d samples"),
-    "shown.mp4": (claiming(b"stts", 8, struct.pack(">I", MANY)), None),
+    "samples.mp4": (patched(b"stsz", 4, struct.pack(">2I", 1, MANY)), "claims 33,000,000 samples"),
+    "fragment.mp4": (patched(b"trun", 0, struct.pack(">2I", 1, MANY), **FRAGMENTS), "claims 33,000,0\\d\\d samples"),
+    "shown.mp4": (patched(b"stts", 8, struct.pack(">I", MANY)), None),
 }
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads memory from /proc")
 def test_small_files_take_little_memory_and_time(tmp_path):
-    """16 frames of 8K included, some of them the same: each is resized when it is decoded."""
+    """Even 16 frames of 8K, some of them repeated: each is resized as soon as it is decoded."""
     for name, (content, _) in FILES.items():
         (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content(tmp_path / "made.mp4"))
         assert (tmp_path / name).stat().st_size < 1 << 18
-    found = decode_files([tmp_path / name for name in FILES])
-    for path, outcome in found.items():
+    for path, outcome in decode_files([tmp_path / name for name in FILES]).items():
         _, expected = FILES[path.name]
         assert outcome.raised is None, path
         assert outcome.memory < 600 and outcome.seconds < MAX_SECONDS, (path, outcome)
@@ -84,32 +85,34 @@ def box(kind: bytes, body: bytes) -> bytes:
     return struct.pack(">I4s", 8 + len(body), kind) + body
 
 
-def rebuilt(content: bytes, level: bytes, change: Callable[[bytes], bytes]) -> bytes:
-    """The boxes of an mp4; each `level` among them becomes what `change` makes of its body."""
-    made = b""
-    while content:
-        size, kind = struct.unpack(">I4s", content[:8])
-        body, content = content[8:size], content[size:]
-        if kind == level:
-            made += change(body)
+def with_box_replaced(mp4: bytes, kind: bytes, replace: Callable[[bytes], bytes]) -> bytes:
+    """Replace each box of this kind by `replace(its body)`."""
+    result = b""
+    while mp4:
+        size, name = struct.unpack(">I4s", mp4[:8])
+        body, mp4 = mp4[8:size], mp4[size:]
+        if name == kind:
+            result += replace(body)
+        elif name in (b"moov", b"trak", b"mdia", b"minf"):
+            result += box(name, with_box_replaced(body, kind, replace))
         else:
-            made += box(kind, rebuilt(body, level, change) if kind in (b"moov", b"trak", b"mdia", b"minf") else body)
-    return made
+            result += box(name, body)
+    return result
 
 
-def moved(place: Callable[[bytes, bytes], bytes]) -> Callable[[bytes], bytes]:
-    """The table of samples stands where `place`, given the other tables and this one, puts it."""
+def with_sample_table(arrange: Callable[[bytes, bytes], bytes]) -> Callable[[bytes], bytes]:
+    """Return a function that rebuilds "stbl" from `arrange(its other boxes, its sample table)`."""
 
-    def change(body: bytes) -> bytes:
+    def replace(body: bytes) -> bytes:
         start = body.index(b"stsz") - 4
         end = start + int.from_bytes(body[start : start + 4], "big")
-        return box(b"stbl", place(body[:start] + body[end:], body[start:end]))
+        return box(b"stbl", arrange(body[:start] + body[end:], body[start:end]))
 
-    return change
+    return replace
 
 
 def in_sample_entry(others: bytes, table: bytes) -> bytes:
-    size = int.from_bytes(others[:4], "big")  # of the descriptions, which are the first of the tables
+    size = int.from_bytes(others[:4], "big")  # of "stsd", the first box
     entry = box(others[20:24], others[24:size] + table)
     return box(b"stsd", others[8:16] + entry) + others[size:]
 
@@ -121,13 +124,13 @@ def compressed(moov: bytes) -> bytes:
 
 
 HANDLER = box(b"hdlr", bytes(8) + b"mdir" + bytes(13))
-HIDDEN = {  # where a table of samples stands, and ffmpeg finds it
+SAMPLE_TABLES = {  # where ffmpeg finds a sample table: the box to replace, and its replacement
     **{
-        kind: (b"stbl", moved(lambda others, table, kind=kind: others + box(kind.encode(), table)))
+        kind: (b"stbl", with_sample_table(lambda others, table, kind=kind: others + box(kind.encode(), table)))
         for kind in ("dinf", "edts", "ilst", "mvex", "schi", "sinf", "tref", "udta", "wave")
     },
-    "meta": (b"stbl", moved(lambda others, table: others + box(b"meta", bytes(8) + HANDLER + table))),
-    "sample entry": (b"stbl", moved(in_sample_entry)),
+    "meta": (b"stbl", with_sample_table(lambda others, table: others + box(b"meta", bytes(8) + HANDLER + table))),
+    "sample entry": (b"stbl", with_sample_table(in_sample_entry)),
     "hoov": (b"moov", partial(box, b"hoov")),
     "free": (b"moov", partial(box, b"free")),
     "cmov": (b"moov", compressed),
@@ -135,23 +138,23 @@ HIDDEN = {  # where a table of samples stands, and ffmpeg finds it
 }
 
 
-@pytest.mark.parametrize("place", HIDDEN)
-def test_samples_are_counted_wherever_ffmpeg_looks_for_them(tmp_path, place):
-    level, change = HIDDEN[place]
+@pytest.mark.parametrize("location", SAMPLE_TABLES)
+def test_claimed_samples_are_counted_wherever_ffmpeg_looks_for_them(tmp_path, location):
+    kind, replace = SAMPLE_TABLES[location]
     whole = write_video(tmp_path / "whole.mp4", moving_frames(20), g=5).read_bytes()
-    assert len(load_frames(rebuilt(whole, level, change))[0]) == 20
-    lying = claiming(b"stsz", 4, struct.pack(">2I", 1, MANY))(tmp_path / "lying.mp4")
+    assert len(load_frames(with_box_replaced(whole, kind, replace))[0]) == 20
+    lying = patched(b"stsz", 4, struct.pack(">2I", 1, MANY))(tmp_path / "lying.mp4")
     with pytest.raises(VideoDecodeError, match="claims 33,000,[0-9]+ samples"):
-        load_frames(rebuilt(lying, level, change))
+        load_frames(with_box_replaced(lying, kind, replace))
 
 
-def test_a_compressed_header_is_not_unpacked_beyond_its_limit(tmp_path):
-    """Of a few hundred kilobytes, ffmpeg would make as many megabytes."""
+def test_compressed_header_is_not_unpacked_beyond_its_limit(tmp_path):
+    """A few hundred kilobytes would expand to as many megabytes."""
     with pytest.raises(VideoDecodeError, match="claims 25,000,00[0-9] samples"):
         load_frames(compressed(bytes(200_000_000)))
 
 
-# --- addresses -------------------------------------------------------------------------------------------------------
+# --- downloads -------------------------------------------------------------------------------------------------------
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -207,7 +210,7 @@ class Handler(BaseHTTPRequestHandler):
 
 @pytest.fixture(scope="module")
 def server(clips) -> Iterator[str]:
-    """The address of a server, without "http://"."""
+    """Host and port of a server."""
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         server.clip = clips[0].read_bytes()
         threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -231,7 +234,7 @@ def test_downloads_may_be_compressed(server, clips):
         ("secret", "403 Forbidden"),
     ],
 )
-def test_downloads_have_limits_and_tell_no_secrets(server, monkeypatch, path, problem):
+def test_downloads_have_limits_and_their_errors_hide_secrets(server, monkeypatch, path, problem):
     monkeypatch.setattr(sources, "MAX_DOWNLOAD_BYTES", 1_000_000)
     if "drip" in path:
         monkeypatch.setattr(sources, "MAX_DOWNLOAD_SECONDS", 0.5)
@@ -247,7 +250,7 @@ def test_downloads_have_limits_and_tell_no_secrets(server, monkeypatch, path, pr
 @pytest.mark.parametrize(
     "url", ["http://[::1", "http://user:hun/ter2@host:port/", "https://", "http://a b/", "http://\0/"]
 )
-def test_malformed_addresses_are_the_one_error(url):
+def test_malformed_urls_raise_a_decode_error(url):
     with pytest.raises(VideoDecodeError, match="^Cannot download http.*Check the address") as caught:
         load_frames(url)
     assert "ter2" not in str(caught.value)
@@ -256,17 +259,17 @@ def test_malformed_addresses_are_the_one_error(url):
 @pytest.mark.parametrize(
     "address", ["s3://user:hunter2@clips", "file://user:hunter2@clips", "http://user:hunter2@[::1"]
 )
-def test_addresses_that_cannot_be_read_tell_no_secrets(address):
+def test_errors_about_unsupported_urls_hide_secrets(address):
     with pytest.raises(VideoDecodeError, match=f"{address[:4]}.*/a.mp4") as caught:
         load_frames(f"{address}/a.mp4?signature=hunter3")
     assert not re.search("user|hunter", f"{caught.value}")
 
 
-# --- GIFs that end early ---------------------------------------------------------------------------------------------
+# --- truncated GIFs --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("cut", [1, 2, 10, 100])
-def test_a_gif_without_its_trailer_is_truncated(tmp_path, cut):
+def test_gif_without_its_trailer_is_truncated(tmp_path, cut):
     whole = write_video(tmp_path / "clip.gif", moving_frames(10), codec="gif", pix_fmt="rgb8").read_bytes()
     with warnings.catch_warnings():
         warnings.simplefilter("error", VideoTruncatedWarning)

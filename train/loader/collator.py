@@ -15,7 +15,8 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import ProcessorMixin
 
 from ...data.media import fetch, find_medium
-from ...video_decoding_pllava import VideoTruncatedWarning, read_image
+from ...video_decoding_pllava import VideoTruncatedWarning
+from ...video_images_pllava import read_image
 from ...workers import with_retries
 from .feature_cache import FeatureCache
 from .skipped import Skipped, SkippedExamples

@@ -1,0 +1,1 @@
+../../video_sampling_pllava.py
