@@ -53,9 +53,7 @@ def load_model(
         OSError: if there is no such model, or no safetensors weights.
     """
     if adapter is None and alpha is not None:
-        raise ValueError(
-            "alpha is the strength of an adapter: pass an adapter, or convert the model with that alpha"
-        )
+        raise ValueError("alpha is the strength of an adapter: pass an adapter, or convert the model with that alpha")
     adapter = adapter and fetch_adapter(adapter)
     if pretrained_model_name_or_path is None:
         if adapter is None:

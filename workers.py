@@ -86,9 +86,7 @@ class _Worker:
 
     def _start(self) -> None:
         self.connection, theirs = torch.multiprocessing.Pipe()
-        self.process = torch.multiprocessing.Process(
-            target=_serve, args=(theirs, self.function), daemon=True
-        )
+        self.process = torch.multiprocessing.Process(target=_serve, args=(theirs, self.function), daemon=True)
         self.process.start()
         theirs.close()
 

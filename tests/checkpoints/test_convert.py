@@ -1,4 +1,4 @@
-"""Conversion: every layout, what it writes, what is wrong with broken sources, and the memory it needs."""
+"""Conversion: every layout, the files that are written, errors for broken sources, and memory."""
 
 import json
 import os
@@ -46,7 +46,7 @@ from transformers import (
 import pllava
 from pllava.chat_templates_pllava import CHAT_TEMPLATES
 from pllava.convert import convert
-from pllava.convert.plan import plan_conversion
+from pllava.convert.planning import plan_conversion
 
 PLLAVA = str(Path(sys.executable).with_name("pllava"))
 PROMPT = NUMBERS["single/input_ids"].shape[1]
@@ -97,7 +97,7 @@ print("\\n" + json.dumps(answers))
 """
 
 
-def test_every_layout_gives_the_recorded_tokens_by_remote_code(tmp_path):
+def test_every_layout_generates_the_recorded_tokens_by_remote_code(tmp_path):
     single = write_official(tmp_path / "single")
     sharded = write_official(tmp_path / "sharded", shards=3)
     bfloat16 = write_official(tmp_path / "bfloat16", shards=2, dtype=torch.bfloat16)
@@ -131,8 +131,8 @@ def test_every_layout_gives_the_recorded_tokens_by_remote_code(tmp_path):
     assert load_file(next(outs["bfloat16"].glob("*.safetensors"))).popitem()[1].dtype == torch.bfloat16
 
 
-def test_an_image_base_answers_as_llava_does(tmp_path):
-    """Text: as the recorded image model. A picture, pooled to its own grid: as transformers' own LLaVA."""
+def test_a_converted_image_model_equals_llava(tmp_path):
+    """Text equals the recording; an image that is pooled to its own grid equals transformers' LLaVA."""
     directory = quiet(IMAGE_BASE, tmp_path / "out")
     loaded = AutoModelForImageTextToText.from_pretrained(directory)
     expected = NUMBERS["text_only/sequences"][0, NUMBERS["text_only/input_ids"].shape[1] :].tolist()
@@ -153,7 +153,7 @@ def test_an_image_base_answers_as_llava_does(tmp_path):
 
 
 @pytest.mark.parametrize("alpha", [0, OFFICIAL_4, 4, 32])
-def test_merged_and_adapter_agree(official, tmp_path, alpha):
+def test_merged_weights_and_kept_adapter_agree(official, tmp_path, alpha):
     merged = pllava.load_model(quiet(official, tmp_path / "merged", alpha=alpha))
     kept = quiet(official, tmp_path / "kept", keep_adapter=True)
     adapted = pllava.load_model(adapter=kept / "adapter", alpha=alpha)
@@ -167,7 +167,7 @@ def test_merged_and_adapter_agree(official, tmp_path, alpha):
         torch.testing.assert_close(logits[0], other, rtol=0, atol=1e-5)
 
 
-def test_what_is_written(official, tmp_path):
+def test_written_files_and_configs(official, tmp_path):
     lines = []
     directory = convert(official, tmp_path / "out", report=lines.append)
     assert "official PLLaVA checkpoint" in lines[0] and "vision layer 2" in lines[1]
@@ -195,7 +195,7 @@ def test_what_is_written(official, tmp_path):
     assert (generation.bos_token_id, generation.eos_token_id, generation.pad_token_id) == (1, 2, 501)
 
 
-# --- LLaVA of other text models --------------------------------------------------------------------------------------
+# --- LLaVA with other text models ------------------------------------------------------------------------------------
 
 TEXT = {"vocab_size": 512, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
 HEADS = {"num_attention_heads": 4, "num_key_value_heads": 2}
@@ -230,7 +230,7 @@ FAMILIES = {
 
 
 def write_llava(directory, family):
-    """As transformers saves it today, where `llava-hf` repositories have older names."""
+    """With the weight names of today's transformers; `llava-hf` repositories have older ones."""
     config_class, text, tokens, *_ = FAMILIES[family]
     torch.manual_seed(0)
     config = config_class(vision_config=VISION, text_config=text, image_token_index=500)
@@ -245,7 +245,7 @@ def write_llava(directory, family):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_llava_of_each_text_model(tmp_path, family):
+def test_llava_with_each_text_model(tmp_path, family):
     llava = write_llava(tmp_path / "llava", family)
     lines = []
     directory = convert(tmp_path / "llava", tmp_path / "out", report=lines.append)
@@ -257,7 +257,7 @@ def test_llava_of_each_text_model(tmp_path, family):
     ids = torch.tensor([[1, 17, 250, 33, 499]])
     with torch.no_grad():
         torch.testing.assert_close(model(ids).logits, llava(ids).logits, rtol=0, atol=1e-5)
-        # one frame, pooled to the tower's own grid: the tokens that LLaVA has for a picture
+        # one frame, pooled to the tower's own grid: LLaVA's tokens of an image
         torch.manual_seed(0)
         features = torch.randn(1, 3, 56, 56)
         model.config.pooling_shape = [1, 4, 4]
@@ -268,7 +268,7 @@ def test_llava_of_each_text_model(tmp_path, family):
     assert (eos if isinstance(eos, list) else [eos]) == ends
 
 
-def test_embeddings_grow_where_no_row_is_spare(tmp_path):
+def test_embeddings_grow_if_no_row_is_spare(tmp_path):
     write_llava(tmp_path / "llava", "vicuna")
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "llava")
     tokenizer.add_tokens([f"<{number}>" for number in range(512 - len(tokenizer))], special_tokens=True)
@@ -285,7 +285,7 @@ def test_embeddings_grow_where_no_row_is_spare(tmp_path):
     assert (logits.argmax(-1) < 512).all(), "a row that no text uses is never the likeliest"
 
 
-# --- sources that are broken, or not what they are taken for ---------------------------------------------------------
+# --- broken sources and wrong options --------------------------------------------------------------------------------
 
 
 def lose_a_shard(source):
@@ -298,7 +298,7 @@ def truncate(source):
 
 
 def rewrite(source, part, change):
-    """Changes the weights whose key has `part` in it: `change(weights, key)`."""
+    """Call `change(weights, key)` for each weight whose key contains `part`."""
     for file in source.glob("*.safetensors"):
         weights = load_file(file)
         for key in [key for key in weights if part in key]:
@@ -324,7 +324,7 @@ def rename_a_lora(source):
 
 
 def lose_a_lora(source):
-    """Both halves: the weight that it belongs to is still there, and would be taken as it is."""
+    """Both matrices: without a check, the weight that they change would be used without them."""
     rewrite(source, "0.self_attn.q_proj.lora", dict.pop)
 
 
@@ -346,7 +346,7 @@ def cut_a_weight(source):
 
 
 def cut_the_vocabulary(source):
-    """As many rows as the tokenizer has, where the config says more: to grow them would be to make them up."""
+    """To the tokenizer's length, below the config's vocabulary size: new rows would be invented."""
     rewrite(source, "embed_tokens", cut(502))
 
 
@@ -368,13 +368,13 @@ def another_model(source):
 BROKEN = {
     "a shard missing": (lose_a_shard, ["model-00002-of-00002.safetensors"]),
     "truncated": (truncate, ["model-00001-of-00002.safetensors", "truncated"]),
-    "a key renamed": (rename_a_key, ["missing: model.language_model.norm.weight (64,)", "left over: renamed.weight"]),
-    "a LoRA renamed": (rename_a_lora, ["left over:", "qq_proj.lora_A"]),
+    "a key renamed": (rename_a_key, ["missing: model.language_model.norm.weight (64,)", "unexpected: renamed.weight"]),
+    "a LoRA renamed": (rename_a_lora, ["unexpected:", "qq_proj.lora_A"]),
     "a LoRA missing": (lose_a_lora, ["missing: ", "layers.0.self_attn.q_proj.lora_A.weight (8, 64)"]),
-    "another rank": (change_a_rank, ["layers.1.self_attn.v_proj.lora_A.weight is (4, 64), and not (8, 64)"]),
+    "another rank": (change_a_rank, ["layers.1.self_attn.v_proj.lora_A.weight is (4, 64), not (8, 64)"]),
     "half a LoRA": (lose_half_a_lora, ["layers.0.self_attn.q_proj.weight (only lora_B)"]),
-    "a wrong shape": (cut_a_weight, ["layers.1.mlp.up_proj.weight is (127, 64), and not (128, 64)"]),
-    "rows missing": (cut_the_vocabulary, ["embed_tokens.weight is (502, 64), and not (512, 64)"]),
+    "a wrong shape": (cut_a_weight, ["layers.1.mlp.up_proj.weight is (127, 64), not (128, 64)"]),
+    "rows missing": (cut_the_vocabulary, ["embed_tokens.weight is (502, 64), not (512, 64)"]),
     "a LoRA never trained": (never_train, ["never trained"]),
     "pickles": (pickle, ["pytorch_model.bin", "safetensors"]),
     "another architecture": (another_model, ["'bert'"]),
@@ -385,12 +385,12 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("defect", BROKEN)
-def test_a_broken_source_is_one_error_and_leaves_nothing(official, tmp_path, defect):
-    breaks, said = BROKEN[defect]
-    breaks(official)
+def test_a_broken_source_is_one_error_and_writes_nothing(official, tmp_path, defect):
+    damage, expected = BROKEN[defect]
+    damage(official)
     with pytest.raises(ValueError) as caught:
         quiet(official, tmp_path / "new" / "out")
-    assert all(part in str(caught.value) for part in said), str(caught.value)
+    assert all(part in str(caught.value) for part in expected), str(caught.value)
     assert [file.name for file in tmp_path.iterdir()] == ["official"]
 
 
@@ -402,47 +402,47 @@ def smaller_base(directory):
 
 
 def narrow_base(directory):
-    """It says that it is the right model; its weights say that it is not."""
+    """Its config is the right model's; its weights are not."""
     write_llava(directory, "vicuna")
     shutil.copy(IMAGE_BASE / "config.json", directory)
 
 
 @pytest.mark.parametrize(
-    ("base", "said"),
+    ("base", "expected"),
     [
         (None, ["--base", "image_base"]),
         (smaller_base, ["text_config.rms_norm_eps", "1e-05", "1e-06"]),
-        (narrow_base, ["wrong shape: model.language_model.embed_tokens.weight is (512, 32), and not (512, 64)"]),
-        (lambda directory: shutil.copytree(TRAINING_OUTPUT, directory), ["no base"]),
+        (narrow_base, ["wrong shape: model.language_model.embed_tokens.weight is (512, 32), not (512, 64)"]),
+        (lambda directory: shutil.copytree(TRAINING_OUTPUT, directory), ["not a base"]),
         (lambda directory: None, ["base"]),
     ],
     ids=["none", "another architecture", "another size", "a training output", "not there"],
 )
-def test_a_wrong_base_is_one_error_and_leaves_nothing(tmp_path, base, said):
+def test_a_wrong_base_is_one_error_and_writes_nothing(tmp_path, base, expected):
     if base is not None:
         base(tmp_path / "base")
     before = {file.name for file in tmp_path.iterdir()}
     with pytest.raises(ValueError) as caught:
         quiet(TRAINING_OUTPUT, tmp_path / "out", base=base and tmp_path / "base")
-    assert all(part in str(caught.value) for part in said), str(caught.value)
+    assert all(part in str(caught.value) for part in expected), str(caught.value)
     assert {file.name for file in tmp_path.iterdir()} == before
 
 
 @pytest.mark.parametrize(
-    ("source", "options", "said"),
+    ("source", "options", "expected"),
     [
         (IMAGE_BASE, {"alpha": 4}, "no LoRA"),
         (IMAGE_BASE, {"keep_adapter": True}, "no LoRA"),
         (IMAGE_BASE, {"base": IMAGE_BASE}, "takes no base"),
         (IMAGE_BASE, {"adapter": TRAINING_OUTPUT}, "takes no adapter"),
-        (pllava.NANO, {}, "name the adapter"),
-        (pllava.NANO, {"adapter": IMAGE_BASE}, "no adapter for"),
+        (pllava.NANO, {}, "pass the adapter"),
+        (pllava.NANO, {"adapter": IMAGE_BASE}, "not an adapter for"),
         (IMAGE_BASE / "config.json", {}, "a file"),
         ("no/such-model", {}, "no/such-model"),
     ],
 )
-def test_options_that_do_not_fit_the_source(tmp_path, source, options, said):
-    with pytest.raises(ValueError, match=said):
+def test_options_that_do_not_fit_the_source_are_refused(tmp_path, source, options, expected):
+    with pytest.raises(ValueError, match=expected):
         quiet(source, tmp_path / "out", **options)
     assert not list(tmp_path.iterdir())
 
@@ -455,7 +455,7 @@ def test_an_adapter_that_only_peft_can_merge_is_refused(official, tmp_path):
         quiet(kept, tmp_path / "out", adapter=kept / "adapter")
 
 
-def test_what_exists_is_not_overwritten(official, tmp_path):
+def test_an_existing_directory_is_not_overwritten(official, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine").write_text("mine")
     with pytest.raises(ValueError, match="exists"):
@@ -463,7 +463,7 @@ def test_what_exists_is_not_overwritten(official, tmp_path):
     assert (tmp_path / "out" / "mine").read_text() == "mine"
 
 
-def test_an_interrupted_conversion_leaves_nothing_and_a_killed_one_no_output(official, tmp_path, monkeypatch):
+def test_an_interrupted_conversion_removes_its_files_and_one_after_a_kill_succeeds(official, tmp_path, monkeypatch):
     written = []
 
     def save_once(weights, file, **options):
@@ -472,12 +472,12 @@ def test_an_interrupted_conversion_leaves_nothing_and_a_killed_one_no_output(off
         written.append(file)
         save_file(weights, file, **options)
 
-    monkeypatch.setattr("pllava.convert.conversion.save_file", save_once)
+    monkeypatch.setattr("pllava.convert.writing.save_file", save_once)
     with pytest.raises(KeyboardInterrupt):
         quiet(official, tmp_path / "out")
     assert len(written) == 1 and [file.name for file in tmp_path.iterdir()] == ["official"]
     monkeypatch.undo()
-    (tmp_path / "out.partial").mkdir()  # as a killed run leaves it
+    (tmp_path / "out.partial").mkdir()  # left by a killed run
     (tmp_path / "out.partial" / "model-00001-of-00009.safetensors").write_bytes(b"half")
     assert not list(quiet(official, tmp_path / "out").glob("*00009*"))
     assert not (tmp_path / "out.partial").exists()
@@ -537,19 +537,20 @@ def write_true_size(directory, shapes, text_config, shards):
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_the_true_shapes_without_allocating_them(tmp_path, size):
+def test_published_sizes_are_planned_without_allocating_them(tmp_path, size):
     *dimensions, theta = SIZES[size]
     shapes = official_shapes(*dimensions)
     write_true_size(tmp_path / "official", shapes, llama_config(*dimensions, theta), shards=16)
     plan = plan_conversion(tmp_path / "official")
     assert plan.config.text_config.rope_parameters["rope_theta"] == theta
     assert plan.config.num_visual_tokens == 2304
-    assert plan.trained.rank == 128 and len(plan.trained.lora) == 2 * dimensions[1]
+    (a, _), *others = plan.trained.lora.values()
+    assert a.meta.shape[0] == 128 and 1 + len(others) == 2 * dimensions[1]
     assert plan.model.unused == {"vision layer 23"}
     sizes = {name: torch.Size(shape).numel() for name, shape in shapes.items()}
     left_out = sum(sizes[name] for name in shapes if "lora" in name or "layers.23." in name and "vision" in name)
-    assert sum(parameter.numel() for parameter in plan.skeleton.parameters()) == sum(sizes.values()) - left_out
-    assert all(parameter.is_meta for parameter in plan.skeleton.parameters())
+    assert sum(parameter.numel() for parameter in plan.meta_model.parameters()) == sum(sizes.values()) - left_out
+    assert all(parameter.is_meta for parameter in plan.meta_model.parameters())
 
 
 MEMORY = """
@@ -579,8 +580,8 @@ def write_gigabytes(directory, layers):
 
 
 @pytest.mark.parametrize("layers", [2, pytest.param(18, marks=pytest.mark.slow)], ids=["1 GB", "2.8 GB"])
-def test_memory_stays_that_of_one_shard(tmp_path, layers):
-    """The growth of the peak while converting, in a process that has imported everything before."""
+def test_memory_is_that_of_one_shard(tmp_path, layers):
+    """Measured as the growth of the peak, in a process that has imported everything before."""
     write_gigabytes(tmp_path / "official", layers)
     run = subprocess.run(
         [sys.executable, "-c", MEMORY, tmp_path / "official", tmp_path / "out"], capture_output=True, text=True
@@ -593,12 +594,12 @@ def test_memory_stays_that_of_one_shard(tmp_path, layers):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGKILL])
-def test_a_stopped_process_leaves_no_half_written_output(tmp_path, sent):
+def test_a_stopped_process_leaves_no_incomplete_output(tmp_path, sent):
     write_gigabytes(tmp_path / "official", layers=18)
     command = [PLLAVA, "convert", tmp_path / "official", tmp_path / "out"]
-    # A shell's background jobs ignore SIGINT, and so do their children
-    heeds_interrupts = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, preexec_fn=heeds_interrupts)
+    # A shell's background jobs ignore SIGINT, and their children inherit that
+    restore_sigint = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, preexec_fn=restore_sigint)
     while not list(tmp_path.glob("out.partial/*.safetensors")):
         assert process.poll() is None, process.stderr.read()
         time.sleep(0.01)
@@ -608,12 +609,12 @@ def test_a_stopped_process_leaves_no_half_written_output(tmp_path, sent):
     assert {file.name for file in tmp_path.iterdir()} == left
 
 
-# --- the Hub and the command line ------------------------------------------------------------------------------------
+# --- the Hub and the command -----------------------------------------------------------------------------------------
 
 
-def test_the_command_converts_a_repository_of_the_hub(tmp_path):
+def test_the_command_converts_a_hub_repository(tmp_path):
     write_official(tmp_path / "hub" / "ermu2001" / "pllava-7b", shards=2)
-    (tmp_path / "hub" / "ermu2001" / "pllava-7b" / "pytorch_model.bin").write_bytes(b"a pickle, which is not fetched")
+    (tmp_path / "hub" / "ermu2001" / "pllava-7b" / "pytorch_model.bin").write_bytes(b"not downloaded")
     with local_hub(tmp_path / "hub") as address:
         environment = {"HF_ENDPOINT": address, "HF_HUB_OFFLINE": "0", "HF_HOME": str(tmp_path / "home")}
         run = partial(forked.run, "pllava", "convert", cwd=tmp_path, **environment)
