@@ -79,9 +79,7 @@ def test_setting_alpha_equals_loading_with_it(checkpoint, adapter, inputs):
         assert torch.equal(logits(swept, inputs), logits(fresh, inputs))
         results.append(logits(swept, inputs))
     assert torch.equal(results[0], results[-1]) and len({float(one.sum()) for one in results}) == 4
-    assert torch.equal(results[0], logits(load_model(checkpoint, adapter), inputs)), (
-        "the config's alpha is the default"
-    )
+    assert torch.equal(results[0], logits(load_model(checkpoint, adapter), inputs)), "alpha's default is in the config"
 
 
 def test_alpha_scales_the_update_as_in_equation_3(checkpoint, adapter):

@@ -126,9 +126,7 @@ def test_loading_by_import_gives_identical_outputs(
         assert torch.equal(loaded(**inputs)[0], expected)
 
 
-def test_configs_and_video_processor_are_loaded_as_saved(
-    checkpoint: str, processor: pllava.PllavaProcessor, config, clips
-) -> None:
+def test_configs_are_loaded_as_saved(checkpoint: str, processor: pllava.PllavaProcessor, config, clips) -> None:
     loaded = AutoConfig.from_pretrained(checkpoint)
     assert type(loaded) is pllava.PllavaConfig
     for name in ("num_frames", "pooling_shape", "video_token_id", "image_token_id", "vision_feature_layer"):

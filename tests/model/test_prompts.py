@@ -145,7 +145,7 @@ def test_a_saved_tokenizer_drops_the_mark(processor: PllavaProcessor, tmp_path: 
 def test_a_tokenizer_that_cannot_tell_text_from_special_tokens_is_refused(processor: PllavaProcessor) -> None:
     slow = ByT5Tokenizer()
     slow.add_tokens(["<image>", "<video>"], special_tokens=True)
-    with pytest.raises(ValueError, match="ByT5Tokenizer is no fast tokenizer"):
+    with pytest.raises(ValueError, match="ByT5Tokenizer is not a fast tokenizer"):
         build(processor, slow, "plain")
     words = [("<unk>", 0.0), *((letter, -9.0) for letter in "</s>"), ("</s>", -1.0)]  # as a piece of text
     pieces = PreTrainedTokenizerFast(
