@@ -29,7 +29,7 @@ class PllavaProcessor(ProcessorMixin):
     An image processor, a video processor and a tokenizer in one. Each `<video>` and each `<image>` in the text is
     expanded to the T' * h' * w' placeholder tokens that the model fills with the pooled tokens of that video or image.
 
-    A special token in the text of a message (`</s>`, `<|im_end|>`, `<video>`) is encoded as text, letter by letter: our
+    A special token in the text of a message (`</s>`, `<|im_end|>`, `<video>`) is encoded as text, by letters: the
     chat templates insert a mark (U+FDD0) into it, so that the tokenizer does not find it, and the tokenizer then drops
     the mark. This holds wherever a chat is rendered and encoded. (An engine that renders with the tokenizer alone only
     marks BOS, EOS, UNK, padding and tokens like `<|im_end|>`.) A custom chat template must insert the marks, too.
@@ -69,7 +69,7 @@ class PllavaProcessor(ProcessorMixin):
         for token in (image_token, video_token):
             if token not in vocabulary:
                 raise ValueError(
-                    f"The tokenizer does not know {token!r}: call `tokenizer.add_tokens([{token!r}], special_tokens=True)`"
+                    f"The tokenizer does not know {token!r}; `tokenizer.add_tokens([{token!r}], special_tokens=True)`"
                 )
         self.image_token_id, self.video_token_id = vocabulary[image_token], vocabulary[video_token]
         _make_tokenizer_drop_mark(tokenizer)
