@@ -57,37 +57,16 @@ _BODY = """\
 """
 
 
-def _template(
-    user: str,
-    user_end: str,
-    assistant: str,
-    media_end: str,
-    question: str,
-    end: str | None = None,
-    assistant_end: str = "",
-    system: str = "",
-    system_end: str | None = None,
-) -> str:
-    """
-    Args:
-        user, user_end, assistant, assistant_end, system, system_end: Text before and after the turns of each role.
-        media_end: Text after the placeholders of a turn.
-        question: Text between these and the text of the same turn.
-        end: The token that ends an answer; by default the tokenizer's EOS.
-    """
-    values = {
-        "user": user,
-        "user_end": user_end,
-        "assistant": assistant,
-        "assistant_end": assistant_end,
-        "media_end": media_end,
-        "question": question,
-        "system": system,
-        "system_end": user_end if system_end is None else system_end,
-        "mark": MARK,
-    }
-    lines = [f"{{%- set {name} = {json.dumps(value)} -%}}\n" for name, value in values.items()]
-    return "".join(lines) + f"{{%- set end = {json.dumps(end) if end else 'eos_token'} -%}}\n" + _BODY
+# Texts before and after the turns of each role. In a user's turn, `media_end` follows the placeholders, and `question`
+# separates them from the text.
+_TEXTS = ("user", "user_end", "assistant", "assistant_end", "media_end", "question", "system", "system_end", "mark")
+
+
+def _template(end: str | None = None, **texts: str) -> str:
+    """Return a template with these `_TEXTS`; `end` is the token that ends an answer, by default EOS."""
+    texts = {"assistant_end": "", "system": "", "system_end": texts["user_end"], "mark": MARK, **texts}
+    values = {name: json.dumps(texts[name]) for name in _TEXTS} | {"end": json.dumps(end) if end else "eos_token"}
+    return "".join(f"{{%- set {name} = {value} -%}}\n" for name, value in values.items()) + _BODY
 
 
 _VICUNA = {"user": "USER: ", "user_end": " ", "assistant": "ASSISTANT:", "media_end": "\n"}
@@ -104,7 +83,7 @@ _IM_START_MEDIA_TURN = _template(**_IM_START, question="<|im_end|>\n<|im_start|>
 
 CHAT_TEMPLATES: dict[str, str] = {
     # 7B and 13B; "plain" is the one of training and of the demo
-    "plain": _template("USER:", " ", "ASSISTANT:", media_end="", question=" "),
+    "plain": _template(user="USER:", user_end=" ", assistant="ASSISTANT:", media_end="", question=" "),
     "eval_vcgbench": _VICUNA_MEDIA_TURN,
     "eval_mvbench": _VICUNA_MEDIA_TURN,
     "eval_recaption": _VICUNA_MEDIA_TURN,
@@ -115,11 +94,13 @@ CHAT_TEMPLATES: dict[str, str] = {
     "eval_recaption_llavanext": _IM_START_MEDIA_TURN,
     "eval_videoqa_llavanext": _template(**_IM_START, question=" "),
     # Text models of LLaVA-NeXT that the original does not support
-    "mistral": _template("[INST] ", " [/INST]", "", media_end="\n", question="", system_end="\n\n"),
+    "mistral": _template(
+        user="[INST] ", user_end=" [/INST]", assistant="", media_end="\n", question="", system_end="\n\n"
+    ),
     "llama_3": _template(
-        "<|start_header_id|>user<|end_header_id|>\n\n",
-        "<|eot_id|>",
-        "<|start_header_id|>assistant<|end_header_id|>\n\n",
+        user="<|start_header_id|>user<|end_header_id|>\n\n",
+        user_end="<|eot_id|>",
+        assistant="<|start_header_id|>assistant<|end_header_id|>\n\n",
         media_end="\n",
         question="",
         end="<|eot_id|>",

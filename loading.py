@@ -72,12 +72,7 @@ def load_model(
 
 
 def load_config(name: str, **kwargs: Any) -> PllavaConfig:
-    """
-    Load the config of a PLLaVA.
-
-    Raises:
-        ValueError: if it belongs to another architecture, or cannot be used.
-    """
+    """Load the config of a PLLaVA; a `ValueError` if it is of another architecture, or cannot be used."""
     with reading_config(name):
         config = AutoConfig.from_pretrained(name, **kwargs)
     if config.model_type != "pllava":

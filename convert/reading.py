@@ -16,7 +16,8 @@ from transformers.utils import (
     SAFE_WEIGHTS_NAME,
 )
 
-from ..checkpoint_files import fetch, open_weights, read_json, read_shard_index
+from ..checkpoint_files import fetch, open_weights, read_shard_index
+from ..files import read_object
 from .weight_names import ADAPTER_PREFIX, LORA, UNUSED, lora_names, pllava_name
 
 FILE_PATTERNS = ["*.json", "*.safetensors", "*.jinja"]
@@ -75,18 +76,13 @@ class StoredCheckpoint:
 
 
 def read_checkpoint(name: str, revision: str | None = None) -> StoredCheckpoint:
-    """
-    Read which checkpoint the directory or Hub repository `name` contains.
-
-    Raises:
-        ValueError: if it does not exist, is of none of the kinds above, or a file is missing or broken.
-    """
+    """Read the checkpoint `name`, a directory or Hub id; a `ValueError` if it is of no known kind or broken."""
     directory = fetch(name, FILE_PATTERNS, revision)
     adapter = directory / ADAPTER_CONFIG_NAME
     config_file = adapter if adapter.exists() else directory / "config.json"
     if not config_file.exists():
         raise ValueError(f"{name}: not a checkpoint, it has no config.json")
-    config = read_json(config_file)
+    config = read_object(config_file)
     weights, halves, unused = {}, {}, set()
     for tensor in _stored_tensors(name, directory):
         if UNUSED.search(tensor.key):
