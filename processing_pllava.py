@@ -102,32 +102,24 @@ class PllavaProcessor(ProcessorMixin):
             _raise_exceptions_for_missing_entries=False,
             **{name: kwargs[name] for name in HUB_OPTIONS & kwargs.keys()},
         )
-        if config_file is not None:
-            processor.check_config(json.loads(Path(config_file).read_text(encoding="utf-8")), set(kwargs))
+        config = {} if config_file is None else json.loads(Path(config_file).read_text(encoding="utf-8"))
+        for name in {"num_frames", "pooling_shape"} & (config.keys() - kwargs.keys()):
+            value = getattr(processor, name)
+            if config[name] != value:
+                raise ValueError(
+                    f"The processor and the model disagree on `{name}`: {value} in processor_config.json, "
+                    f"{config[name]} in config.json. Set both to the value of the training."
+                )
         return processor
 
-    def check_config(self, config: dict[str, Any], overridden: set[str] = frozenset()) -> None:
-        """Raise a `ValueError` if a value differs from the one in a model's config, unless it is `overridden`."""
-        for name in {"num_frames", "pooling_shape"} - overridden:
-            if name in config and config[name] != getattr(self, name):
-                raise ValueError(
-                    f"The processor and the model disagree on `{name}`: {getattr(self, name)} in "
-                    f"processor_config.json, {config[name]} in config.json. Set both to the value of the training."
-                )
-
-    def apply_chat_template(
-        self,
-        conversation: list,
-        chat_template: str | None = None,
-        **kwargs,
-    ) -> Any:
+    def apply_chat_template(self, conversation: list, chat_template: str | None = None, **kwargs) -> Any:
         """
         As in transformers; `chat_template` may also be a name in `chat_templates_pllava.py`. A video part may have
         "start" and "end" in seconds: `{"type": "video", "path": "film.mp4", "start": 61.5, "end": 70}`. Instead of a
         path it may have "bytes".
         """
         chat_template = CHAT_TEMPLATES.get(chat_template, chat_template)
-        # transformers passes BOS, EOS, UNK and padding only to the template
+        # By default a template gets BOS, EOS, UNK and padding only
         special_tokens = [token.content for token in self.tokenizer.added_tokens_decoder.values() if token.special]
         kwargs.setdefault("extra_special_tokens", special_tokens)
         return super().apply_chat_template(_convert_media_parts(conversation), chat_template, **kwargs)
@@ -161,11 +153,10 @@ class PllavaProcessor(ProcessorMixin):
         """Return the number of placeholder tokens for images and videos of these sizes, for inference engines."""
         counts = {}
         if image_sizes is not None:
-            counts.update(
-                num_image_tokens=[self.num_visual_tokens] * len(image_sizes), num_image_patches=[1] * len(image_sizes)
-            )
+            counts["num_image_tokens"] = [self.num_visual_tokens] * len(image_sizes)
+            counts["num_image_patches"] = [1] * len(image_sizes)
         if video_sizes is not None:
-            counts.update(num_video_tokens=[self.num_visual_tokens] * len(video_sizes))
+            counts["num_video_tokens"] = [self.num_visual_tokens] * len(video_sizes)
         return MultiModalData(**counts)
 
 
@@ -197,7 +188,7 @@ def _read_images(images: Any) -> Any:
 
 
 def _convert_media_parts(value: Any) -> Any:
-    """Pass our video keys and base64 images through transformers, which would ignore or read them itself."""
+    """Wrap the media of a chat that transformers would not pass on: parts of videos, bytes, and base64 images."""
     if isinstance(value, (list, tuple)):
         return [_convert_media_parts(item) for item in value]
     if isinstance(value, dict) and "content" in value:
