@@ -1,4 +1,4 @@
-"""The model: pooling, batches, generation, gradients, dtypes, devices, and errors."""
+"""The model: pooling, batches, dtypes, devices, and errors."""
 
 import copy
 from itertools import chain
@@ -7,65 +7,17 @@ from pathlib import Path
 import pytest
 import torch
 from huggingface_hub.errors import StrictDataclassError
+from model_inputs import VIDEO_TOKENS, encode, mixed_chats, pixels, text_with
 from torch import nn
 from transformers import CLIPVisionModel
 
 from pllava import PllavaConfig, PllavaForConditionalGeneration, PllavaModel, PllavaProcessor
 from pllava.modeling_pllava import adaptive_average_pool
 
-VIDEO_TOKENS = 36  # 4 x 3 x 3
-
-
-def user(text: str, *media: dict) -> dict:
-    return {"role": "user", "content": [*media, {"type": "text", "text": text}]}
-
-
-def assistant(text: str) -> dict:
-    return {"role": "assistant", "content": [{"type": "text", "text": text}]}
-
 
 @pytest.fixture(scope="module")
 def chats(clips: list[Path]) -> list[list[dict]]:
-    """Eight chats: without media, with an image, one or two videos, both kinds, several turns, a system text."""
-    first, second, third = ({"type": "video", "path": str(clip)} for clip in clips)
-    image = {"type": "image", "image": torch.randint(256, (3, 48, 48), dtype=torch.uint8).numpy()}
-    return [
-        [user("Which of the two is larger?")],
-        [user("What is in the picture?", image)],
-        [user("What happens?", first)],
-        [user("Which of the two is longer, and by how much?", second, third)],
-        [user("Is the picture from the video?", image, third)],
-        [
-            user("What happens?", third),
-            assistant("A red circle moves."),
-            user("And here?", first),
-            assistant("It"),
-            user("?"),
-        ],
-        [{"role": "system", "content": "Be brief."}, user("How often does it bounce?", second)],
-        [user("Hello"), assistant("Hello."), user("Compare them.", first, image, second, image)],
-    ]
-
-
-def encode(processor: PllavaProcessor, chats: list, padding_side: str = "left", **kwargs) -> dict[str, torch.Tensor]:
-    return processor.apply_chat_template(
-        chats,
-        add_generation_prompt=True,
-        tokenize=True,
-        return_dict=True,
-        return_tensors="pt",
-        processor_kwargs={"padding": True, "padding_side": padding_side, **kwargs},
-    )
-
-
-def text_with(processor: PllavaProcessor, videos: int = 0, images: int = 0) -> torch.Tensor:
-    """Token ids `(1, sequence)` of a text with this many videos and images."""
-    placeholders = processor.video_token * VIDEO_TOKENS * videos + processor.image_token * VIDEO_TOKENS * images
-    return processor.tokenizer(f"USER:{placeholders} What happens? ASSISTANT:", return_tensors="pt").input_ids
-
-
-def pixels(videos: int, frames: int = 4, seed: int = 0) -> torch.Tensor:
-    return torch.randn(videos, frames, 3, 48, 48, generator=torch.Generator().manual_seed(seed))
+    return mixed_chats(clips)
 
 
 # --- pooling and the vision tower ------------------------------------------------------------------------------------
@@ -197,196 +149,6 @@ def test_a_mixed_batch_generates_the_tokens_of_its_samples(
         ].tolist()
     assert together.tolist() == answers
     assert len(set(map(tuple, answers))) > 4, "the answers must depend on the chats"
-
-
-# --- generation ------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def pair(processor: PllavaProcessor, chats: list) -> dict[str, torch.Tensor]:
-    """A row with two videos, one with an image between two videos, and one without media."""
-    return encode(processor, [chats[3], chats[7], chats[0]])
-
-
-def merged(model: PllavaForConditionalGeneration, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-    """The text's embeddings with the visual tokens filled in: generation from these expands no pixels."""
-    embeds = model.get_input_embeddings()(batch["input_ids"]).detach()
-    for token, features in (
-        (model.config.video_token_id, model.get_video_features(batch["pixel_values_videos"])),
-        (model.config.image_token_id, model.get_image_features(batch["pixel_values"])),
-    ):
-        embeds[batch["input_ids"] == token] = features.pooler_output.flatten(0, 1).detach()
-    return embeds
-
-
-def test_beam_search_keeps_the_videos_of_each_beam_in_order(
-    model: PllavaForConditionalGeneration, pair: dict[str, torch.Tensor]
-) -> None:
-    options = {"num_beams": 3, "num_return_sequences": 2, "max_new_tokens": 6, "do_sample": False}
-    beams = model.generate(**pair, **options)[:, pair["input_ids"].shape[1] :]
-    reference = model.generate(inputs_embeds=merged(model, pair), attention_mask=pair["attention_mask"], **options)
-    assert beams.tolist() == reference.tolist()
-    swapped = {**pair, "pixel_values_videos": pair["pixel_values_videos"][[1, 0, 2, 3]]}
-    assert model.generate(**swapped, **options)[:, pair["input_ids"].shape[1] :].tolist() != beams.tolist()
-
-
-def test_sampling_returns_several_sequences(
-    model: PllavaForConditionalGeneration, pair: dict[str, torch.Tensor]
-) -> None:
-    """With top_k=1 all three samples of a row are its greedy answer; without, they differ."""
-    greedy = model.generate(**pair, max_new_tokens=5, do_sample=False)
-    options = {"do_sample": True, "num_return_sequences": 3, "max_new_tokens": 5}
-    sampled = model.generate(**pair, top_k=1, **options)
-    assert sampled.tolist() == greedy.repeat_interleave(3, 0).tolist()
-    torch.manual_seed(0)
-    assert len(set(map(tuple, model.generate(**pair, top_k=0, **options).tolist()))) > 3
-
-
-def test_a_static_cache_gives_equal_tokens(
-    model: PllavaForConditionalGeneration, pair: dict[str, torch.Tensor]
-) -> None:
-    dynamic = model.generate(**pair, max_new_tokens=6, do_sample=False)
-    static = model.generate(**pair, max_new_tokens=6, do_sample=False, cache_implementation="static")
-    assert static.tolist() == dynamic.tolist()
-
-
-def test_generation_encodes_the_video_once(model: PllavaForConditionalGeneration, processor: PllavaProcessor) -> None:
-    calls = []
-    hook = model.model.vision_tower.register_forward_hook(lambda *_: calls.append(1))
-    model.generate(
-        input_ids=text_with(processor, videos=1), pixel_values_videos=pixels(1), max_new_tokens=5, num_beams=2
-    )
-    hook.remove()
-    assert len(calls) == 1
-
-
-def test_generation_from_embeddings_finds_the_placeholders(
-    model: PllavaForConditionalGeneration, processor: PllavaProcessor
-) -> None:
-    ids, video = text_with(processor, videos=2), pixels(2)
-    embeds = model.get_input_embeddings()(ids)
-    with torch.no_grad():
-        expected = model(input_ids=ids, pixel_values_videos=video).logits
-        torch.testing.assert_close(model(inputs_embeds=embeds, pixel_values_videos=video).logits, expected)
-    options = {"pixel_values_videos": video, "max_new_tokens": 5, "do_sample": False}
-    for beams in (1, 2):
-        from_ids = model.generate(input_ids=ids, num_beams=beams, **options)[:, ids.shape[1] :]
-        assert model.generate(inputs_embeds=embeds, num_beams=beams, **options).tolist() == from_ids.tolist()
-
-
-def test_encoded_media_equal_pixels(model: PllavaForConditionalGeneration, processor: PllavaProcessor) -> None:
-    ids, video = text_with(processor, videos=2), pixels(2)
-    with torch.no_grad():
-        encoded = {"video": model.get_video_features(video)}
-        expected = model(input_ids=ids, pixel_values_videos=video).logits
-        torch.testing.assert_close(model(input_ids=ids, mm_encoder_outputs=encoded).logits, expected)
-
-
-def test_compiled_prefill_and_decoding_step_are_one_graph(
-    model: PllavaForConditionalGeneration, processor: PllavaProcessor
-) -> None:
-    compiled = torch.compile(model, backend="eager", fullgraph=True)
-    ids, video = text_with(processor, videos=2), pixels(2)
-    with torch.no_grad():
-        prefill = model(input_ids=ids, pixel_values_videos=video, use_cache=True)
-        step = {"input_ids": ids[:, -1:], "past_key_values": copy.deepcopy(prefill.past_key_values)}
-        expected = model(**step).logits
-        again = compiled(input_ids=ids, pixel_values_videos=video, use_cache=True)
-        torch.testing.assert_close(again.logits, prefill.logits)
-        torch.testing.assert_close(
-            compiled(input_ids=ids[:, -1:], past_key_values=again.past_key_values).logits, expected
-        )
-
-
-@pytest.mark.slow  # Inductor compiles for a minute
-def test_generation_with_a_compiled_decoding_step(
-    model: PllavaForConditionalGeneration, processor: PllavaProcessor
-) -> None:
-    inputs = {"input_ids": text_with(processor, videos=1), "pixel_values_videos": pixels(1)}
-    options = {"max_new_tokens": 8, "do_sample": False, "pad_token_id": 0}
-    expected = model.generate(**inputs, **options)
-    compiled = copy.deepcopy(model)
-    compiled.forward = torch.compile(compiled.forward)
-    torch.testing.assert_close(compiled.generate(**inputs, **options, cache_implementation="static"), expected)
-
-
-# --- training --------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def trainable(model: PllavaForConditionalGeneration) -> PllavaForConditionalGeneration:
-    return copy.deepcopy(model).train()
-
-
-@pytest.fixture
-def training_batch(processor: PllavaProcessor, chats: list) -> dict[str, torch.Tensor]:
-    batch = encode(processor, [chats[2], chats[4]], "right")
-    answer = torch.zeros_like(batch["attention_mask"]).bool()
-    answer[:, -5:] = True
-    return {**batch, "labels": batch["input_ids"].masked_fill(~answer | ~batch["attention_mask"].bool(), -100)}
-
-
-def test_loss_is_the_mean_cross_entropy_of_the_labels(
-    model: PllavaForConditionalGeneration, training_batch: dict[str, torch.Tensor]
-) -> None:
-    with torch.no_grad():
-        outputs = model(**training_batch)
-    logits, labels = outputs.logits[:, :-1].log_softmax(-1), training_batch["labels"][:, 1:]
-    chosen = logits.gather(-1, labels.clamp(min=0)[..., None])[..., 0][labels != -100]
-    assert len(chosen) > 3
-    torch.testing.assert_close(outputs.loss, -chosen.mean())
-    with torch.no_grad():
-        accumulated = model(**training_batch, num_items_in_batch=torch.tensor(20)).loss
-    torch.testing.assert_close(accumulated, -chosen.sum() / 20)
-
-
-def saved_shapes(model: PllavaForConditionalGeneration, video: torch.Tensor) -> list[torch.Size]:
-    """The shapes of the tensors that encoding a video saves for the backward pass."""
-    shapes = []
-
-    def pack(tensor: torch.Tensor) -> torch.Tensor:
-        shapes.append(tensor.shape)
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        model.get_video_features(video).pooler_output.sum().backward()
-    return shapes
-
-
-def test_a_frozen_tower_saves_no_activations(trainable: PllavaForConditionalGeneration) -> None:
-    patches_and_cls = 6 * 6 + 1
-    assert any(patches_and_cls in shape for shape in saved_shapes(trainable, pixels(1)))
-    tower = dict(trainable.model.vision_tower.named_parameters())
-    assert all(tower[name].grad.any() for name in tower if ".mlp." in name)
-
-    trainable.zero_grad()
-    trainable.model.vision_tower.requires_grad_(False)
-    trainable.enable_input_require_grads()  # as PEFT does for gradient checkpointing, on the tower's embeddings, too
-    assert not any(patches_and_cls in shape for shape in saved_shapes(trainable, pixels(1)))
-    assert all(parameter.grad is None for parameter in trainable.model.vision_tower.parameters())
-    assert all(parameter.grad.any() for parameter in trainable.model.multi_modal_projector.parameters())
-    pixels_with_gradient = pixels(1).requires_grad_()
-    trainable.get_video_features(pixels_with_gradient).pooler_output.square().sum().backward()
-    assert pixels_with_gradient.grad.any(), "pixels may require a gradient"
-
-
-@pytest.mark.parametrize("frozen", [False, True])
-def test_gradient_checkpointing_gives_equal_gradients(
-    trainable: PllavaForConditionalGeneration, training_batch: dict[str, torch.Tensor], frozen: bool
-) -> None:
-    if frozen:
-        trainable.model.vision_tower.requires_grad_(False)
-
-    def gradients() -> dict[str, torch.Tensor]:
-        trainable.zero_grad()
-        trainable(**training_batch).loss.backward()
-        return {name: p.grad.clone() for name, p in trainable.named_parameters() if p.grad is not None}
-
-    plain = gradients()
-    trainable.gradient_checkpointing_enable({"use_reentrant": False})
-    assert trainable.is_gradient_checkpointing
-    torch.testing.assert_close(gradients(), plain)
-    assert any("vision_tower" in name for name in plain) is not frozen
 
 
 # --- dtypes, devices, attention --------------------------------------------------------------------------------------
