@@ -144,17 +144,6 @@ def quantization_config(bits: int) -> BitsAndBytesConfig:
     )
 
 
-def _quantization_name(config: QuantizationConfigMixin | dict[str, Any] | None) -> str | None:
-    """Return the name of a quantisation, such as "nf4", "llm_int8" or "gptq"; None without one."""
-    from transformers.quantizers import AutoQuantizationConfig
-
-    if isinstance(config, dict):  # read from a checkpoint's config.json
-        config = AutoQuantizationConfig.from_dict(config)
-    if isinstance(config, BitsAndBytesConfig):
-        return config.quantization_method()
-    return config and config.quant_method.value
-
-
 # --- which model this is ---------------------------------------------------------------------------------------------
 
 
@@ -218,3 +207,14 @@ class Checkpoint:
             dtype,
             _quantization_name(getattr(config, "quantization_config", None)),
         )
+
+
+def _quantization_name(config: QuantizationConfigMixin | dict[str, Any] | None) -> str | None:
+    """Return the name of a quantisation, such as "nf4", "llm_int8" or "gptq"; None without one."""
+    from transformers.quantizers import AutoQuantizationConfig
+
+    if isinstance(config, dict):  # read from a checkpoint's config.json
+        config = AutoQuantizationConfig.from_dict(config)
+    if isinstance(config, BitsAndBytesConfig):
+        return config.quantization_method()
+    return config and config.quant_method.value

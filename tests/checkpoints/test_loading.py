@@ -17,7 +17,9 @@ from typer.testing import CliRunner
 
 import pllava
 from pllava import load_model, lora_config, quantization_config, set_alpha
+from pllava.checkpoint_files import fingerprint
 from pllava.convert import convert
+from pllava.loading import Checkpoint
 from pllava.train import VideoChatCollator, build_trainer
 from pllava_cli import app
 
@@ -218,6 +220,14 @@ def test_pickled_adapters_and_other_models_are_refused(checkpoint, adapter, tmp_
         load_model(IMAGE_BASE)
     with pytest.raises(ValueError, match="Pass a model"):
         load_model()
+
+
+def test_a_hub_adapter_has_the_same_revision_before_and_after_loading(checkpoint, adapter, monkeypatch):
+    monkeypatch.setattr("pllava.adapters.fetch", lambda name, **options: adapter)
+    announced = Checkpoint.read(checkpoint, "somebody/adapter")
+    config = load_model(checkpoint, "somebody/adapter").get_base_model().config
+    assert Checkpoint.of(config, "float32", "somebody/adapter", alpha=8) == announced
+    assert announced.adapter_revision == fingerprint(adapter)
 
 
 # --- quantisation and devices ----------------------------------------------------------------------------------------
