@@ -23,12 +23,11 @@ from transformers.video_utils import VideoMetadata
 
 from ..video_decoding_pllava import VideoTruncatedWarning, load_frames
 from ..video_images_pllava import read_image
-from ..workers import ordered_map
+from ..workers import DECODE_TIMEOUT, ordered_map
 from .media import Medium, find_medium
 from .sources import Source, load_source
 
 DISTRIBUTIONS = ("frames", "seconds", "tokens", "turns")
-CLIP_SECONDS = 180  # the limit for one clip, as in training
 PREFETCH_FACTOR = 4  # rows and clips that are sent to each worker in advance
 
 MediaKey = tuple[Hashable, ...]
@@ -175,7 +174,7 @@ def inspect_rows(
             yield from ((key[0], media[key]) for key in new)
 
     inspect = partial(_inspect, processor=processor)
-    results = ordered_map(inspect, tasks(), workers, PREFETCH_FACTOR * workers, CLIP_SECONDS, _lost)
+    results = ordered_map(inspect, tasks(), workers, PREFETCH_FACTOR * workers, DECODE_TIMEOUT, _lost)
     for tokens, error in results:  # of a row; the results of its new clips follow
         row, keys, new = waiting.popleft()
         for key in new:

@@ -3,13 +3,13 @@
 from pathlib import Path
 
 from ..extras import needs_extra
+from ..loading import Checkpoint
 
 with needs_extra("eval"):
     from .benchmarks.benchmark import Benchmark, load_benchmark, load_benchmarks, load_prompts
     from .benchmarks.readers import read_samples
     from .benchmarks.samples import Sample
     from .distributed import join_processes
-    from .models.checkpoint import Checkpoint
     from .models.endpoint import Endpoint
     from .models.local_chat import LocalChat
     from .models.local_model import LocalModel

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ..files import held, read_object
+from ..files import locked, read_object
 from .benchmarks.benchmark import Benchmark
 from .benchmarks.samples import digest_samples
 from .run import Collected, conclude, times
@@ -46,7 +46,7 @@ def rescore(folder: Path, benchmark: Benchmark, judge: Judge | None = None, seed
     Raises:
         ValueError: if not all answers are there, they are a variant's only, or another run is writing them.
     """
-    with held(folder):
+    with locked(folder):
         return conclude(_scored(folder, benchmark), judge, seed)
 
 

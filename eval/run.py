@@ -12,7 +12,7 @@ from typing import Any, Protocol
 from accelerate import PartialState
 from tqdm import tqdm
 
-from ..files import held, replace_file
+from ..files import locked, replace_file
 from .benchmarks.benchmark import Benchmark
 from .benchmarks.readers import MOST, read_samples
 from .benchmarks.samples import Sample, digest_samples
@@ -89,7 +89,7 @@ def hold(out: str | Path, benchmarks: Sequence[Benchmark]) -> Iterator[None]:
     """
     with ExitStack() as folders:
         for name in {each.name for each in benchmarks} if join_processes().is_main_process else ():
-            folders.enter_context(held(Path(out) / name))
+            folders.enter_context(locked(Path(out) / name))
         yield
 
 

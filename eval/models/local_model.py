@@ -21,12 +21,12 @@ from transformers import PreTrainedModel, ProcessorMixin
 
 from ...adapters import set_alpha
 from ...chat_templates_pllava import CHAT_TEMPLATES
+from ...loading import Checkpoint
 from ..benchmarks.benchmark import Benchmark
 from ..benchmarks.samples import Clip, Sample
 from ..variants import Variant, choose_frames
 from .answer import Answer, Seconds
 from .batching import plan
-from .checkpoint import Checkpoint
 from .clip_decoding import DecodedClip, decode_clips
 from .generation import Generator, Prompt, too_little_memory
 

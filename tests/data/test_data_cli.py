@@ -202,7 +202,7 @@ URLS = [  # with secrets, and their public names
 
 
 def test_problems_name_urls_without_their_secrets(processor, tmp_path, monkeypatch):
-    monkeypatch.setattr("pllava.workers.PAUSES", ())
+    monkeypatch.setattr("pllava.workers.RETRY_DELAYS", ())
     source = Source(str(write_rows(tmp_path / "rows.jsonl", [asked(address) for address, _ in URLS])))
     report = inspect_source(source, processor, workers=0)
     skipped = SkippedExamples(tmp_path / "_skipped.jsonl")
@@ -253,7 +253,7 @@ def test_clips_that_crash_or_block_a_worker_are_problems_of_their_rows(processor
         return load_frames(content, sampler)
 
     monkeypatch.setattr(inspection, "load_frames", load)
-    monkeypatch.setattr(inspection, "CLIP_SECONDS", 5)
+    monkeypatch.setattr(inspection, "DECODE_TIMEOUT", 5)
     rows = [asked("0.mp4"), asked("1.mp4"), asked("2.mp4"), asked("front.mp4"), asked("1.mp4", "Again?")]
     path = write_rows(tmp_path / "rows.jsonl", rows)
     report = inspect_source(Source(str(path), str(media)), processor, workers=2)

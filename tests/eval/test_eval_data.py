@@ -236,7 +236,7 @@ def test_a_wrong_folder_of_clips_stops_the_run(tmp_path):
 
 def test_a_line_that_is_no_json_is_named(tmp_path):
     (tmp_path / "questions.jsonl").write_text('{"video": "a.mp4", "question": "?", "answer": "x"}\n{oh\n')
-    with pytest.raises(ValueError, match=r"questions\.jsonl, line 2 is no JSON"):
+    with pytest.raises(ValueError, match=r"questions\.jsonl, line 2 is not valid JSON"):
         read_samples(benchmark("nano"), str(tmp_path))
     (tmp_path / "questions.jsonl").write_text('{"video": "a.mp4", "question": "?"}\n')
     with pytest.raises(ValueError, match=r"questions\.jsonl, line 1 lacks 'answer'"):

@@ -92,7 +92,7 @@ def evaluate_slowly(model, world, out, found):
 
 def test_a_run_is_not_disturbed_by_another_into_the_same_folder(model, world, tmp_path, monkeypatch):
     """The other is refused, and may follow: else they would take each other's share of the work."""
-    monkeypatch.setattr("pllava.files.PATIENCE", 0)
+    monkeypatch.setattr("pllava.files.LOCK_TIMEOUT", 0)
     out, variants = tmp_path / "out", [Variant("reversed", control="reversed")]
     (tmp_path / "link").symlink_to(out)
     context = multiprocessing.get_context("fork")

@@ -210,9 +210,9 @@ def test_a_variant_is_not_rescored_as_the_model(unbroken, tmp_path, name):
     ("name", "text", "problem"),
     [
         ("predictions.jsonl", '{"foo": 1}\n', "predictions.jsonl, line 1 lacks 'id'"),
-        ("run.json", '{"benchmark"', "run.json is no JSON"),
+        ("run.json", '{"benchmark"', "run.json is not valid JSON"),
         ("run.json", "{}", "run.json lacks 'benchmark', 'samples'"),
-        ("metrics.json", '{"benchmark": "nano"', "metrics.json is no JSON"),
+        ("metrics.json", '{"benchmark": "nano"', "metrics.json is not valid JSON"),
     ],
 )
 def test_a_file_of_results_that_is_no_good_is_named(unbroken, tmp_path, name, text, problem):

@@ -105,7 +105,7 @@ class Collator:
 
 
 def test_example_whose_decoding_hangs_or_crashes_is_skipped(tmp_path, monkeypatch):
-    monkeypatch.setattr(stream_loader, "EXAMPLE_TIMEOUT", 1.0)
+    monkeypatch.setattr(stream_loader, "DECODE_TIMEOUT", 1.0)
     rows = Dataset.from_dict({"source": ["mine"] * 8, "id": [str(n) for n in range(8)]})
     collator = Collator(tmp_path / "_skipped.jsonl")
     rows = RowStream(as_mixture(rows), 0, 8)

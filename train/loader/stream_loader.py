@@ -7,12 +7,10 @@ from time import perf_counter
 from typing import Any
 
 from ...data.mixture import Mixture
-from ...workers import ordered_map, with_retries
+from ...workers import DECODE_TIMEOUT, ordered_map, with_retries
 from .collator import VideoChatCollator
 from .skipped import Skipped, SkippedExamples
 from .stream import RowStream
-
-EXAMPLE_TIMEOUT = 180  # seconds to read and decode an example; less than the time that processes wait for each other
 
 
 class StreamLoader:
@@ -52,7 +50,7 @@ class StreamLoader:
         encode = _RowEncoder(self.stream.mixture, self.collator, self.stream.seed)
         ahead = max(2 * self.num_workers, (self.prefetch_factor or 2) * self.batch_size)
         examples, start = [], perf_counter()
-        for result in ordered_map(encode, tasks(), self.num_workers, ahead, EXAMPLE_TIMEOUT, encode.skip):
+        for result in ordered_map(encode, tasks(), self.num_workers, ahead, DECODE_TIMEOUT, encode.skip):
             self.cursor = cursors.popleft()
             if isinstance(self.skipped.count(result), Skipped):
                 continue
