@@ -407,7 +407,7 @@ def test_grades_that_fail_are_left_out_and_counted(nano, data, tmp_path):
     assert found["legacy"]["correctness"] == {"acc": 0, "score": 0} and found["legacy"]["detail"]["score"] == 4
     assert found["legacy"]["Avg_Score"] == pytest.approx(3 * 4 / 15)
     assert found["aspects"]["detail"]["graded"] == 3
-    assert "12 judge failed" in (tmp_path / "out" / "vcgbench" / "report.md").read_text()
+    assert "12 ungraded" in (tmp_path / "out" / "vcgbench" / "report.md").read_text()
 
 
 def test_videoqa_with_a_judge_and_a_broken_clip(nano, tmp_path):

@@ -82,7 +82,7 @@ def test_whatever_the_server_does_the_counts_are_right(tmp_path):
         row = by_answer[failed]
         assert "score" not in row and "correct" not in row, failed  # nothing is scored 0 in silence
         assert row["judge_errors"].keys() == {"answer"}, failed
-    assert "no verdict" in by_answer["seven"]["judge_errors"]["answer"]
+    assert "not a grade" in by_answer["seven"]["judge_errors"]["answer"]
     assert "cut off" in by_answer["half a verdict"]["judge_errors"]["answer"]
     assert "429" in by_answer["busy"]["judge_errors"]["answer"]
     # What the model said nothing to is wrong, and was not shown to the judge

@@ -19,8 +19,10 @@ from pllava.eval.models.answer import Answer, Seconds
 from pllava.eval.models.openai_client import Reply
 from pllava.eval.report.compare import format_differences
 from pllava.eval.report.formatting import format_summary, format_value, model_name
-from pllava.eval.report.plots import DARK, LIGHT, PAPER, _draw_alpha, _draw_pooling, _draw_tasks
-from pllava.eval.report.report import read_sweeps, write_report
+from pllava.eval.report.paper import PAPER
+from pllava.eval.report.plots import DARK, LIGHT, _draw_alpha, _draw_pooling, _draw_tasks
+from pllava.eval.report.report import write_report
+from pllava.eval.report.variant_results import read_sweeps
 from pllava.files import to_lines
 
 OPTIONS = ["Ran.", "Sat.", "Fell.", "Left."]
@@ -194,7 +196,7 @@ def test_chance_follows_from_the_options(whole, tmp_path):
     ("words", "published", "note"),
     [
         (None, None, "ours, not the paper's"),
-        ("Look.", None, "of `--prompts`, not the paper's"),
+        ("Look.", None, "from `--prompts`, not the paper's"),
         ("Look  closely.\n", "Look closely.", "the paper's"),
     ],
 )
@@ -220,13 +222,13 @@ class Grader:
 
 
 @pytest.mark.parametrize(
-    ("model", "whose"), [("gpt-3.5-turbo-0125", "the paper's"), ("other", "not the paper's, gpt-3.5-turbo-0125")]
+    ("model", "whose"), [("gpt-3.5-turbo-0125", "the paper's"), ("other", "not the paper's gpt-3.5-turbo-0125")]
 )
 def test_whether_the_judge_is_the_papers(tmp_path, model, whose):
     judge = Judge(Grader(model), load_prompts()["judge"], tmp_path / "cache.jsonl")
     _, folder = run(tmp_path, declare(tmp_path, score="judge", paper="mvbench"), judge=judge)
     lines = (folder / "report.md").read_text().splitlines()
-    beside = [line.split(" | ")[0] for line in lines if line.endswith(f" | {model}: {whose} |")]
+    beside = [line.split(" | ")[0] for line in lines if line.endswith(f" | {model}, {whose} |")]
     assert beside == ["| accuracy (%)", "| score (0 to 5)", "| answer (0 to 5; 32 graded, 0 failed)"]
 
 
@@ -254,7 +256,7 @@ def test_what_another_run_has_answered_is_left_out_and_named(tmp_path):
     report = (folder / "report.md").read_text()
     assert "| accuracy (%) by alpha | 20 |\n" in report and "## other by alpha" in report
     assert "| accuracy (%) by pooling_shape | 2x3x3 | 8x3x3 |\n" in report and "my-pllava" not in report
-    why = "Left out, as they are of another model, other samples or other settings: "
+    why = "Left out because they come from another model, other samples or other settings: "
     left_out = [set(line.removeprefix(why).removesuffix(".").split(", ")) for line in re.findall(f"{why}.*", report)]
     swept = {each.name for each in SWEEPS}
     alphas = {name for name in swept if name.startswith("alpha")}

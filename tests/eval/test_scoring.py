@@ -7,16 +7,10 @@ import evaluate
 import pytest
 
 from pllava.eval.scoring.captions import caption_scores
-from pllava.eval.scoring.judge_replies import mean_verdicts, parse_verdict
-from pllava.eval.scoring.multiple_choice import (
-    exactly_correct,
-    legacy_correct,
-    legacy_judged,
-    legacy_mvbench,
-    multiple_choice_correct,
-    option_named,
-    with_letter,
-)
+from pllava.eval.scoring.judge_replies import average_replies, parse_grade
+from pllava.eval.scoring.legacy import legacy_correct, legacy_judged, legacy_mvbench
+from pllava.eval.scoring.multiple_choice import multiple_choice_correct, option_named, with_letter
+from pllava.eval.scoring.score import exactly_correct
 from pllava.eval.scoring.statistics import confidence_interval, paired_p_value
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -116,7 +110,7 @@ def test_the_originals_table_of_mvbench():
 def verdict(reply, aspect):
     """As the original takes a reply: what cannot be read is wrong and scores 0."""
     try:
-        return parse_verdict(reply, aspect)
+        return parse_grade(reply, aspect)
     except ValueError:
         return {"pred": "no", "score": 0}
 
@@ -156,7 +150,7 @@ def test_the_originals_table_of_vcgbench():
     ],
 )
 def test_verdicts(reply, aspect, read):
-    assert parse_verdict(reply, aspect) == read
+    assert parse_grade(reply, aspect) == read
 
 
 @pytest.mark.parametrize(
@@ -183,16 +177,17 @@ def test_verdicts(reply, aspect, read):
     ],
 )
 def test_what_is_no_verdict(reply, aspect):
-    with pytest.raises(ValueError, match="no verdict"):
-        parse_verdict(reply, aspect)
+    with pytest.raises(ValueError, match="not a grade"):
+        parse_grade(reply, aspect)
 
 
 def test_means_of_verdicts():
     replies = ["{'score': 4}", "{'score': 2}", "{'score': 5}", "garbage"]
-    found = mean_verdicts(replies, ["detail", "detail", "context", "context"])
+    found = average_replies(replies, ["detail", "detail", "context", "context"])
     assert found == {"score": 4.0, "aspects": {"detail": 3, "context": 5}, "failed": 1, "coverage": 0.75}
     assert (
-        mean_verdicts(['{"pred": "yes", "score": 5}', '{"pred": "no", "score": 1}'], ["answer"] * 2)["accuracy"] == 0.5
+        average_replies(['{"pred": "yes", "score": 5}', '{"pred": "no", "score": 1}'], ["answer"] * 2)["accuracy"]
+        == 0.5
     )
 
 
