@@ -8,13 +8,7 @@ from ..scoring.summary import MEASURES, UNITS, Metrics
 from ..variants import CONTROLS
 
 UNIT_MAXIMA = {"%": 100.0, "0 to 5": 5.0, "0 to 10": 10.0}
-PROBLEMS = {
-    "unreadable": "unreadable",
-    "damaged": "damaged",
-    "truncated": "truncated",
-    "empty": "empty",
-    "judge_failed": "ungraded",
-}
+PROBLEMS = ("unreadable", "damaged", "truncated", "empty", "judge_failed")
 
 
 def format_summary(metrics: Metrics) -> str:
@@ -29,7 +23,8 @@ def format_summary(metrics: Metrics) -> str:
 
 def format_problems(metrics: Metrics) -> list[str]:
     """Return the counts of what went wrong, such as ["2 unreadable", "1 empty"]."""
-    return [f"{metrics[key]} {name}" for key, name in PROBLEMS.items() if metrics.get(key)]
+    counts = {"ungraded" if name == "judge_failed" else name: metrics.get(name) for name in PROBLEMS}
+    return [f"{count} {name}" for name, count in counts.items() if count]
 
 
 # --- measures --------------------------------------------------------------------------------------------------------
@@ -96,9 +91,6 @@ def model_name(source: str) -> str:
     if path.name == "checkpoint":
         return path.parent.name
     return f"{path.parent.name}/{path.name}" if path.name.startswith("checkpoint-") else path.name
-
-
-# --- tables ----------------------------------------------------------------------------------------------------------
 
 
 def markdown_table(heads: Sequence[str], rows: Iterable[Sequence[str]], text_columns: Sequence[int] = (0,)) -> str:

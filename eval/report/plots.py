@@ -25,28 +25,17 @@ MUTED_MARKERS = "s^Dv"  # the main line has circles
 
 @dataclass(frozen=True)
 class Theme:
-    """
-    The colours of a plot.
-
-    Args:
-        suffix: What is added to the file's name.
-        page: The background.
-        text: Text, axes' labels and intervals.
-        grid: The grid lines.
-        model: The only strong colour. It differs from the greys for every form of colour blindness.
-        muted: Greys for everything beside the model, from the strongest to the weakest.
-    """
+    """The colours of a plot, and the suffix of its file's name."""
 
     suffix: str
     page: str
     text: str
     grid: str
-    model: str
-    muted: tuple[str, ...]
+    model: str  # the only strong colour; it differs from the greys for every form of colour blindness
+    muted: tuple[str, ...]  # greys for everything beside the model, from the strongest to the weakest
 
     @property
     def rc_params(self) -> dict[str, Any]:
-        """The theme as settings of matplotlib."""
         texts = ("text.color", "axes.labelcolor", "xtick.color", "ytick.color")
         return {
             **dict.fromkeys(("figure.facecolor", "axes.facecolor", "savefig.facecolor"), self.page),

@@ -8,29 +8,22 @@ is counted. Grades are cached by prompt and model, so that a second run requests
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from tqdm import tqdm
 
 from ...files import open_to_append, read_lines, to_lines
 from ..benchmarks.benchmark import Benchmark
 from ..benchmarks.samples import digest
-from ..models.openai_client import Messages, Reply
+from ..models.local_chat import LocalChat
+from ..models.openai_client import ChatServer, Messages
 from ..store import Row, texts_of
 from .judge_replies import InvalidGradeError, parse_grade, response_format
 
 MAX_REPLY_TOKENS = 200  # a grade takes about ten
 COUNTS = ("asked", "asked_again", "from_cache", "prompt_tokens", "completion_tokens")
-
-
-class Chat(Protocol):
-    """The model behind a judge: a `ChatServer` or a `LocalChat`."""
-
-    model: str
-
-    def replies(self, chats: Sequence[Messages], **options: Any) -> Iterator[tuple[int, Reply]]: ...
 
 
 class Judge:
@@ -47,7 +40,7 @@ class Judge:
 
     def __init__(
         self,
-        chat: Chat,
+        chat: ChatServer | LocalChat,
         prompts: dict[str, Any],
         cache: Path,
         temperature: float = 0.0,
