@@ -8,6 +8,7 @@ with needs_extra("eval"):
     from .benchmarks.benchmark import Benchmark, load_benchmark, load_benchmarks, load_prompts
     from .benchmarks.readers import read_samples
     from .benchmarks.samples import Sample
+    from .controls_and_sweeps import CONTROL_VARIANTS, PLAIN, Variant, parse_sweep
     from .distributed import join_processes
     from .models.checkpoint import Checkpoint
     from .models.endpoint import Endpoint
@@ -18,7 +19,6 @@ with needs_extra("eval"):
     from .rescore import rescore, result_folders
     from .run import Collected, collect, conclude, evaluate
     from .scoring.judge import Judge
-    from .variants import CONTROL_VARIANTS, PLAIN, Variant, parse_sweep
 
 METRICS = str(Path(__file__).with_name("metrics"))  # modules for `evaluate.load`
 

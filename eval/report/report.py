@@ -9,9 +9,9 @@ from huggingface_hub.repocard_data import eval_results_to_model_index
 
 from ...files import replace_file
 from ..benchmarks.benchmark import Benchmark, digest, load_prompts
+from ..controls_and_sweeps import CONTROLS, parse_sweep
 from ..scoring.summary import MEASURES, UNITS, Metrics
-from ..store import ELSEWHERE, read_metrics
-from ..variants import CONTROLS, parse_sweep
+from ..store import LOCATION_SETTINGS, read_metrics
 from .formatting import PROBLEMS, format_value, main_measure, measure_title, model_name, on_scale, run_name
 from .plots import PAPER, Points, plot_sweep, plot_tasks, sorted_tasks
 
@@ -70,7 +70,7 @@ def _settings(found: Metrics, varied: str) -> dict[str, Any]:
     return {
         name: value
         for name, value in found["run"].items()
-        if value is not None and name != varied and name not in ELSEWHERE
+        if value is not None and name != varied and name not in LOCATION_SETTINGS
     }
 
 

@@ -4,8 +4,8 @@ from collections.abc import Callable, Sequence
 
 from ..benchmarks.benchmark import Benchmark
 from ..benchmarks.samples import Sample
-from ..models.answer import Answer
-from ..store import Row, to_row
+from ..models.answerer import Answer
+from ..store import Row
 from .multiple_choice import exactly_correct, legacy_correct, multiple_choice_correct, with_letter
 
 # What a sample is worth by itself: a bool, or a number from 0 to 5. "judge" and "caption" are scored together
@@ -20,11 +20,6 @@ def find_rule(benchmark: Benchmark) -> Callable[[Sample, str], bool | float] | N
     if benchmark.score in ("judge", "caption"):
         return None
     return RULES.get(benchmark.score) or benchmark.custom_rule
-
-
-def scored_row(benchmark: Benchmark, sample: Sample, answer: Answer) -> Row:
-    """The line of a sample, with what the benchmark's rule gives for it: so that the line stands by itself."""
-    return {**to_row(sample, answer), **score_answer(benchmark, sample, answer)}
 
 
 def score_answer(benchmark: Benchmark, sample: Sample, answer: Answer) -> dict[str, bool | float]:

@@ -33,9 +33,9 @@ from pllava.eval import (
     read_samples,
 )
 from pllava.eval.benchmarks.samples import Sample
-from pllava.eval.models.batching import plan
+from pllava.eval.controls_and_sweeps import choose_frames
+from pllava.eval.models.batching import plan_batches
 from pllava.eval.store import Results
-from pllava.eval.variants import choose_frames
 from pllava.files import to_lines
 from pllava.nano.data import read_questions, render
 from pllava_cli import app
@@ -327,7 +327,7 @@ def test_batches_hold_what_belongs_together():
 
     long = "a sentence that has at least eight words in it"
     samples = [sample(n, n % 3, long if n % 4 == 3 else "red") for n in range(12)]
-    windows = plan(samples, [10] * 11 + [100], batch_size=4)
+    windows = plan_batches(samples, [10] * 11 + [100], batch_size=4)
     assert [len(window) for window in windows] == [3]
     batches = windows[0]
     assert sorted(sample.id for batch in batches for sample in batch) == sorted(sample.id for sample in samples)
@@ -335,7 +335,7 @@ def test_batches_hold_what_belongs_together():
     assert batches[-1][-1].id == "11"  # and the long prompt last
     assert [each.video for each in batches[0]] == ["0.mp4"] * 3 + ["1.mp4"]  # a clip's questions together
     two = [Sample(str(n), "t", "a.mp4", ("Q1", "Q2")) for n in range(3)]
-    assert [len(batch) for batch in plan(two, [1] * 3, batch_size=4)[0]] == [2, 1]
+    assert [len(batch) for batch in plan_batches(two, [1] * 3, batch_size=4)[0]] == [2, 1]
 
 
 # --- prompts ---------------------------------------------------------------------------------------------------------

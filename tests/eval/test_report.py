@@ -15,7 +15,7 @@ from pllava.data.inspection_report import write_reports
 from pllava.data.sources import Source
 from pllava.eval import CONTROL_VARIANTS, PLAIN, Judge, compare, evaluate, load_benchmark, load_prompts, parse_sweep
 from pllava.eval.benchmarks.benchmark import digest
-from pllava.eval.models.answer import Answer, Seconds
+from pllava.eval.models.answerer import Answer, Seconds
 from pllava.eval.models.openai_client import Reply
 from pllava.eval.report.compare import format_differences
 from pllava.eval.report.formatting import format_summary, format_value, model_name
