@@ -1,4 +1,4 @@
-"""Evaluation: benchmarks, judges, controls and sweeps, and what their figures are worth."""
+"""Evaluation: benchmarks, models, controls and sweeps, judges, and metrics with confidence intervals."""
 
 from pathlib import Path
 

@@ -1,6 +1,7 @@
 """Score and judge saved answers again, without the model and without the data."""
 
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,8 @@ from ..files import held, read_object
 from .benchmarks.benchmark import Benchmark
 from .benchmarks.samples import digest_samples
 from .controls_and_sweeps import Variant
-from .run import Collected, conclude, timing
+from .models.answerer import Timing
+from .run import Collected, conclude
 from .scoring.judge import Judge
 from .scoring.score import score_answer
 from .store import Results, Row, from_row, to_row
@@ -51,7 +53,7 @@ def rescore(folder: Path, benchmark: Benchmark, judge: Judge | None = None, seed
             result.rows = {key: _rescored(benchmark, row) for key, row in result.rows.items()}
             result.save()
             results[Variant("" if run_folder == folder else run_folder.name)] = result
-        return conclude(Collected(benchmark, folder, samples, results, timing()), judge, seed)
+        return conclude(Collected(benchmark, folder, samples, results, asdict(Timing())), judge, seed)
 
 
 def _rescored(benchmark: Benchmark, row: Row) -> Row:

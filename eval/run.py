@@ -8,7 +8,7 @@ import shutil
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from .benchmarks.readers import MAX_UNREADABLE, read_samples
 from .benchmarks.samples import Sample, digest_samples
 from .controls_and_sweeps import PLAIN, Variant
 from .distributed import WorkClaims, join_processes
-from .models.answerer import Answerer, Seconds
+from .models.answerer import Answerer, Timing
 from .report.report import write_report
 from .scoring.judge import Judge
 from .scoring.score import score_answer, score_captions
@@ -119,11 +119,11 @@ def collect(
         shutil.rmtree(claims.folder, ignore_errors=True)  # left by a killed run
         claims.folder.mkdir()
     state.wait_for_everyone()  # all have read the existing answers before one of them adds to them
-    seconds = _answer(benchmark, answerer, samples, results, claims)
+    timing = _answer(benchmark, answerer, samples, results, claims)
     state.wait_for_everyone()
     if state.is_main_process:
         shutil.rmtree(claims.folder)
-    return Collected(benchmark, folder, samples, results, seconds)
+    return Collected(benchmark, folder, samples, results, asdict(timing))
 
 
 def _answer(
@@ -132,8 +132,8 @@ def _answer(
     samples: Sequence[Sample],
     results: dict[Variant, Results],
     claims: WorkClaims,
-) -> dict[str, float]:
-    """Answer, score and store the missing samples, with a progress bar. Return the times."""
+) -> Timing:
+    """Answer, score and store the missing samples, with a progress bar."""
     state = join_processes()
 
     def is_done(variant: Variant, sample: Sample) -> bool:
@@ -141,36 +141,22 @@ def _answer(
 
     total = len(samples) * len(results)
     done = sum(is_done(variant, sample) for variant in results for sample in samples)
-    began, answered, correct, failed = time.perf_counter(), 0, [], 0
-    answerer.seconds = Seconds()
+    began, correct, failed = time.perf_counter(), [], 0
+    timing = answerer.timing = Timing(processes=state.num_processes)
     with tqdm(
         total=total, initial=done, desc=benchmark.title, unit="answer", disable=not state.is_main_process
     ) as bar:
         for variant, answers in answerer.answers(benchmark, samples, list(results), is_done, claims.claim):
             rows = [to_row(sample, answer, score_answer(benchmark, sample, answer)) for sample, answer in answers]
             results[variant].append(rows)
-            answered += len(rows)
+            timing.answered += len(rows)
             failed += sum("error" in row for row in rows)
             correct += [row["correct"] for row in rows if "correct" in row and variant == PLAIN]
             accuracy = {"accuracy": f"{sum(correct) / len(correct):.1%}"} if correct else {}
             bar.update(min(len(rows) * state.num_processes, total - bar.n))  # assumes that the others are as fast
             bar.set_postfix(failed=failed, **accuracy)
-    return timing(answered, time.perf_counter() - began, answerer.seconds, state.num_processes)
-
-
-def timing(
-    answered: int = 0, seconds: float = 0.0, parts: Seconds | None = None, processes: int = 1
-) -> dict[str, float]:
-    """Return the "time" of metrics.json; by default for a run that had all answers already."""
-    parts = parts or Seconds()
-    return {
-        "answered": answered,
-        "seconds": seconds,
-        "model_seconds": parts.model,
-        "decode_seconds": parts.decode,
-        "waited_for_clips_seconds": parts.waited,
-        "processes": processes,
-    }
+    timing.seconds = time.perf_counter() - began
+    return timing
 
 
 def conclude(collected: Collected, judge: Judge | None = None, seed: int = 0) -> dict[str, dict[str, Any]]:

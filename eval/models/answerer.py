@@ -28,18 +28,32 @@ class Answer:
 
 
 @dataclass
-class Seconds:
-    """Wall time of the model and of waiting for clips; decoding time, summed over the workers."""
+class Timing:
+    """
+    The "time" of metrics.json.
 
-    model: float = 0.0
-    waited: float = 0.0
-    decode: float = 0.0
+    Args:
+        answered: The number of answers.
+        seconds, model_seconds, waited_for_clips_seconds: Wall time: all of it, the model's, and waiting for clips.
+        decode_seconds: Decoding time, summed over the workers.
+        processes: The number of processes; the other values are one process's share.
+    """
+
+    answered: int = 0
+    seconds: float = 0.0
+    model_seconds: float = 0.0
+    decode_seconds: float = 0.0
+    waited_for_clips_seconds: float = 0.0
+    processes: int = 1
 
 
 class Answerer(Protocol):
-    """A model that answers questions: a [`LocalModel`], or an [`Endpoint`] for a model behind a server."""
+    """
+    A model that answers questions: a [`LocalModel`], or an [`Endpoint`] for a model behind a server. It adds the
+    seconds of the model and of the clips to `timing`.
+    """
 
-    seconds: Seconds
+    timing: Timing
 
     def describe(self, variant: Variant) -> dict[str, Any]:
         """

@@ -16,7 +16,7 @@ from ...video_processing_pllava import PllavaVideoProcessor
 from ..benchmarks.benchmark import Benchmark
 from ..benchmarks.samples import Sample
 from ..controls_and_sweeps import Variant, choose_frames
-from .answerer import Answer, Answerer, Seconds
+from .answerer import Answer, Answerer, Timing
 from .openai_client import ChatServer
 
 MIME_SUBTYPES = {".mp4": "mp4", ".webm": "webm", ".mkv": "x-matroska", ".mov": "quicktime", ".avi": "x-msvideo"}
@@ -34,7 +34,7 @@ class Endpoint(Answerer):
 
     def __init__(self, server: ChatServer, num_frames: int = 32):
         self.server, self.num_frames = server, num_frames
-        self.seconds = Seconds()
+        self.timing = Timing()
         self._sampler = PllavaVideoProcessor()
 
     def describe(self, variant: Variant) -> dict[str, Any]:
@@ -74,13 +74,13 @@ class Endpoint(Answerer):
         except (OSError, ValueError) as error:  # OSError: from reading a file that is sent unchanged
             return Answer(error=str(error))
         sent = time.perf_counter()
-        self.seconds.decode += sent - began
+        self.timing.decode_seconds += sent - began
         replies = []
         for question in sample.questions:
             # The server renders the chat template and cannot be made to begin an answer: no primer
             messages = [each for each in benchmark.chat(question, media) if each["role"] != "assistant"]
             replies.append(self.server.complete(messages, temperature=0.0, max_tokens=benchmark.max_new_tokens))
-        self.seconds.model += time.perf_counter() - sent
+        self.timing.model_seconds += time.perf_counter() - sent
         if failed := next((reply for reply in replies if reply.text is None), None):
             return Answer(error=failed.error)
         truncated = not all(reply.is_whole for reply in replies)

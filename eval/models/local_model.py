@@ -24,7 +24,7 @@ from ...chat_templates_pllava import CHAT_TEMPLATES
 from ..benchmarks.benchmark import Benchmark
 from ..benchmarks.samples import ClipKey, Sample
 from ..controls_and_sweeps import Variant, choose_frames
-from .answerer import Answer, Answerer, Seconds
+from .answerer import Answer, Answerer, Timing
 from .batching import plan_batches
 from .checkpoint import Checkpoint
 from .clip_decoding import DecodedClip, decode_clips
@@ -55,7 +55,7 @@ class LocalModel(Answerer):
     ):
         self.processor, self.chat_template = processor, chat_template
         self.batch_size, self.num_workers = batch_size, num_workers
-        self.seconds = Seconds()
+        self.timing = Timing()
         self._load = (lambda: model) if isinstance(model, nn.Module) else model
         self.checkpoint = checkpoint or _checkpoint(model, adapter)
 
@@ -134,7 +134,7 @@ class LocalModel(Answerer):
             for index, (batch, missing) in enumerate(work):
                 began = time.perf_counter()
                 results = list(self._answer_batch(benchmark, encode, batch, missing, clips, features))
-                self.seconds.model += time.perf_counter() - began
+                self.timing.model_seconds += time.perf_counter() - began
                 for variant, answered in results:
                     yield variant, [pair for pair in answered if not is_done(variant, pair[0])]
                 still_needed = {sample.clip for later, _ in work[index + 1 :] for sample in later}
@@ -145,8 +145,8 @@ class LocalModel(Answerer):
         for clip in decoded:
             if clip.pixels is not None:
                 clip.pixels = clip.pixels.clone()  # out of shared memory, where each tensor keeps a file open
-            self.seconds.waited += time.perf_counter() - began
-            self.seconds.decode += clip.seconds
+            self.timing.waited_for_clips_seconds += time.perf_counter() - began
+            self.timing.decode_seconds += clip.seconds
             yield clip
             began = time.perf_counter()
 
