@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from ..extras import needs_extra
+from ..loading import Checkpoint
 
 with needs_extra("eval"):
     from .benchmarks.benchmark import Benchmark, load_benchmark, load_benchmarks, load_prompts
@@ -10,7 +11,6 @@ with needs_extra("eval"):
     from .benchmarks.samples import Sample
     from .controls_and_sweeps import CONTROL_VARIANTS, PLAIN, Variant, parse_sweep
     from .distributed import join_processes
-    from .models.checkpoint import Checkpoint
     from .models.endpoint import Endpoint
     from .models.local_chat import LocalChat
     from .models.local_model import LocalModel

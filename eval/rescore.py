@@ -5,7 +5,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from ..files import held, read_object
+from ..files import locked, read_object
 from .benchmarks.benchmark import Benchmark
 from .benchmarks.samples import digest_samples
 from .controls_and_sweeps import Variant
@@ -39,7 +39,7 @@ def rescore(folder: Path, benchmark: Benchmark, judge: Judge | None = None, seed
     Raises:
         ValueError: if answers are missing, the folder is a variant's, or a run is writing to it.
     """
-    with held(folder):
+    with locked(folder):
         results, samples = {}, []
         for run_folder, run in _runs(folder):
             if run_folder == folder and _is_variant(folder, run):

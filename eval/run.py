@@ -14,7 +14,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from ..files import held, replace_file
+from ..files import locked, replace_file
 from .benchmarks.benchmark import Benchmark
 from .benchmarks.readers import MAX_UNREADABLE, read_samples
 from .benchmarks.samples import Sample, digest_samples
@@ -76,7 +76,7 @@ def hold(out: str | Path, benchmarks: Sequence[Benchmark]) -> Iterator[None]:
     """
     with ExitStack() as locks:
         for name in {each.name for each in benchmarks} if join_processes().is_main_process else ():
-            locks.enter_context(held(Path(out) / name))
+            locks.enter_context(locked(Path(out) / name))
         yield
 
 

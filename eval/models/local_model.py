@@ -21,12 +21,12 @@ from transformers import PreTrainedModel, ProcessorMixin
 
 from ...adapters import set_alpha
 from ...chat_templates_pllava import CHAT_TEMPLATES
+from ...loading import Checkpoint
 from ..benchmarks.benchmark import Benchmark
 from ..benchmarks.samples import ClipKey, Sample
 from ..controls_and_sweeps import Variant, choose_frames
 from .answerer import Answer, Answerer, Timing
 from .batching import plan_batches
-from .checkpoint import Checkpoint
 from .clip_decoding import DecodedClip, decode_clips
 from .generation import Generator, Prompt, out_of_memory_error
 

@@ -235,7 +235,7 @@ def test_wrong_clip_folder_stops_the_run_before_the_model_is_loaded(tmp_path):
 
 def test_invalid_line_is_reported_with_its_number(tmp_path):
     (tmp_path / "questions.jsonl").write_text('{"video": "a.mp4", "question": "?", "answer": "x"}\n{oh\n')
-    with pytest.raises(ValueError, match=r"questions\.jsonl, line 2 is no JSON"):
+    with pytest.raises(ValueError, match=r"questions\.jsonl, line 2 is not valid JSON"):
         read_samples(benchmark("nano"), str(tmp_path))
     (tmp_path / "questions.jsonl").write_text('{"video": "a.mp4", "question": "?"}\n')
     with pytest.raises(ValueError, match=r"questions\.jsonl, line 1 lacks 'answer'"):

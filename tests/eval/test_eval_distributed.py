@@ -92,7 +92,7 @@ def evaluate_slowly(model, world, out, queue):
 
 def test_second_run_into_the_same_folder_is_refused(model, world, tmp_path, monkeypatch):
     """It would claim pieces of the first run's work. It may follow when the first is done."""
-    monkeypatch.setattr("pllava.files.PATIENCE", 0)
+    monkeypatch.setattr("pllava.files.LOCK_TIMEOUT", 0)
     out, variants = tmp_path / "out", [Variant("reversed", control="reversed")]
     (tmp_path / "link").symlink_to(out)
     context = multiprocessing.get_context("fork")

@@ -209,9 +209,9 @@ def test_variant_is_not_rescored_as_a_plain_run(unbroken, tmp_path, name):
     ("name", "text", "problem"),
     [
         ("predictions.jsonl", '{"foo": 1}\n', "predictions.jsonl, line 1 lacks 'id'"),
-        ("run.json", '{"benchmark"', "run.json is no JSON"),
+        ("run.json", '{"benchmark"', "run.json is not valid JSON"),
         ("run.json", "{}", "run.json lacks 'benchmark', 'samples'"),
-        ("metrics.json", '{"benchmark": "nano"', "metrics.json is no JSON"),
+        ("metrics.json", '{"benchmark": "nano"', "metrics.json is not valid JSON"),
     ],
 )
 def test_invalid_results_file_is_reported_by_name(unbroken, tmp_path, name, text, problem):
