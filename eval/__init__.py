@@ -12,7 +12,7 @@ with needs_extra("eval"):
     from .controls_and_sweeps import CONTROL_VARIANTS, PLAIN, Variant, parse_sweep
     from .distributed import join_processes
     from .models.endpoint import Endpoint
-    from .models.local_chat import LocalChat
+    from .models.local_chat_model import LocalChat
     from .models.local_model import LocalModel
     from .models.openai_client import ChatServer
     from .report.compare import compare

@@ -1,6 +1,10 @@
 """
-Evaluate a model on a benchmark. A sample is read from the benchmark's files, answered by a model, scored by the
-benchmark's rule, and stored as a line of predictions.jsonl; then the lines are judged, summarised and reported.
+Evaluate a model on a benchmark. Each sample is
+
+- read by `benchmarks/readers.py`, and answered by a model in `models/`;
+- scored by the benchmark's rule in `scoring/score.py`, and written to predictions.jsonl by `store.py`;
+- when all are answered, scored by `scoring/captions.py` or `scoring/judge.py` if the benchmark needs it;
+- counted in the metrics by `scoring/summary.py`, which `report/` presents.
 """
 
 import json
@@ -23,7 +27,7 @@ from .distributed import WorkClaims, join_processes
 from .models.answerer import Answerer, Timing
 from .report.report import write_report
 from .scoring.judge import Judge
-from .scoring.score import score_answer, score_captions
+from .scoring.score import score_answer
 from .scoring.summary import environment, summarise
 from .store import Results, Row, read_metrics, to_row
 
@@ -179,6 +183,8 @@ def conclude(collected: Collected, judge: Judge | None = None, seed: int = 0) ->
         rows, judging = results.merge(collected.samples), {}
         _check_failures(collected, results.folder, rows)
         if benchmark.score == "caption":
+            from .scoring.captions import score_captions  # its libraries take a second to import
+
             score_captions(rows)
             results.save()
         elif benchmark.score == "judge" and judge is not None:

@@ -36,7 +36,7 @@ class LocalModel(Answerer):
     Args:
         model: From [`load_model`]; or a function that returns it, called when the first answer is needed.
         processor: Its processor.
-        adapter: The source of the model's adapter, if it has one.
+        adapter: Directory or Hub id of the model's adapter, if it has one.
         chat_template: Replaces the benchmarks' chat templates.
         batch_size: Questions answered together; halved whenever memory runs out.
         num_workers: Processes that decode ahead.

@@ -1,11 +1,10 @@
-"""The score of one answer by the benchmark's rule, and of captions all together."""
+"""The score of one answer by the benchmark's rule."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 from ..benchmarks.benchmark import Benchmark
 from ..benchmarks.samples import Sample
 from ..models.answerer import Answer
-from ..store import Row
 from .multiple_choice import exactly_correct, legacy_correct, multiple_choice_correct, with_letter
 
 # What a sample is worth by itself: a bool, or a number from 0 to 5. "judge" and "caption" are scored together
@@ -36,16 +35,3 @@ def score_answer(benchmark: Benchmark, sample: Sample, answer: Answer) -> dict[s
     if benchmark.score == "multiple_choice":
         worth["legacy_correct"] = legacy_correct(text, with_letter(sample.reference, sample.options))
     return worth
-
-
-def score_captions(rows: Sequence[Row]) -> None:
-    """Notes the number of words, and where there is a reference "cider" and "rouge_l": all rows together give them."""
-    for row in rows:
-        row["words"] = len(row["prediction"].split())
-    if known := [row for row in rows if row["reference"]]:
-        from .captions import caption_scores
-
-        scores = caption_scores([row["prediction"] for row in known], [row["reference"] for row in known])
-        for name, values in scores.items():
-            for row, value in zip(known, values, strict=True):
-                row[name] = value
