@@ -110,7 +110,7 @@ class LocalModel(Answerer):
         """
         encode = cache(partial(self.encode, benchmark))
         lengths = [max(sum(map(len, encode(text, True))) for text in sample.questions) for sample in samples]
-        claimed: deque[tuple[list[tuple[list[Sample], list[Variant]]], list[ClipKey]]] = deque()
+        claimed = deque()  # windows whose clips are being decoded: (work, keys of the clips)
 
         def sources() -> Iterator[dict[str, Any]]:
             """Yield the clips to decode. Workers read ahead, so a window is claimed when its decoding begins."""
