@@ -1,4 +1,4 @@
-"""What `pip install pllava` leaves out: a program says in one line which extra has it."""
+"""Errors that name the extra (`pllava[eval]`, `pllava[train]`) to install where an optional dependency is missing."""
 
 import sys
 from collections.abc import Iterator
@@ -6,15 +6,15 @@ from contextlib import contextmanager
 
 
 def name_extra(error: ModuleNotFoundError, extra: str) -> str:
-    """What to install where a module is missing."""
-    return f"{error}; `pip install 'pllava[{extra}]'` has all that this needs"
+    """Return a message with the missing module and the extra that installs it."""
+    return f"{error}; install it with `pip install 'pllava[{extra}]'`"
 
 
 @contextmanager
 def needs_extra(extra: str) -> Iterator[None]:
     """
-    Around the imports of a package. `python -m PACKAGE` imports it before the program that it looks for in it, with
-    "-m" for the program's name: there the line is all that is said.
+    Wrap the imports of a package whose dependencies are optional. `python -m pllava.train` imports the package before
+    its `__main__`, while `sys.argv[0]` is "-m": a missing module then ends the program with one line.
     """
     try:
         yield

@@ -1,13 +1,10 @@
-"""
-Loading: LoRA adapters and their strength alpha, quantisation, and a check that what was loaded is alive.
-
-peft takes a second to import: the functions import it when they run.
-"""
+"""Loading a model, with an adapter or quantised, and naming it from its configs before it is loaded."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,13 +12,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import AutoConfig, BitsAndBytesConfig
 from transformers.integrations import is_deepspeed_zero3_enabled
-from transformers.utils import (
-    SAFE_WEIGHTS_INDEX_NAME,
-    SAFE_WEIGHTS_NAME,
-    cached_file,
-)
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
 
-from .adapters import _adapter_config, _adapter_directory, _with_adapter, check_model, set_alpha
+from .adapters import add_adapter, check_model, fetch_adapter, read_adapter_config, set_alpha
 from .checkpoint_files import fingerprint, open_weights, read_shard_index, reading_config
 from .configuration_pllava import PllavaConfig
 from .modeling_pllava import PllavaForConditionalGeneration
@@ -31,13 +24,119 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from transformers.utils.quantization_config import QuantizationConfigMixin
 
-WEIGHTS_PER_BYTE = 2  # of the densest format, with four bits a weight
+WEIGHTS_PER_BYTE = 2  # in the densest format, with four bits per weight
+
+
+def load_model(
+    pretrained_model_name_or_path: str | os.PathLike | None = None,
+    adapter: str | os.PathLike | None = None,
+    alpha: float | None = None,
+    check: bool = True,
+    is_trainable: bool = False,
+    **kwargs: Any,
+) -> PllavaForConditionalGeneration | PeftModel:
+    """
+    Load a PLLaVA, with a PEFT adapter if one is given, and check that its answers depend on video and adapter.
+
+    Args:
+        pretrained_model_name_or_path: Directory or Hub id; by default the adapter's base model.
+        adapter: Directory or Hub id of a PEFT adapter.
+        alpha: The adapter's strength (see [`set_alpha`]); by default the one in its config.
+        check: Whether to run [`check_model`].
+        is_trainable: Whether to train the adapter further.
+        kwargs: For `from_pretrained`: `dtype`, `device_map="auto"`, `quantization_config`, `revision`, ...; `variant`
+            is not supported.
+
+    Raises:
+        ValueError: if the model is not a PLLaVA, one of its files is broken or refers to a file elsewhere, the adapter
+            does not fit it, or the check fails.
+        OSError: if there is no such model, or no safetensors weights.
+    """
+    if adapter is None and alpha is not None:
+        raise ValueError("alpha is the strength of an adapter: pass an adapter, or convert the model with that alpha")
+    adapter = adapter and fetch_adapter(adapter)
+    if pretrained_model_name_or_path is None:
+        if adapter is None:
+            raise ValueError("Pass a model or an adapter")
+        pretrained_model_name_or_path = read_adapter_config(adapter).base_model_name_or_path
+    if kwargs.get("variant"):
+        raise ValueError(f"Weights are read from {SAFE_WEIGHTS_NAME}, without a variant; got {kwargs['variant']!r}")
+    model = _load_base_model(os.fspath(pretrained_model_name_or_path), **kwargs)
+    if adapter is not None:
+        model = add_adapter(model, adapter, is_trainable)
+        if alpha is not None:
+            set_alpha(model, alpha)
+    if check:
+        check_model(model)
+    return model
+
+
+def load_config(name: str, **kwargs: Any) -> PllavaConfig:
+    """
+    Load the config of a PLLaVA.
+
+    Raises:
+        ValueError: if it belongs to another architecture, or cannot be used.
+    """
+    with reading_config(name):
+        config = AutoConfig.from_pretrained(name, **kwargs)
+    if config.model_type != "pllava":
+        raise ValueError(
+            f"{name!r} is a {config.model_type!r}, not a PLLaVA: convert it with `pllava convert {name} DIRECTORY`"
+        )
+    return config
+
+
+def _load_base_model(name: str, **kwargs: Any) -> PllavaForConditionalGeneration:
+    find = partial(cached_file, name, **{key: kwargs[key] for key in HUB_OPTIONS & kwargs.keys()})
+    config = load_config(name, **find.keywords)
+    vocab_size = config.text_config.vocab_size
+    for placeholder in ("image_token_index", "video_token_index"):
+        if not 0 <= (token := getattr(config, placeholder)) < vocab_size:
+            raise ValueError(f"`{placeholder}` is {token}, but the text model's vocabulary ends at {vocab_size - 1}")
+    _check_weight_files(name, config, find)
+    return PllavaForConditionalGeneration.from_pretrained(name, use_safetensors=True, **kwargs)
+
+
+def _check_weight_files(name: str, config: PllavaConfig, find: Callable[..., str | None]) -> None:
+    """
+    Raise a `ValueError` if a weight file is broken, outside the checkpoint, or too small for the model that the config
+    describes: before memory is allocated for it. `find` returns the path of a file of the checkpoint.
+    """
+    if weights_name := getattr(config, "transformers_weights", None):
+        raise ValueError(
+            f"{name}: its config has its weights in {weights_name!r}, but they are read only from "
+            f"{SAFE_WEIGHTS_NAME} or the shards in {SAFE_WEIGHTS_INDEX_NAME}: remove `transformers_weights`"
+        )
+    optional = {"_raise_exceptions_for_missing_entries": False}
+    if file := find(SAFE_WEIGHTS_NAME, **optional):
+        files = [Path(file)]
+    elif index := find(SAFE_WEIGHTS_INDEX_NAME, **optional):
+        files = [Path(find(shard)) for shard in read_shard_index(Path(index))]
+    else:
+        return  # transformers raises an error
+    for file in files:
+        with open_weights(file):  # checks the header
+            pass
+    if is_deepspeed_zero3_enabled():  # which cannot build a model on the meta device
+        return
+    with reading_config(name), torch.device("meta"):
+        described = PllavaForConditionalGeneration(config).num_parameters()
+    stored = sum(file.stat().st_size for file in files)
+    if described > stored * WEIGHTS_PER_BYTE:
+        raise ValueError(
+            f"{name}: its config describes {described:,} weights, too many for the {stored:,} bytes of its files"
+        )
+
+
+# --- quantisation ----------------------------------------------------------------------------------------------------
 
 
 def quantization_config(bits: int) -> BitsAndBytesConfig:
     """
-    bitsandbytes quantisation of the text model to 4 (NF4) or 8 bits, for `from_pretrained` or [`load_model`]. The
-    vision tower and the projector, a few per cent of the weights, stay as they are: the projector is trained in full.
+    Return a bitsandbytes config that quantises the text model to 4 (NF4) or 8 bits, for `from_pretrained` or
+    [`load_model`]. The vision tower and the projector, a few per cent of the weights, keep their precision: the
+    projector is trained in full.
     """
     if bits not in (4, 8):
         raise ValueError(f"bitsandbytes quantises to 4 or 8 bits; got {bits}")
@@ -50,145 +149,77 @@ def quantization_config(bits: int) -> BitsAndBytesConfig:
     )
 
 
-def load_config(name: str, **kwargs: Any) -> PllavaConfig:
-    """
-    The config of a PLLaVA.
-
-    Raises:
-        ValueError: if the model is none, or its config cannot be used.
-    """
-    with reading_config(name):
-        config = AutoConfig.from_pretrained(name, **kwargs)
-    if config.model_type != "pllava":
-        raise ValueError(
-            f"{name!r} is a {config.model_type!r}, no PLLaVA yet: `pllava convert {name} DIRECTORY` makes it one"
-        )
-    return config
-
-
-def load_model(
-    pretrained_model_name_or_path: str | os.PathLike | None = None,
-    adapter: str | os.PathLike | None = None,
-    alpha: float | None = None,
-    check: bool = True,
-    is_trainable: bool = False,
-    **kwargs: Any,
-) -> PllavaForConditionalGeneration | PeftModel:
-    """
-    A PLLaVA, with an adapter where one is named, checked to read its videos and to use the adapter.
-
-    Args:
-        pretrained_model_name_or_path: Directory or Hub id; by default the model that the adapter names as its base.
-        adapter: Directory or Hub id of a PEFT adapter.
-        alpha: The adapter's strength (see [`set_alpha`]); its own by default.
-        check: Whether to run [`check_model`].
-        is_trainable: Whether the adapter is to be trained on.
-        kwargs: For `from_pretrained`: `dtype`, `device_map="auto"`, `quantization_config`, `revision`, ...; there is
-            no `variant`.
-
-    Raises:
-        ValueError: if the model is no PLLaVA, a file of it is broken or names one elsewhere, the adapter does not fit
-            it, or the check finds one of them dead.
-        OSError: if there is no such model, or none whose weights are safetensors.
-    """
-    if adapter is None and alpha is not None:
-        raise ValueError("alpha is the strength of an adapter: name one, or convert the model with another alpha")
-    adapter = adapter and _adapter_directory(adapter)
-    if pretrained_model_name_or_path is None:
-        if adapter is None:
-            raise ValueError("Name a model or an adapter")
-        pretrained_model_name_or_path = _adapter_config(adapter).base_model_name_or_path
-    if kwargs.get("variant"):
-        raise ValueError(f"Weights are read from {SAFE_WEIGHTS_NAME}, without a variant; got {kwargs['variant']!r}")
-    name = os.fspath(pretrained_model_name_or_path)
-    model = _load_without_adapter(name, **kwargs)
-    if adapter is not None:
-        model = _with_adapter(model, adapter, is_trainable)
-        if alpha is not None:
-            set_alpha(model, alpha)
-    if check:
-        check_model(model)
-    return model
-
-
-def _load_without_adapter(name: str, **kwargs: Any) -> PllavaForConditionalGeneration:
-    find = partial(cached_file, name, **{key: kwargs[key] for key in HUB_OPTIONS & kwargs.keys()})
-    config = load_config(name, **find.keywords)
-    vocabulary = config.text_config.vocab_size
-    for placeholder in ("image_token_index", "video_token_index"):
-        if not 0 <= (token := getattr(config, placeholder)) < vocabulary:
-            raise ValueError(f"`{placeholder}` is {token}, and the text model's vocabulary ends at {vocabulary - 1}")
-    _check_weight_files(name, config, find)
-    return PllavaForConditionalGeneration.from_pretrained(name, use_safetensors=True, **kwargs)
-
-
-def _check_weight_files(name: str, config: PllavaConfig, find: Callable[..., str | None]) -> None:
-    """
-    Raises a `ValueError` if a file of weights, which `find` gives, is broken, lies elsewhere, or is too small to hold
-    what the config describes: before memory is taken for it.
-    """
-    if weights_name := getattr(config, "transformers_weights", None):
-        raise ValueError(
-            f"{name}: its config has its weights in {weights_name!r}, and they are read from {SAFE_WEIGHTS_NAME}, or "
-            f"the shards in {SAFE_WEIGHTS_INDEX_NAME}, only: remove `transformers_weights`"
-        )
-    optional = {"_raise_exceptions_for_missing_entries": False}
-    if file := find(SAFE_WEIGHTS_NAME, **optional):
-        files = [Path(file)]
-    elif index := find(SAFE_WEIGHTS_INDEX_NAME, **optional):
-        files = [Path(find(shard)) for shard in read_shard_index(Path(index))]
-    else:
-        return  # transformers says what is missing
-    for file in files:
-        with open_weights(file):  # reads where its tensors lie
-            pass
-    if is_deepspeed_zero3_enabled():  # which makes no model without its weights
-        return
-    with reading_config(name), torch.device("meta"):
-        described = PllavaForConditionalGeneration(config).num_parameters()
-    stored = sum(file.stat().st_size for file in files)
-    if described > stored * WEIGHTS_PER_BYTE:
-        raise ValueError(
-            f"{name}: its config describes {described:,} weights, too many for the {stored:,} bytes of its files"
-        )
-
-
-def describe_model(
-    name: str | None = None,
-    adapter: str | None = None,
-    alpha: float | None = None,
-    dtype: str = "auto",
-    quantization_config: QuantizationConfigMixin | None = None,
-) -> dict[str, str | float | None]:
-    """
-    Which model [`load_model`] gives for the same arguments, told from configs, without loading weights: "model",
-    "revision", "adapter", "adapter_revision", "alpha", "dtype" and "quantization". A revision is a commit of the Hub,
-    or a [`fingerprint`].
-
-    Raises:
-        OSError, ValueError: if there is no such model or adapter.
-    """
-    directory = adapter and _adapter_directory(adapter)
-    lora = directory and _adapter_config(directory)
-    name = name or lora.base_model_name_or_path
-    config = load_config(name)
-    return {
-        "model": name,
-        "revision": getattr(config, "_commit_hash", None) or fingerprint(name),
-        "adapter": adapter,
-        "adapter_revision": directory and fingerprint(directory),
-        "alpha": lora.lora_alpha if lora and alpha is None else alpha,
-        "dtype": str(config.dtype).removeprefix("torch.") if dtype == "auto" else dtype,
-        "quantization": name_quantization(getattr(config, "quantization_config", quantization_config)),
-    }
-
-
-def name_quantization(found: QuantizationConfigMixin | dict[str, Any] | None) -> str | None:
-    """What a model's `quantization_config` makes of its weights, such as "nf4", "llm_int8" or "gptq", if anything."""
+def _quantization_name(config: QuantizationConfigMixin | dict[str, Any] | None) -> str | None:
+    """Return the name of a quantisation, such as "nf4", "llm_int8" or "gptq"; None without one."""
     from transformers.quantizers import AutoQuantizationConfig
 
-    if isinstance(found, dict):  # as a checkpoint has it
-        found = AutoQuantizationConfig.from_dict(found)
-    if isinstance(found, BitsAndBytesConfig):
-        return found.quantization_method()
-    return found and found.quant_method.value
+    if isinstance(config, dict):  # read from a checkpoint's config.json
+        config = AutoQuantizationConfig.from_dict(config)
+    if isinstance(config, BitsAndBytesConfig):
+        return config.quantization_method()
+    return config and config.quant_method.value
+
+
+# --- which model this is ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """
+    Which model answers: its weights, and how they are used. [`Checkpoint.read`] finds out without loading weights.
+
+    Args:
+        model: Directory or Hub id.
+        revision: The commit on the Hub, or the directory's `fingerprint`.
+        adapter, adapter_revision: The same of the adapter, if there is one.
+        alpha: The adapter's strength.
+        pooling_shape: T' x h' x w'.
+        dtype: Such as "bfloat16".
+        quantization: Such as "nf4", if the model is quantised.
+    """
+
+    model: str
+    revision: str | None
+    adapter: str | None
+    adapter_revision: str | None
+    alpha: float | None
+    pooling_shape: tuple[int, int, int]
+    dtype: str
+    quantization: str | None
+
+    @classmethod
+    def read(
+        cls,
+        model: str | None,
+        adapter: str | None = None,
+        alpha: float | None = None,
+        dtype: str = "auto",
+        quantization_config: QuantizationConfigMixin | None = None,
+    ) -> Checkpoint:
+        """
+        Read from configs which model [`load_model`] returns for the same arguments.
+
+        Raises:
+            OSError, ValueError: if there is no such model or adapter, or the model is not a PLLaVA.
+        """
+        lora = adapter and read_adapter_config(fetch_adapter(adapter))
+        config = load_config(model or lora.base_model_name_or_path)
+        config.quantization_config = getattr(config, "quantization_config", quantization_config)
+        dtype = str(config.dtype).removeprefix("torch.") if dtype == "auto" else dtype
+        return cls.of(config, dtype, adapter, lora.lora_alpha if lora and alpha is None else alpha)
+
+    @classmethod
+    def of(
+        cls, config: PllavaConfig, dtype: str, adapter: str | None = None, alpha: float | None = None
+    ) -> Checkpoint:
+        """Describe a model that has this config, and the PEFT `adapter` if one is given."""
+        return cls(
+            config.name_or_path,
+            getattr(config, "_commit_hash", None) or fingerprint(config.name_or_path),
+            adapter,
+            adapter and fingerprint(fetch_adapter(adapter)),
+            alpha,
+            tuple(config.pooling_shape),
+            dtype,
+            _quantization_name(getattr(config, "quantization_config", None)),
+        )

@@ -1,4 +1,4 @@
-"""Processes that read and decode ahead, for training and evaluation."""
+"""Worker processes that decode ahead, for training and evaluation, and retries of reads that failed for the moment."""
 
 import errno
 import os
@@ -16,74 +16,14 @@ from typing import Any
 import av
 import torch
 
-PAUSES = (1, 5, 20)  # seconds before each further attempt
-PASSING = {  # what a file system or a network reports while it fails, and not about a broken file
+DECODE_TIMEOUT = 180  # seconds for reading and decoding one example; distributed processes wait longer for each other
+RETRY_DELAYS = (1, 5, 20)  # seconds
+TRANSIENT_ERRORS = {  # from a file system or a network that fails, not from a broken file
     getattr(errno, name)
     for name in ("EIO", "ESTALE", "ETIMEDOUT", "EAGAIN", "EHOSTDOWN", "EHOSTUNREACH", "ENETDOWN", "ENETUNREACH")
     if hasattr(errno, name)
 }
-TOO_BUSY = (408, 429)  # HTTP statuses below 500 that pass
-
-
-def end_with_parent(worker_id: int) -> None:
-    """A `worker_init_fn`: else a worker whose parent is killed while it waits to hand something over would stay."""
-
-    def end() -> None:
-        parent_process().join()
-        os._exit(1)
-
-    Thread(target=end, daemon=True).start()
-
-
-def unchanged(item: Any) -> Any:
-    """A `collate_fn` that leaves what a worker made as it is."""
-    return item
-
-
-# --- failures that pass ----------------------------------------------------------------------------------------------
-
-
-def with_retries(function: Callable[..., Any], *args: Any) -> Any:
-    """Calls `function`; after a failure of the storage or the network again, three times within half a minute."""
-    for pause in PAUSES:
-        try:
-            return function(*args)
-        except Exception as error:
-            if not is_passing(error):
-                raise
-        time.sleep(pause)
-    return function(*args)
-
-
-def is_passing(error: BaseException | None) -> bool:
-    """Whether storage or network failed, here or where the error came from, so that it may go well another time."""
-    if error is None:
-        return False
-    status = getattr(error, "code", None) or getattr(getattr(error, "response", None), "status_code", None)
-    if isinstance(error, av.FFmpegError):
-        failed = error.errno in PASSING and _cannot_be_read(error.filename)
-    else:
-        failed = isinstance(error, (ConnectionError, TimeoutError))
-        failed |= isinstance(error, OSError) and error.errno in PASSING
-    return (
-        failed
-        or (isinstance(status, int) and (status >= 500 or status in TOO_BUSY))
-        or is_passing(error.__cause__ or error.__context__)
-    )
-
-
-def _cannot_be_read(file: str | None) -> bool:
-    """Whether a plain read fails, too: ffmpeg reports EIO for damaged headers as well."""
-    try:
-        with open(str(file).removeprefix("file:"), "rb") as content:
-            while content.read(1 << 20):
-                pass
-    except OSError as error:
-        return error.errno in PASSING
-    return False
-
-
-# --- an ordered map over processes -----------------------------------------------------------------------------------
+TRANSIENT_STATUSES = {408, 429}  # of HTTP, beside those from 500 on
 
 
 def ordered_map(
@@ -95,14 +35,17 @@ def ordered_map(
     lost: Callable[[Any, str], Any],
 ) -> Iterator[Any]:
     """
-    The results of `function` in the order of the tasks, from processes that work ahead. A process that ends, or is not
-    done in time, is replaced, and the map goes on. That cannot be done with torch's `DataLoader`.
+    Yield `function(task)` for each task, in order, computed ahead by worker processes. A worker that crashes or times
+    out is replaced and the map continues, which torch's `DataLoader` cannot do.
 
     Args:
-        num_workers: Processes; with 0 this one calls `function`, and nothing limits the time.
-        ahead: How many tasks are under way or done in advance.
-        seconds: The time for one task.
-        lost: Makes the result of a task whose process ended or was ended; the text says which.
+        num_workers: Number of processes; with 0, this process calls `function`, without a timeout.
+        ahead: Maximum number of tasks that are running or finished in advance.
+        seconds: Timeout per task.
+        lost: Called with a task whose worker crashed or timed out, and the reason; returns the result to yield.
+
+    Raises:
+        RuntimeError: if `function` raises in a worker; the message has its traceback.
     """
     if not num_workers:
         yield from map(function, tasks)
@@ -112,12 +55,10 @@ def ordered_map(
     for worker in workers:
         idle.put(worker)
 
-    def work(task: Any) -> Any:
+    def run(task: Any) -> Any:
         worker = idle.get()
         try:
-            return worker.run(task, seconds)
-        except _LostTask as error:
-            return lost(task, str(error))
+            return worker.run(task, seconds, lost)
         finally:
             idle.put(worker)
 
@@ -125,7 +66,7 @@ def ordered_map(
     results = deque()
     try:
         for task in tasks:
-            results.append(threads.submit(work, task))
+            results.append(threads.submit(run, task))
             if len(results) >= ahead:
                 yield results.popleft().result()
         while results:
@@ -133,18 +74,14 @@ def ordered_map(
     finally:
         threads.shutdown(wait=False, cancel_futures=True)
         for worker in workers:
-            worker.end()
-
-
-class _LostTask(Exception):
-    """The process that worked on a task has ended."""
+            worker.stop()
 
 
 class _Worker:
-    """A process that calls a function for one task after the other."""
+    """A process that calls a function with one task after the other."""
 
     def __init__(self, function: Callable[[Any], Any]):
-        self.function, self.ended = function, False
+        self.function, self.stopped = function, False
         self._start()
 
     def _start(self) -> None:
@@ -153,25 +90,25 @@ class _Worker:
         self.process.start()
         theirs.close()
 
-    def run(self, task: Any, seconds: float) -> Any:
+    def run(self, task: Any, seconds: float, lost: Callable[[Any, str], Any]) -> Any:
         try:
             self.connection.send(task)
             if not connection.wait([self.connection, self.process.sentinel], seconds):
-                raise _LostTask(f"it took more than {seconds:g} seconds, and was given up")
+                raise TimeoutError(f"it took more than {seconds:g} seconds, and was given up")
             result, failure = self.connection.recv()
-        except (EOFError, OSError, _LostTask) as error:
+        except (EOFError, OSError) as error:
             self.process.kill()
             self.process.join()
-            reason = str(error) if isinstance(error, _LostTask) else f"the worker ended ({self.process.exitcode})"
-            if not self.ended:
+            reason = str(error) if isinstance(error, TimeoutError) else f"the worker ended ({self.process.exitcode})"
+            if not self.stopped:
                 self._start()
-            raise _LostTask(reason) from None
+            return lost(task, reason)
         if failure is not None:
             raise RuntimeError(f"In a worker:\n{failure}")
         return result
 
-    def end(self) -> None:
-        self.ended = True
+    def stop(self) -> None:
+        self.stopped = True
         self.process.kill()
 
 
@@ -189,3 +126,61 @@ def _serve(tasks: connection.Connection, function: Callable[[Any], Any]) -> None
         except Exception:
             answer = None, traceback.format_exc()
         tasks.send(answer)
+
+
+def end_with_parent(worker_id: int) -> None:
+    """End this process when its parent is killed: else it would wait forever to send its result."""
+
+    def end() -> None:
+        parent_process().join()
+        os._exit(1)
+
+    Thread(target=end, daemon=True).start()
+
+
+def unchanged(item: Any) -> Any:
+    """Return the item: a `collate_fn` for loaders without batches."""
+    return item
+
+
+# --- retries ---------------------------------------------------------------------------------------------------------
+
+
+def with_retries(function: Callable[..., Any], *args: Any) -> Any:
+    """Call `function`; after a transient failure of storage or network, retry it with backoff."""
+    for delay in RETRY_DELAYS:
+        try:
+            return function(*args)
+        except Exception as error:
+            if not _is_transient(error):
+                raise
+        time.sleep(delay)
+    return function(*args)
+
+
+def _is_transient(error: BaseException | None) -> bool:
+    """Whether storage or network failed, in the error or in one that caused it, so that a retry may succeed."""
+    if error is None:
+        return False
+    status = getattr(error, "code", None) or getattr(getattr(error, "response", None), "status_code", None)
+    if isinstance(error, av.FFmpegError):
+        failed = error.errno in TRANSIENT_ERRORS and _fails_to_read(error.filename)
+    else:
+        failed = isinstance(error, (ConnectionError, TimeoutError))
+        failed |= isinstance(error, OSError) and error.errno in TRANSIENT_ERRORS
+    return (
+        failed
+        or (isinstance(status, int) and (status >= 500 or status in TRANSIENT_STATUSES))
+        or _is_transient(error.__cause__ or error.__context__)
+    )
+
+
+def _fails_to_read(file: str | None) -> bool:
+    """Whether a plain read of the file fails as well: ffmpeg also reports EIO for damaged headers."""
+    try:
+        with open(str(file).removeprefix("file:"), "rb") as content:
+            while content.read(1 << 20):
+                pass
+    except OSError as error:
+        return error.errno in TRANSIENT_ERRORS
+    return False

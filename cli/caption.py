@@ -41,7 +41,7 @@ def caption(
     prompt, model or choice of frames, the command refuses.
     """
     with said_without_traceback():
-        from pllava.files import held, read_lines
+        from pllava.files import locked, read_lines
 
         videos = {_place(_named(video)): video for video in chain.from_iterable(map(_find_videos, paths))}
         model, processor = describe_checkpoint(**load.keywords)
@@ -53,7 +53,7 @@ def caption(
             "pooling_shape": processor.pooling_shape,
             "max_new_tokens": max_new_tokens,
         }
-        with held(out):
+        with locked(out):
             known = _index(read_lines(out), request, out)
             todo = [video for place, video in videos.items() if "caption" not in known.get(place, {})]
             failed = _caption_videos(load(), todo, known, request, out, batch_size) if todo else 0

@@ -101,14 +101,16 @@ def describe_checkpoint(
     load_in_8bit: bool,
     **options: Any,
 ) -> "tuple[dict[str, Any], PllavaProcessor]":
-    """What `load_checkpoint` gives for the same options: which model (see `describe_model`), and its processor."""
+    """What `load_checkpoint` gives for the same options: which model (see `Checkpoint`), and its processor."""
+    from dataclasses import asdict
+
     from transformers import AutoProcessor
 
-    from pllava.loading import describe_model
+    from pllava.loading import Checkpoint
 
     quantization = asked_quantization(load_in_4bit, load_in_8bit)
     with _blamed_on_options(adapter):
-        described = describe_model(named_model(model, adapter), adapter, alpha, dtype, quantization)
+        described = asdict(Checkpoint.read(named_model(model, adapter), adapter, alpha, dtype, quantization))
         return described, AutoProcessor.from_pretrained(described["model"])
 
 

@@ -11,9 +11,10 @@ from transformers.integrations import TensorBoardCallback, is_deepspeed_zero3_en
 
 from ..eval.benchmarks.benchmark import Benchmark
 from ..eval.benchmarks.samples import Sample
+from ..eval.controls_and_sweeps import PLAIN
 from ..eval.models.local_model import LocalModel
-from ..eval.scoring.score import scored_row
-from ..eval.variants import PLAIN
+from ..eval.scoring.score import score_answer
+from ..eval.store import to_row
 from .trainer import PllavaDPOTrainer, PllavaSFTTrainer
 
 COLUMNS = ("step", "task", "question", "reference", "prediction", "correct", "score", "error")
@@ -84,7 +85,9 @@ class PredictionsCallback(TrainerCallback):
             for _, answers in self.answerer.answers(
                 self.benchmark, self.samples, [PLAIN], lambda *_: False, self._is_own_piece
             ):
-                rows += [{"step": step, **scored_row(self.benchmark, *pair)} for pair in answers]
+                for sample, answer in answers:
+                    scores = score_answer(self.benchmark, sample, answer)
+                    rows.append({"step": step, **to_row(sample, answer, scores)})
         order = {sample.id: place for place, sample in enumerate(self.samples)}
         rows = sorted(gather_object(rows), key=lambda row: order[row["id"]])
         table = pd.DataFrame(rows)

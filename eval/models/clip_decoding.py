@@ -1,4 +1,4 @@
-"""A benchmark's clips, decoded ahead in worker processes; one that cannot be read comes as what is wrong with it."""
+"""Decoding a benchmark's clips ahead in worker processes; a clip that cannot be read becomes one with an error."""
 
 import time
 import warnings
@@ -7,53 +7,45 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader
 from transformers import ProcessorMixin
 
 from ...video_decoding_pllava import VideoDecodeError, VideoTruncatedWarning
-from ...workers import end_with_parent, unchanged
+from ...video_source_pllava import is_address, public_name
+from ...workers import DECODE_TIMEOUT, ordered_map
+
+CLIPS_AHEAD = 8  # per worker
 
 
 @dataclass
 class DecodedClip:
     """
     Args:
-        pixels: `(frames, 3, height, width)` as the vision tower takes them; None if the clip cannot be read.
+        pixels: `(frames, 3, height, width)`, as the vision tower takes them; None if the clip cannot be read.
         error: Why it cannot be read.
-        damaged: What is wrong with a clip that can be read in part.
-        seconds: What decoding and preparing took.
+        damaged: What is wrong with a clip that is read only in part.
+        seconds: Time for decoding and preprocessing.
     """
 
     pixels: torch.Tensor | None
-    error: str | None
-    damaged: str | None
-    seconds: float
+    error: str | None = None
+    damaged: str | None = None
+    seconds: float = 0.0
 
 
 def decode_clips(
     processor: ProcessorMixin, sources: Iterable[dict[str, Any]], dtype: torch.dtype, num_workers: int
 ) -> Iterator[DecodedClip]:
-    """Decodes `sources`, dicts as the video processor takes them, in their order. Of these a few are read ahead."""
-    workers = {"prefetch_factor": 8} if num_workers else {}
-    return iter(
-        DataLoader(
-            _Decoder(processor, dtype),
-            sampler=sources,
-            batch_size=None,
-            collate_fn=unchanged,
-            num_workers=num_workers,
-            worker_init_fn=end_with_parent,
-            **workers,
-        )
-    )
+    """Decode `sources`, dicts as the video processor takes them, in order. A few are read ahead."""
+    decode, ahead = _Decoder(processor, dtype), CLIPS_AHEAD * num_workers
+    return ordered_map(decode, sources, num_workers, ahead, DECODE_TIMEOUT, decode.lost)
 
 
 class _Decoder:
     def __init__(self, processor: ProcessorMixin, dtype: torch.dtype):
         self.processor, self.dtype = processor, dtype
 
-    def __getitem__(self, source: dict[str, Any]) -> DecodedClip:
-        began, pixels, error = time.perf_counter(), None, None
+    def __call__(self, source: dict[str, Any]) -> DecodedClip:
+        start, pixels, error = time.perf_counter(), None, None
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", VideoTruncatedWarning)
             try:
@@ -62,4 +54,8 @@ class _Decoder:
             except VideoDecodeError as problem:
                 error = str(problem)
         damaged = [str(each.message) for each in caught if issubclass(each.category, VideoTruncatedWarning)]
-        return DecodedClip(pixels, error, damaged[0] if damaged else None, time.perf_counter() - began)
+        return DecodedClip(pixels, error, damaged[0] if damaged else None, time.perf_counter() - start)
+
+    def lost(self, source: dict[str, Any], reason: str) -> DecodedClip:
+        path = source["path"]
+        return DecodedClip(None, f"{public_name(path) if is_address(path) else path}: {reason}")

@@ -4,8 +4,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..controls_and_sweeps import CONTROLS
 from ..scoring.summary import MEASURES, UNITS, Metrics
-from ..variants import CONTROLS
 
 UNIT_MAXIMA = {"%": 100.0, "0 to 5": 5.0, "0 to 10": 10.0}
 PROBLEMS = ("unreadable", "damaged", "truncated", "empty", "judge_failed")

@@ -3,9 +3,9 @@
 from pathlib import Path
 from typing import Any
 
+from ..controls_and_sweeps import CONTROLS, parse_sweep
 from ..scoring.summary import Metrics
-from ..store import ELSEWHERE, read_metrics
-from ..variants import CONTROLS, parse_sweep
+from ..store import LOCATION_SETTINGS, read_metrics
 from .formatting import format_mean, format_value, main_measure, markdown_table, measure_title, sorted_tasks
 
 SWEPT_SETTINGS = ("alpha", "pooling_shape")
@@ -65,5 +65,5 @@ def _keep_comparable(results: dict[str, Metrics], run: Metrics, varied: str) -> 
 
 def _settings(metrics: Metrics, varied: str) -> dict[str, Any]:
     """The settings that answers depend on. None equals a missing key, as in files older than the setting."""
-    ignored = {varied, *ELSEWHERE}
+    ignored = {varied, *LOCATION_SETTINGS}
     return {name: value for name, value in metrics["run"].items() if value is not None and name not in ignored}

@@ -7,6 +7,19 @@ import numpy as np
 from pycocoevalcap.cider.cider_scorer import CiderScorer
 from rouge_score.rouge_scorer import RougeScorer
 
+from ..store import Row
+
+
+def score_captions(rows: Sequence[Row]) -> None:
+    """Add "words" to each row, and "cider" and "rouge_l" to those with a reference, which are scored together."""
+    for row in rows:
+        row["words"] = len(row["prediction"].split())
+    if with_reference := [row for row in rows if row["reference"]]:
+        predictions, references = ([row[key] for row in with_reference] for key in ("prediction", "reference"))
+        for name, scores in caption_scores(predictions, references).items():
+            for row, score in zip(with_reference, scores, strict=True):
+                row[name] = score
+
 
 def caption_scores(predictions: Sequence[str], references: Sequence[str | Sequence[str]]) -> dict[str, list[float]]:
     """

@@ -17,7 +17,7 @@ from tqdm import tqdm
 from ...files import open_to_append, read_lines, to_lines
 from ..benchmarks.benchmark import Benchmark
 from ..benchmarks.samples import digest
-from ..models.local_chat import LocalChat
+from ..models.local_chat_model import LocalChat
 from ..models.openai_client import ChatServer, Messages
 from ..store import Row, texts_of
 from .judge_replies import InvalidGradeError, parse_grade, response_format

@@ -1,24 +1,18 @@
-"""The score of an answer by the benchmark's rule, and of all captions of a run together."""
+"""The score of one answer by the benchmark's rule."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 from ..benchmarks.benchmark import Benchmark
 from ..benchmarks.samples import Sample
-from ..models.answer import Answer
-from ..store import Row, to_row
+from ..models.answerer import Answer
 from .legacy import legacy_correct
 from .multiple_choice import multiple_choice_correct, normalise_answer, with_letter
 
-# Rules that score one answer by itself. Captions and a judge's benchmarks are scored when all answers are there
+# Rules that score one answer by itself. A judge, and CIDEr and ROUGE-L ("caption"), score all answers at the end
 RULES: dict[str, Callable[[Sample, str], bool | float]] = {
     "multiple_choice": lambda sample, answer: multiple_choice_correct(answer, sample.reference, sample.options),
     "exact": lambda sample, answer: exactly_correct(answer, sample.reference),
 }
-
-
-def scored_row(benchmark: Benchmark, sample: Sample, answer: Answer) -> Row:
-    """Return the line of predictions.jsonl for an answer, with its score if the benchmark has a rule."""
-    return {**to_row(sample, answer), **score_answer(benchmark, sample, answer)}
 
 
 def score_answer(benchmark: Benchmark, sample: Sample, answer: Answer) -> dict[str, bool | float]:
@@ -41,16 +35,3 @@ def score_answer(benchmark: Benchmark, sample: Sample, answer: Answer) -> dict[s
 def exactly_correct(prediction: str, reference: str) -> bool:
     """Whether the answer is the reference, apart from case, white space and a full stop. An empty answer is wrong."""
     return normalise_answer(prediction) == normalise_answer(reference) != ""
-
-
-def score_captions(rows: Sequence[Row]) -> None:
-    """Add "words" to each row, and "cider" and "rouge_l" where there is a reference."""
-    for row in rows:
-        row["words"] = len(row["prediction"].split())
-    if with_reference := [row for row in rows if row["reference"]]:
-        from .captions import caption_scores
-
-        predictions, references = ([row[key] for row in with_reference] for key in ("prediction", "reference"))
-        for name, scores in caption_scores(predictions, references).items():
-            for row, score in zip(with_reference, scores, strict=True):
-                row[name] = score

@@ -200,7 +200,7 @@ SECRET = [  # addresses, and what of them is told
 
 
 def test_addresses_are_named_without_their_secrets(processor, tmp_path, monkeypatch):
-    monkeypatch.setattr("pllava.workers.PAUSES", ())
+    monkeypatch.setattr("pllava.workers.RETRY_DELAYS", ())
     source = Source(str(write_rows(tmp_path / "rows.jsonl", [asked(address) for address, _ in SECRET])))
     report = inspect_source(source, processor, workers=0)
     skipped = SkippedExamples(tmp_path / "_skipped.jsonl")

@@ -15,7 +15,7 @@ from pllava.data.inspection_report import write_reports
 from pllava.data.sources import Source
 from pllava.eval import CONTROL_VARIANTS, PLAIN, Judge, compare, evaluate, load_benchmark, load_prompts, parse_sweep
 from pllava.eval.benchmarks.benchmark import digest
-from pllava.eval.models.answer import Answer, Seconds
+from pllava.eval.models.answerer import Answer, Timing
 from pllava.eval.models.openai_client import Reply
 from pllava.eval.report.compare import format_differences
 from pllava.eval.report.formatting import format_summary, format_value, model_name
@@ -35,7 +35,7 @@ class ScriptedModel:
     """Answers three of four questions of the plain run correctly, and none of the variants'."""
 
     def __init__(self, model="/runs/my-pllava/checkpoint", form="({letter}) {text}"):
-        self.model, self.form, self.seconds = model, form, Seconds()
+        self.model, self.form, self.timing = model, form, Timing()
 
     def describe(self, variant):
         shape = list(variant.pooling_shape or (16, 3, 3))

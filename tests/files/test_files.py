@@ -1,4 +1,4 @@
-"""JSON Lines: read beside the process that writes them, and repaired by that process only."""
+"""JSON Lines that another process is writing, repair of a truncated end, and locks."""
 
 import json
 import subprocess
@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from pllava.files import held, open_to_append, read_lines, read_object
+from pllava.files import locked, open_to_append, read_lines, read_object
 
 ROWS = [{"id": 1, "text": "eins\u2028zwei"}, {"id": 2, "text": "drei"}]
 FIRST, SECOND = (json.dumps(row, ensure_ascii=False).encode() for row in ROWS)
@@ -17,14 +17,13 @@ FIRST, SECOND = (json.dumps(row, ensure_ascii=False).encode() for row in ROWS)
     [
         (b"", 0),
         (FIRST + b"\n" + SECOND + b"\n", 2),
-        (FIRST + b"\n" + SECOND, 2),  # as editors and other programs end a file
+        (FIRST + b"\n" + SECOND, 2),  # without a newline at the end, as some editors save
         (FIRST + b"\r\n\n" + SECOND + b"\n\n", 2),
         (FIRST + b"\n" + SECOND[:-1], 1),
-        (FIRST[:20], 0),  # in the middle of a character, too
+        (FIRST[:20], 0),  # ends in the middle of a character
     ],
 )
-def test_the_end_of_a_file(tmp_path, content, count):
-    """Whole lines count. Reading changes nothing; who appends keeps what is whole and drops what is torn."""
+def test_a_truncated_last_line_is_skipped_and_cut_off_on_appending(tmp_path, content, count):
     file = tmp_path / "rows.jsonl"
     file.write_bytes(content)
     assert read_lines(file) == ROWS[:count]
@@ -35,7 +34,7 @@ def test_the_end_of_a_file(tmp_path, content, count):
     assert read_lines(file) == [*ROWS[:count], {"id": 3}, {"id": 4}]
 
 
-def test_files_that_are_not_there_yet(tmp_path):
+def test_a_missing_file_is_empty_and_created_on_appending(tmp_path):
     file = tmp_path / "new" / "rows.jsonl"
     assert read_lines(file) == []
     assert not file.parent.exists()
@@ -44,14 +43,14 @@ def test_files_that_are_not_there_yet(tmp_path):
 
 
 @pytest.mark.parametrize("line", [b"garbage", b"7", b'{"id": ', b"\xff\xfe"])
-def test_a_line_that_is_no_object_is_named(tmp_path, line):
+def test_the_error_names_the_line_that_is_not_an_object(tmp_path, line):
     file = tmp_path / "rows.jsonl"
     file.write_bytes(FIRST + b"\n" + line + b"\n" + SECOND + b"\n")
-    with pytest.raises(ValueError, match=r"rows\.jsonl, line 2 is no JSON"):
+    with pytest.raises(ValueError, match=r"rows\.jsonl, line 2 is not (valid JSON|a JSON object)"):
         read_lines(file)
 
 
-def test_an_object_lacks_what_it_must_have(tmp_path):
+def test_the_error_names_the_missing_keys(tmp_path):
     file = tmp_path / "rows.jsonl"
     file.write_bytes(FIRST + b"\n" + SECOND)
     assert read_lines(file, "id", "text") == ROWS
@@ -62,28 +61,27 @@ def test_an_object_lacks_what_it_must_have(tmp_path):
     with pytest.raises(ValueError, match=r"rows\.jsonl lacks 'key'"):
         read_object(file, "key")
     file.write_bytes(FIRST[:-1])
-    with pytest.raises(ValueError, match=r"rows\.jsonl is no JSON"):
+    with pytest.raises(ValueError, match=r"rows\.jsonl is not valid JSON"):
         read_object(file)
 
 
-def test_what_is_held_is_free_again(tmp_path):
-    """When its holder is done, by an error, too; what is beside it is free all the time."""
+def test_a_lock_is_released_after_an_error_and_is_for_one_file(tmp_path):
     for _ in range(2):
-        with pytest.raises(ZeroDivisionError), held(tmp_path / "new" / "rows.jsonl"):
-            with held(tmp_path / "new" / "others.jsonl"):
+        with pytest.raises(ZeroDivisionError), locked(tmp_path / "new" / "rows.jsonl"):
+            with locked(tmp_path / "new" / "others.jsonl"):
                 raise ZeroDivisionError
 
 
-def test_a_file_of_another_kind_is_not_cut(tmp_path):
+def test_a_file_that_is_not_json_lines_is_not_truncated(tmp_path):
     file = tmp_path / "notes.txt"
     file.write_bytes(b"First\nSecond")
-    with pytest.raises(ValueError, match=r"notes\.txt, line 2 is no JSON"):
+    with pytest.raises(ValueError, match=r"notes\.txt, line 2 is not valid JSON"):
         open_to_append(file)
     assert file.read_bytes() == b"First\nSecond"
 
 
-def test_reading_beside_a_writer(tmp_path):
-    """A writer in another process, whose lines arrive in pieces, loses none to whoever reads meanwhile."""
+def test_reading_while_another_process_writes(tmp_path):
+    """The writer's lines arrive in pieces."""
     file, count = tmp_path / "rows.jsonl", 200
     program = (
         "import json, sys, time\n"

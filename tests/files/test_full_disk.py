@@ -1,4 +1,4 @@
-"""A disk that is full: one line says what is kept."""
+"""A full disk: the error is one line that says what is kept."""
 
 import errno
 import sys
@@ -13,26 +13,26 @@ from pllava.nano.data import render
 from pllava.train.__main__ import main
 from pllava_cli import app
 
-NO_ROOM = [
+DISK_FULL = [
     OSError(errno.ENOSPC, "No space left on device"),
     SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"),
 ]
 
 
-@pytest.mark.parametrize("error", NO_ROOM, ids=lambda error: type(error).__name__)
-def test_a_conversion_leaves_nothing(tmp_path, monkeypatch, error):
+@pytest.mark.parametrize("error", DISK_FULL, ids=lambda error: type(error).__name__)
+def test_a_conversion_leaves_no_files(tmp_path, monkeypatch, error):
     def save_file(weights, file, **options):
         file.write_bytes(b"a part")
         raise error
 
-    monkeypatch.setattr("pllava.convert.conversion.save_file", save_file)
+    monkeypatch.setattr("pllava.convert.writing.save_file", save_file)
     result = CliRunner().invoke(app, ["convert", str(IMAGE_BASE), str(tmp_path / "out")])
     assert result.exit_code == 1 and not list(tmp_path.iterdir())
-    said = result.stderr.splitlines()[-1]  # behind the progress bar
-    assert said.startswith(f"Error: No room on the disk for {tmp_path / 'out'}: nothing of it is kept"), result.stderr
+    message = result.stderr.splitlines()[-1]  # after the progress bar
+    assert message.startswith(f"Error: The disk is full: {tmp_path / 'out'} was not written"), result.stderr
 
 
-def test_a_training_run_names_the_checkpoint_to_go_on_from(tmp_path, monkeypatch):
+def test_a_training_run_names_the_checkpoint_to_resume_from(tmp_path, monkeypatch):
     render(tmp_path / "world", 4, seed=4)
     monkeypatch.chdir(tmp_path)
     save = torch.save
@@ -47,8 +47,6 @@ def test_a_training_run_names_the_checkpoint_to_go_on_from(tmp_path, monkeypatch
     monkeypatch.setattr(sys, "argv", ["train", *options, "--bf16", "false", "--report_to", "none"])
     with pytest.raises(SystemExit) as ended:
         main()
-    said = str(ended.value)
-    assert (
-        said.startswith("Error: No room on the disk for my-nano. my-nano/checkpoint-1 is whole") and "\n" not in said
-    )
-    assert "--resume_from_checkpoint true" in said
+    message = str(ended.value)
+    assert message.startswith("Error: No room on the disk for my-nano. my-nano/checkpoint-1 is whole")
+    assert "\n" not in message and "--resume_from_checkpoint true" in message

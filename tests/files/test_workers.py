@@ -1,15 +1,18 @@
-"""Processes that work ahead: in order, and whatever becomes of one of them."""
+"""The ordered map over worker processes, the evaluation's use of it, and retries."""
 
 import errno
 import os
 import time
 from functools import partial
+from types import SimpleNamespace
 
 import av
 import pytest
+import torch
 from video_files import moving_frames, write_video
 
 from pllava import workers
+from pllava.eval.models import clip_decoding
 from pllava.video_decoding_pllava import load_frames
 from pllava.video_source_pllava import VideoDecodeError
 from pllava.workers import ordered_map, with_retries
@@ -30,7 +33,7 @@ def run(tasks, num_workers=2, seconds=30.0):
 
 
 @pytest.mark.parametrize("num_workers", [0, 1, 3])
-def test_results_come_in_the_order_of_the_tasks(num_workers):
+def test_results_are_in_the_order_of_the_tasks(num_workers):
     results = list(run(range(20), num_workers))
     assert [result for result, _ in results] == list(range(20))
     assert os.getpid() not in {process for _, process in results} or not num_workers
@@ -42,9 +45,17 @@ def test_a_worker_that_crashes_or_hangs_is_replaced(fault, reason):
     assert list(results) == [0, fault, 1, 2, 3] and reason in results[fault]
 
 
-def test_what_a_worker_raises_is_raised():
+def test_an_exception_in_a_worker_is_raised():
     with pytest.raises(RuntimeError, match="what was wrong"):
         list(run([0, "raise"]))
+
+
+def test_tasks_are_read_only_so_far_ahead():
+    read = []
+    results = run(read.append(n) or n for n in range(20))
+    next(results)
+    assert len(read) == 4
+    results.close()
 
 
 def test_workers_end_with_the_map():
@@ -60,9 +71,27 @@ def test_workers_end_with_the_map():
 def _is_alive(process):
     try:
         with open(f"/proc/{process}/stat") as stat:
-            return stat.read().rsplit(")")[-1].split()[0] != "Z"
+            return stat.read().rsplit(")")[-1].split()[0] != "Z"  # a zombie
     except FileNotFoundError:
         return False
+
+
+def prepare(source, return_tensors):
+    work(source["path"])
+    return {"pixel_values_videos": torch.ones(1, 2, 3, 4, 4)}
+
+
+def test_an_evaluated_clip_that_hangs_or_crashes_has_an_error(monkeypatch):
+    monkeypatch.setattr(clip_decoding, "DECODE_TIMEOUT", 1.0)
+    processor = SimpleNamespace(video_processor=prepare)
+    sources = [{"path": path} for path in ("a.mp4", "hang", "crash", "b.mp4")]
+    first, hung, crashed, last = clip_decoding.decode_clips(processor, sources, torch.bfloat16, num_workers=2)
+    assert first.pixels.dtype == last.pixels.dtype == torch.bfloat16 and first.error is last.error is None
+    assert hung.pixels is None and hung.error == "hang: it took more than 1 seconds, and was given up"
+    assert crashed.pixels is None and crashed.error == "crash: the worker ended (-6)"
+
+
+# --- retries ---------------------------------------------------------------------------------------------------------
 
 
 class Response(Exception):
@@ -87,14 +116,17 @@ def wrapped(cause):
         (Response(404), 1),
         (FileNotFoundError(errno.ENOENT, "No such file"), 1),
         (wrapped(EOFError("ends early")), 1),
-        (wrapped(av.FFmpegError(errno.EIO, "Input/output error", "file:/proc/self/mem")), 4),  # nor can it be read
+        (
+            wrapped(av.FFmpegError(errno.EIO, "Input/output error", "file:/proc/self/mem")),
+            4,
+        ),  # so does a plain read
         (wrapped(av.FFmpegError(errno.EIO, "Input/output error", f"file:{__file__}")), 1),
         (wrapped(av.FFmpegError(errno.EIO, "Input/output error", "<none>")), 1),
     ],
 )
-def test_a_failing_storage_is_asked_again_and_a_broken_file_is_not(monkeypatch, error, attempts):
-    paused, tried = [], []
-    monkeypatch.setattr(workers.time, "sleep", paused.append)
+def test_transient_errors_are_retried_and_others_are_not(monkeypatch, error, attempts):
+    delays, tried = [], []
+    monkeypatch.setattr(workers.time, "sleep", delays.append)
 
     def read():
         tried.append(1)
@@ -102,11 +134,11 @@ def test_a_failing_storage_is_asked_again_and_a_broken_file_is_not(monkeypatch, 
 
     with pytest.raises(type(error)):
         with_retries(read)
-    assert len(tried) == attempts and paused == sorted(paused) and len(paused) == attempts - 1
+    assert len(tried) == attempts and delays == sorted(delays) and len(delays) == attempts - 1
 
 
-def test_a_storage_that_comes_back_is_read(monkeypatch):
-    monkeypatch.setattr(workers, "PAUSES", (0, 0))
+def test_a_retry_may_succeed(monkeypatch):
+    monkeypatch.setattr(workers, "RETRY_DELAYS", (0, 0))
     errors = [OSError(errno.EIO, "once"), OSError(errno.EIO, "twice")]
 
     def read(row):
@@ -117,12 +149,12 @@ def test_a_storage_that_comes_back_is_read(monkeypatch):
     assert with_retries(partial(read, "row")) == "row"
 
 
-def test_a_damaged_header_is_no_failing_storage(tmp_path, monkeypatch):
-    """ffmpeg calls that of a Matroska file an input/output error."""
-    paused = []
-    monkeypatch.setattr(workers.time, "sleep", paused.append)
+def test_a_damaged_header_is_not_retried(tmp_path, monkeypatch):
+    """ffmpeg reports EIO for that of a Matroska file."""
+    delays = []
+    monkeypatch.setattr(workers.time, "sleep", delays.append)
     file = write_video(tmp_path / "a.mkv", moving_frames(10))
     file.write_bytes(file.read_bytes()[:200])
     with pytest.raises(VideoDecodeError, match="Input/output error"):
         with_retries(load_frames, str(file), 4)
-    assert not paused
+    assert not delays

@@ -104,7 +104,7 @@ class Collator:
 
 
 def test_an_example_whose_decoding_hangs_or_crashes_is_skipped(tmp_path, monkeypatch):
-    monkeypatch.setattr(stream, "EXAMPLE_SECONDS", 1.0)
+    monkeypatch.setattr(stream, "DECODE_TIMEOUT", 1.0)
     rows = Dataset.from_dict({"source": ["mine"] * 8, "id": [str(n) for n in range(8)]})
     collator = Collator(tmp_path / "_skipped.jsonl")
     loader = stream.StreamLoader(stream.RowStream(as_mixture(rows), 0, 8), collator, batch_size=6, num_workers=2)

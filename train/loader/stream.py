@@ -11,13 +11,12 @@ import numpy as np
 
 from ...data.mixture import Mixture
 from ...data.shards import GroupReader, owner
-from ...workers import ordered_map, with_retries
+from ...workers import DECODE_TIMEOUT, ordered_map, with_retries
 from .collator import VideoChatCollator
 from .skipped import Skipped, SkippedExamples
 
 WHOLE_ROWS = 100  # are held at most where rows come whole, with the bytes of their clips
 GROUP_BYTES = 1_000_000_000  # of rows of Parquet files, at most, in a block: all processes together hold so much
-EXAMPLE_SECONDS = 180  # for reading and decoding an example; less than the time that processes wait for each other
 
 
 class RowStream:
@@ -172,7 +171,7 @@ class StreamLoader:
         encode = _Encoder(self.rows.mixture, self.collator, self.rows.seed)
         ahead = max(2 * self.num_workers, (self.prefetch_factor or 2) * self.batch_size)
         examples, began = [], perf_counter()
-        for result in ordered_map(encode, tasks(), self.num_workers, ahead, EXAMPLE_SECONDS, encode.skip):
+        for result in ordered_map(encode, tasks(), self.num_workers, ahead, DECODE_TIMEOUT, encode.skip):
             self.place = places.popleft()
             if isinstance(self.skipped.count(result), Skipped):
                 continue
