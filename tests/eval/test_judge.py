@@ -264,7 +264,7 @@ def test_prompts_with_placeholders(tmp_path):
     file.write_text("mvbench: {question: '{question} Say a letter.'}")
     assert load_benchmark("mvbench", load_prompts(file)).prompt_hash() != benchmark("mvbench").prompt_hash()
     file.write_text("judge: {relevance: x}")
-    with pytest.raises(ValueError, match="no prompt .'relevance'"):
+    with pytest.raises(ValueError, match="unknown prompt .'relevance'"):
         load_prompts(file)
 
 
@@ -355,7 +355,7 @@ def test_local_judge(grading_model, tmp_path):
 
 def test_local_judge_rejects_a_temperature(grading_model, tmp_path):
     judge = Judge(LocalChat(str(grading_model), "cpu"), PROMPTS, tmp_path / "cache.jsonl", temperature=0.5)
-    with pytest.raises(ValueError, match="greedily: there is no temperature 0.5"):
+    with pytest.raises(ValueError, match="temperature must be 0, not 0.5"):
         judge.judge(benchmark("msvd_qa"), qa_rows("a cat"))
 
 
