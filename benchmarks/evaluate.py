@@ -1,6 +1,6 @@
 """
-Questions answered in batches, as `pllava eval` does it, and one by one, as a loop over `generate` does it: nano, on
-clips of its world.
+Compare the speed of answering questions in batches, as `pllava eval` does, and one by one, in a loop over `generate`.
+The model is nano, the clips are synthetic.
 
     python benchmarks/evaluate.py --clips 60
 """
@@ -21,7 +21,7 @@ from pllava.nano.data import read_questions, render
 
 @torch.inference_mode()
 def one_by_one(model, processor, rows: list[dict], max_new_tokens: int) -> tuple[list[str], float, float]:
-    """The answers, and the seconds that decoding and the model took."""
+    """Return the answers, and the seconds that decoding and the model took."""
     answers, decode, generate = [], 0.0, 0.0
     for row in tqdm(rows, desc="one by one", unit="question"):
         content = [{"type": "video", "path": row["video"]}, {"type": "text", "text": row["question"]}]
@@ -61,12 +61,12 @@ def main(clips: int = 60, batch_size: int = 16) -> None:
         seconds = time.perf_counter() - began
     together = [answers[sample.id] for sample in samples]
     same = sum(one == other for one, other in zip(alone, together, strict=True))
-    took = answerer.seconds
+    took = answerer.timing
     print(f"{len(rows)} questions about {clips} clips, {torch.get_num_threads()} threads")
     print(f"one by one    {seconds_alone:6.1f} s: decoding {decode:.1f} s, model {generate:.1f} s")
     print(
-        f"batches of {batch_size} {seconds:6.1f} s: decoding {took.decode:.1f} s in a worker, which was waited for "
-        f"{took.waited:.1f} s, model {took.model:.1f} s"
+        f"batches of {batch_size} {seconds:6.1f} s: decoding {took.decode_seconds:.1f} s in a worker, "
+        f"waiting for it {took.waited_for_clips_seconds:.1f} s, model {took.model_seconds:.1f} s"
     )
     print(f"{seconds_alone / seconds:.1f} times as fast; {same} of {len(rows)} answers are the same")
 

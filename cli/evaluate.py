@@ -94,7 +94,7 @@ def evaluate(
         from pllava import eval as evaluation
         from pllava.eval.report.compare import format_differences
         from pllava.eval.report.formatting import format_summary
-        from pllava.eval.report.report import format_sweep, read_sweeps
+        from pllava.eval.report.variant_results import format_sweep, read_sweeps
         from pllava.eval.run import hold
 
         named = _named(context)

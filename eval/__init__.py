@@ -1,4 +1,4 @@
-"""Evaluation: benchmarks, judges, controls and sweeps, and what their figures are worth."""
+"""Evaluation: benchmarks, models, controls and sweeps, judges, and metrics with confidence intervals."""
 
 from pathlib import Path
 
@@ -9,16 +9,16 @@ with needs_extra("eval"):
     from .benchmarks.benchmark import Benchmark, load_benchmark, load_benchmarks, load_prompts
     from .benchmarks.readers import read_samples
     from .benchmarks.samples import Sample
+    from .controls_and_sweeps import CONTROL_VARIANTS, PLAIN, Variant, parse_sweep
     from .distributed import join_processes
     from .models.endpoint import Endpoint
-    from .models.local_chat import LocalChat
+    from .models.local_chat_model import LocalChat
     from .models.local_model import LocalModel
     from .models.openai_client import ChatServer
     from .report.compare import compare
     from .rescore import rescore, result_folders
     from .run import Collected, collect, conclude, evaluate
     from .scoring.judge import Judge
-    from .variants import CONTROL_VARIANTS, PLAIN, Variant, parse_sweep
 
 METRICS = str(Path(__file__).with_name("metrics"))  # modules for `evaluate.load`
 

@@ -1,4 +1,4 @@
-"""`python -m pllava.eval`, and `accelerate launch -m pllava.eval`: the same as `pllava eval`."""
+"""`python -m pllava.eval`, or `accelerate launch -m pllava.eval` for several processes: the same as `pllava eval`."""
 
 import typer
 

@@ -1,4 +1,4 @@
-"""What the processes of an evaluation have in common: how long they wait for each other, and who does what."""
+"""Share an evaluation among processes: join them, and let each claim pieces of the work."""
 
 from datetime import timedelta
 from pathlib import Path
@@ -8,40 +8,38 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import parse_flag_from_env
 
-PATIENCE = timedelta(hours=24)  # torch's own is ten minutes on GPUs, in which one process may still load its model
+# torch's default on GPUs is ten minutes, during which another process may still be loading its model
+BARRIER_TIMEOUT = timedelta(hours=24)
 
 
 def join_processes() -> PartialState:
-    """This process among those that `accelerate launch` has started, or by itself."""
-    # accelerate joins processes on CPUs only where it is told that it is on one
+    """Return the state of this process: one of several started by `accelerate launch`, or a single one."""
+    # On CPUs, accelerate joins processes only if told so
     on_cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
-    return PartialState(cpu=on_cpu, timeout=PATIENCE)
+    return PartialState(cpu=on_cpu, timeout=BARRIER_TIMEOUT)
 
 
-class Shares:
+class WorkClaims:
     """
-    Deals out pieces of work: each goes to the process that first asks for it, so that all of them end together,
-    however fast each is.
+    Distribute pieces of work: each goes to the first process that claims it, so that all processes finish at about the
+    same time, however fast each is.
 
     Args:
-        folder: That all processes see. It must be empty when they begin.
+        folder: A folder that all processes see, empty when they start.
     """
 
     def __init__(self, folder: Path):
         self.folder = folder
-        self._mine: dict[int, bool] = {}
+        self._results: dict[int, bool] = {}
         self._lock = Lock()
 
-    def take(self, piece: int) -> bool:
-        """Whether this process is the one that does a piece, by its number; threads may ask."""
+    def claim(self, piece: int) -> bool:
+        """Return whether piece number `piece` belongs to this process. Thread-safe."""
         with self._lock:
-            if piece not in self._mine:
-                self._mine[piece] = self._create(self.folder / str(piece))
-            return self._mine[piece]
-
-    def _create(self, file: Path) -> bool:
-        try:
-            file.touch(exist_ok=False)  # of all processes on all machines, this succeeds in one
-        except FileExistsError:
-            return False
-        return True
+            if piece not in self._results:
+                try:
+                    (self.folder / str(piece)).touch(exist_ok=False)  # succeeds in one process on all machines
+                    self._results[piece] = True
+                except FileExistsError:
+                    self._results[piece] = False
+            return self._results[piece]

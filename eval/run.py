@@ -1,46 +1,40 @@
-"""An evaluation from beginning to end: answers, judge, metrics, report."""
+"""
+Evaluate a model on a benchmark. Each sample is
+
+- read by `benchmarks/readers.py`, and answered by a model in `models/`;
+- scored by the benchmark's rule in `scoring/score.py`, and written to predictions.jsonl by `store.py`;
+- when all are answered, scored by `scoring/captions.py` or `scoring/judge.py` if the benchmark needs it;
+- counted in the metrics by `scoring/summary.py`, which `report/` presents.
+"""
 
 import json
 import shutil
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-from accelerate import PartialState
 from tqdm import tqdm
 
 from ..files import locked, replace_file
 from .benchmarks.benchmark import Benchmark
-from .benchmarks.readers import MOST, read_samples
+from .benchmarks.readers import MAX_UNREADABLE, read_samples
 from .benchmarks.samples import Sample, digest_samples
-from .distributed import Shares, join_processes
-from .models.answer import Answer, Seconds
+from .controls_and_sweeps import PLAIN, Variant
+from .distributed import WorkClaims, join_processes
+from .models.answerer import Answerer, Timing
 from .report.report import write_report
 from .scoring.judge import Judge
-from .scoring.score import score_captions, scored_row
-from .scoring.summary import Metrics, environment, summarise
-from .store import Results, Row, read_metrics
-from .variants import PLAIN, Variant
-
-
-class Answerer(Protocol):
-    """What answers: a `LocalModel`, or an `Endpoint`."""
-
-    seconds: Seconds
-
-    def describe(self, variant: Variant) -> dict[str, Any]: ...
-
-    def answers(
-        self, benchmark: Benchmark, samples: Sequence[Sample], variants: Sequence[Variant], is_done: Any, take: Any
-    ) -> Iterator[tuple[Variant, list[tuple[Sample, Answer]]]]: ...
+from .scoring.score import score_answer
+from .scoring.summary import environment, summarise
+from .store import Results, Row, read_metrics, to_row
 
 
 @dataclass
 class Collected:
-    """The answers to a benchmark, in the folders that they are in, and what they took."""
+    """A benchmark's answers in their results folders, and the time that they took."""
 
     benchmark: Benchmark
     folder: Path
@@ -61,16 +55,13 @@ def evaluate(
     retry_failed: bool = False,
 ) -> dict[str, dict[str, Any]]:
     """
-    Evaluates a model on a benchmark: [`collect`], then in the main process [`conclude`]; see there.
-
-    Args:
-        data: A folder, or a dataset on the Hub.
+    Evaluate a model on a benchmark: [`read_samples`], [`collect`] in all processes, and [`conclude`] in the main one.
 
     Returns:
-        The metrics by variant, as metrics.json has them; in other processes nothing.
+        The metrics of each variant by its name, as in metrics.json; in other processes an empty dict.
 
     Raises:
-        ValueError: if the data are not there, or another run is writing the results.
+        ValueError: if the data are missing, or another run is writing to the results folder.
     """
     samples = read_samples(benchmark, data, limit)
     with hold(out, [benchmark]):
@@ -81,15 +72,15 @@ def evaluate(
 @contextmanager
 def hold(out: str | Path, benchmarks: Sequence[Benchmark]) -> Iterator[None]:
     """
-    Around all that [`collect`] and [`conclude`] do with `out`: keeps other runs out of these benchmarks' folders, for
-    two would take each other's share of the work.
+    Lock these benchmarks' folders in `out` while [`collect`] and [`conclude`] write to them: a second run would claim
+    pieces of the first run's work.
 
     Raises:
-        ValueError: if another run is writing one of them.
+        ValueError: if another run holds one of the locks.
     """
-    with ExitStack() as folders:
+    with ExitStack() as locks:
         for name in {each.name for each in benchmarks} if join_processes().is_main_process else ():
-            folders.enter_context(locked(Path(out) / name))
+            locks.enter_context(locked(Path(out) / name))
         yield
 
 
@@ -103,19 +94,17 @@ def collect(
     retry_failed: bool = False,
 ) -> Collected:
     """
-    Has a model answer a benchmark, but for what `out` has already. All processes take part; [`hold`] keeps others out.
+    Let a model answer the samples for which `out` has no answer yet. All processes call this, inside [`hold`].
 
     Args:
-        benchmark: As `load_benchmark` gives it.
-        answerer: The model.
-        samples: As `benchmark.samples` gives them.
-        out: Gets a folder with the benchmark's name, with the plain run's files and a folder for each other variant.
-        variants: Ways to ask; they share decoded clips and the vision tower's work.
-        limit: How many samples of each task these are, if not all.
-        retry_failed: Ask again where there was no answer before: the clip could not be read, or the server failed.
+        samples: From [`read_samples`].
+        out: Gets a folder with the benchmark's name, for the plain run, and in it a folder for each other variant.
+        variants: Controls and values of sweeps; they share decoded clips and the vision tower's output.
+        limit: The limit with which the samples were read.
+        retry_failed: Whether to ask again where the clip could not be read or the server failed.
 
     Raises:
-        ValueError: if `out` has the results of another run.
+        ValueError: if `out` has the results of a run with other settings.
     """
     state = join_processes()
     folder = Path(out) / benchmark.name
@@ -129,70 +118,16 @@ def collect(
             **answerer.describe(variant),
         }
         results[variant] = Results(folder / variant.name, run, state.process_index, retry_failed)
-    shares = Shares(folder / "shares")
+    claims = WorkClaims(folder / "claims")
     if state.is_main_process:
-        shutil.rmtree(shares.folder, ignore_errors=True)  # of a run that was killed
-        shares.folder.mkdir()
-    state.wait_for_everyone()  # all have read what is there before one of them adds to it
-    seconds = _answer(benchmark, answerer, samples, results, shares, state)
+        shutil.rmtree(claims.folder, ignore_errors=True)  # left by a killed run
+        claims.folder.mkdir()
+    state.wait_for_everyone()  # all have read the existing answers before one of them adds to them
+    timing = _answer(benchmark, answerer, samples, results, claims)
     state.wait_for_everyone()
     if state.is_main_process:
-        shutil.rmtree(shares.folder)
-    return Collected(benchmark, folder, samples, results, seconds)
-
-
-def conclude(collected: Collected, judge: Judge | None = None, seed: int = 0) -> dict[str, dict[str, Any]]:
-    """
-    Makes metrics and reports of the answers. For one process, when all have collected theirs.
-
-    Args:
-        judge: For a benchmark that wants one; without it there are answers only.
-        seed: Of the intervals' resampling.
-
-    Returns:
-        The metrics by variant, as metrics.json has them.
-
-    Raises:
-        ValueError: if (nearly) nothing could be answered: that says something of the data, and nothing of the model.
-    """
-    benchmark, samples, metrics = collected.benchmark, collected.samples, {}
-    for variant, result in collected.results.items():
-        rows, judging = result.merge(samples), {}
-        failed = [row for row in rows if "error" in row]
-        if len(failed) > MOST * len(samples):
-            raise ValueError(
-                f"{benchmark.title}: {len(failed)} of {len(samples)} samples in {result.folder} have no answer; the "
-                f"first failed with: {failed[0]['error']}. Nothing is scored; --retry-failed tries them again"
-            )
-        if benchmark.score == "caption":
-            score_captions(rows)
-            result.save()
-        elif benchmark.score == "judge" and judge is not None:
-            try:
-                judging = judge.judge(benchmark, rows)
-            finally:
-                result.save()
-        before = read_metrics(result.folder)  # of the run that gave the answers, where this one had none to give
-        metrics[variant.name] = {
-            "benchmark": benchmark.name,
-            "variant": variant.name,
-            **summarise(benchmark, samples, rows, seed),
-            **_judged(rows, judging, before),
-            "run": result.run,
-            "time": before["time"] if before and not collected.time["answered"] else collected.time,
-            **environment(seed),
-        }
-        replace_file(result.folder / "metrics.json", json.dumps(metrics[variant.name], indent=2) + "\n")
-    write_report(benchmark, collected.folder)
-    return metrics
-
-
-def _judged(rows: Sequence[Row], spent: dict[str, Any], before: Metrics | None) -> dict[str, dict[str, Any]]:
-    """Who judged, and what that took; what it took before, if all grades were there already."""
-    if "judge" not in rows[0]:
-        return {}
-    judge, known = rows[0]["judge"], (before or {}).get("judge", {})
-    return {"judge": known if not any(spent.values()) and judge.items() <= known.items() else {**judge, **spent}}
+        shutil.rmtree(claims.folder)
+    return Collected(benchmark, folder, samples, results, asdict(timing))
 
 
 def _answer(
@@ -200,41 +135,93 @@ def _answer(
     answerer: Answerer,
     samples: Sequence[Sample],
     results: dict[Variant, Results],
-    shares: Shares,
-    state: PartialState,
-) -> dict[str, float]:
-    """Collects the answers that are missing; a bar shows how far, and how many of them are right. Gives the times."""
-    done = sum(result.is_done(sample) for result in results.values() for sample in samples)
-    began, answered, right, failed = time.perf_counter(), 0, [], 0
-    answerer.seconds = Seconds()
+    claims: WorkClaims,
+) -> Timing:
+    """Answer, score and store the missing samples, with a progress bar."""
+    state = join_processes()
+
+    def is_done(variant: Variant, sample: Sample) -> bool:
+        return results[variant].is_done(sample)
+
     total = len(samples) * len(results)
+    done = sum(is_done(variant, sample) for variant in results for sample in samples)
+    began, correct, failed = time.perf_counter(), [], 0
+    timing = answerer.timing = Timing(processes=state.num_processes)
     with tqdm(
         total=total, initial=done, desc=benchmark.title, unit="answer", disable=not state.is_main_process
     ) as bar:
-        for variant, answers in answerer.answers(
-            benchmark, samples, list(results), lambda variant, sample: results[variant].is_done(sample), shares.take
-        ):
-            rows = [scored_row(benchmark, sample, answer) for sample, answer in answers]
+        for variant, answers in answerer.answers(benchmark, samples, list(results), is_done, claims.claim):
+            rows = [to_row(sample, answer, score_answer(benchmark, sample, answer)) for sample, answer in answers]
             results[variant].append(rows)
-            answered += len(rows)
+            timing.answered += len(rows)
             failed += sum("error" in row for row in rows)
-            right += [row["correct"] for row in rows if "correct" in row and variant == PLAIN]
-            accuracy = {"accuracy": f"{sum(right) / len(right):.1%}"} if right else {}
-            bar.update(min(len(rows) * state.num_processes, total - bar.n))  # the others go on at about the same pace
+            correct += [row["correct"] for row in rows if "correct" in row and variant == PLAIN]
+            accuracy = {"accuracy": f"{sum(correct) / len(correct):.1%}"} if correct else {}
+            bar.update(min(len(rows) * state.num_processes, total - bar.n))  # assumes that the others are as fast
             bar.set_postfix(failed=failed, **accuracy)
-    return times(answered, time.perf_counter() - began, answerer.seconds, state.num_processes)
+    timing.seconds = time.perf_counter() - began
+    return timing
 
 
-def times(
-    answered: int = 0, seconds: float = 0.0, parts: Seconds | None = None, processes: int = 1
-) -> dict[str, float]:
-    """What collecting answers took, as metrics.json has it; by default, of answers that were there."""
-    parts = parts or Seconds()
-    return {
-        "answered": answered,
-        "seconds": seconds,
-        "model_seconds": parts.model,
-        "decode_seconds": parts.decode,
-        "waited_for_clips_seconds": parts.waited,
-        "processes": processes,
-    }
+def conclude(collected: Collected, judge: Judge | None = None, seed: int = 0) -> dict[str, dict[str, Any]]:
+    """
+    Compute the metrics of the answers, and write metrics.json and the reports. Call it in one process, after all have
+    collected their answers.
+
+    Args:
+        judge: For benchmarks that need one; without it their answers get no scores.
+        seed: The seed of the confidence intervals' resampling.
+
+    Returns:
+        The metrics of each variant by its name, as in metrics.json.
+
+    Raises:
+        ValueError: if (nearly) no sample has an answer: metrics would say nothing about the model.
+    """
+    benchmark, metrics = collected.benchmark, {}
+    for variant, results in collected.results.items():
+        rows, judging = results.merge(collected.samples), {}
+        _check_failures(collected, results.folder, rows)
+        if benchmark.score == "caption":
+            from .scoring.captions import score_captions  # its libraries take a second to import
+
+            score_captions(rows)
+            results.save()
+        elif benchmark.score == "judge" and judge is not None:
+            try:
+                judging = judge.judge(benchmark, rows)
+            finally:
+                results.save()
+        # If this run added no answers or no grades, times and costs are those of the run that did
+        previous = read_metrics(results.folder) or {}
+        metrics[variant.name] = {
+            "benchmark": benchmark.name,
+            "variant": variant.name,
+            **summarise(benchmark, collected.samples, rows, seed),
+            **_judge_metrics(rows, judging, previous.get("judge", {})),
+            "run": results.run,
+            "time": collected.time if collected.time["answered"] else previous.get("time", collected.time),
+            **environment(seed),
+        }
+        replace_file(results.folder / "metrics.json", json.dumps(metrics[variant.name], indent=2) + "\n")
+    write_report(benchmark, collected.folder)
+    return metrics
+
+
+def _check_failures(collected: Collected, folder: Path, rows: Sequence[Row]) -> None:
+    errors = [row["error"] for row in rows if "error" in row]
+    if len(errors) > MAX_UNREADABLE * len(collected.samples):
+        raise ValueError(
+            f"{collected.benchmark.title}: {len(errors)} of {len(collected.samples)} samples in {folder} have no "
+            f"answer; the first failed with: {errors[0]}. Nothing is scored; --retry-failed tries them again"
+        )
+
+
+def _judge_metrics(
+    rows: Sequence[Row], judging: dict[str, Any], previous: dict[str, Any]
+) -> dict[str, dict[str, Any]]:
+    """Return who judged, and the requests and costs of judging."""
+    if "judge" not in rows[0]:
+        return {}
+    judge = rows[0]["judge"]
+    return {"judge": previous if not any(judging.values()) and judge.items() <= previous.items() else judge | judging}

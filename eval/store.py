@@ -1,4 +1,4 @@
-"""The folder of a run's results: predictions line by line as they come, and what becomes of them."""
+"""Write and read a run's results folder: `predictions.jsonl`, one line for each sample, `run.json`, `metrics.json`."""
 
 import json
 from collections.abc import Iterable, Sequence
@@ -7,42 +7,37 @@ from typing import Any
 
 from ..files import open_to_append, read_lines, read_object, replace_file, to_lines
 from .benchmarks.samples import Sample
-from .models.answer import Answer
+from .models.answerer import Answer
 
-Row = dict[str, Any]
-ELSEWHERE = {"endpoint"}  # of a run's description: where it ran, which makes it no other run
+Row = dict[str, Any]  # a line of predictions.jsonl
+LOCATION_SETTINGS = {"endpoint"}  # keys of run.json that say where the model ran, and do not affect its answers
 
 
 class Results:
     """
-    `predictions.jsonl` and `run.json` in a folder of their own.
-
-    Each process appends to a file of its own, so that none waits for another; `merge` makes one of them.
+    A folder with one run's answers. Each process appends to a file of its own; `merge` joins them.
 
     Args:
-        folder: Is made if need be.
-        run: What the answers depend on; a folder takes the answers of one run only.
-        rank: Of this process.
-        retry_failed: Take samples that could not be answered before for such as were not asked yet.
+        folder: Created if necessary.
+        run: The settings that the answers depend on, for `run.json`.
+        rank: The rank of this process.
+        retry_failed: Whether samples with an error count as missing.
 
     Raises:
-        ValueError: if the folder has the answers of another run; the message says in what they differ. Or if a file in
-            it is none of a run's.
+        ValueError: if the folder has answers of a run with other settings, or a file in it is invalid.
     """
 
     def __init__(self, folder: Path, run: dict[str, Any], rank: int = 0, retry_failed: bool = False):
         self.folder, self.run, self.retry_failed = folder, run, retry_failed
         self.predictions = folder / "predictions.jsonl"
-        self._own = self.predictions if rank == 0 else folder / f"predictions-{rank}.jsonl"
+        self._own_file = self.predictions if rank == 0 else folder / f"predictions-{rank}.jsonl"
         folder.mkdir(parents=True, exist_ok=True)
         run_file = folder / "run.json"
         if run_file.exists():
-            before = read_object(run_file)
-            if changed := [name for name in {*before, *run} - ELSEWHERE if before.get(name) != run.get(name)]:
-                was, now = ({name: values.get(name) for name in changed} for values in (before, run))
-                raise ValueError(
-                    f"{folder} has answers of another run, with {was}; this one has {now}. Name another --out"
-                )
+            saved = read_object(run_file)
+            if changed := [key for key in {*saved, *run} - LOCATION_SETTINGS if saved.get(key) != run.get(key)]:
+                old, new = ({key: values.get(key) for key in changed} for values in (saved, run))
+                raise ValueError(f"{folder} has answers of a run with {old}, not {new}. Pass another --out")
         elif rank == 0:
             replace_file(run_file, json.dumps(run, indent=2) + "\n")
         self.rows = self._read()
@@ -51,7 +46,7 @@ class Results:
         rows: dict[str, Row] = {}
         for file in sorted(self.folder.glob("predictions*.jsonl")):
             for row in read_lines(file, "id"):
-                if "error" not in row or row["id"] not in rows:  # a file may hold what another process has mended
+                if "error" not in row or row["id"] not in rows:  # another process may have retried successfully
                     rows[row["id"]] = row
         return rows
 
@@ -60,14 +55,14 @@ class Results:
         return row is not None and not (self.retry_failed and "error" in row)
 
     def append(self, rows: Sequence[Row]) -> None:
-        """In one write; an error is noted once."""
+        """Append rows in one write. A retry that fails in the same way is not written again."""
         new = [row for row in rows if self.rows.get(row["id"]) != row]
-        with open_to_append(self._own) as lines:
+        with open_to_append(self._own_file) as lines:
             lines.write(to_lines(new))
         self.rows.update({row["id"]: row for row in new})
 
     def merge(self, samples: Sequence[Sample]) -> list[Row]:
-        """All processes' rows as one file, in the order of the benchmark. For one process, when all are done."""
+        """Join all processes' rows in one file, in the samples' order. Call it in one process, when all are done."""
         rows = self._read()
         self.rows = {sample.id: rows[sample.id] for sample in samples if sample.id in rows}
         self.save()
@@ -81,39 +76,33 @@ class Results:
 
 def read_metrics(folder: Path) -> dict[str, Any] | None:
     """
-    What metrics.json has, if there is one.
+    Return the contents of metrics.json, or None if there is none.
 
     Raises:
-        ValueError: if it is none of a run's.
+        ValueError: if the file is invalid.
     """
     file = folder / "metrics.json"
     return read_object(file, "benchmark", "run", "time") if file.exists() else None
 
 
-def to_row(sample: Sample, answer: Answer) -> Row:
-    """The line of a sample and its answer."""
-    bounds = {"start": sample.start, "end": sample.end}
-    row = {
+def to_row(sample: Sample, answer: Answer, scores: dict[str, bool | float]) -> Row:
+    """Return the line for a sample, its answer, and the scores that the benchmark's rule gives it."""
+    return {
         "id": sample.id,
         "task": sample.task,
         "video": sample.video,
-        **{name: value for name, value in bounds.items() if value is not None},
+        **_not_none(start=sample.start, end=sample.end),
         "question": _one_or_list(sample.questions),
-        **({"options": list(sample.options)} if sample.options else {}),
+        **_not_none(options=list(sample.options) or None),
         "reference": sample.reference,
-        "prediction": _one_or_list(answer.texts) if answer.texts else "",
+        "prediction": _one_or_list(answer.texts or [""]),
+        **_not_none(error=answer.error, damaged=answer.damaged, truncated=answer.truncated or None),
+        **scores,
     }
-    if answer.error is not None:
-        row["error"] = answer.error
-    if answer.damaged is not None:
-        row["damaged"] = answer.damaged
-    if answer.truncated:
-        row["truncated"] = True
-    return row
 
 
 def from_row(row: Row) -> tuple[Sample, Answer]:
-    """What `to_row` has made a line of."""
+    """Return the sample and the answer that [`to_row`] wrote."""
     sample = Sample(
         row["id"],
         row["task"],
@@ -128,11 +117,15 @@ def from_row(row: Row) -> tuple[Sample, Answer]:
     return sample, Answer(texts, row.get("error"), row.get("truncated", False), row.get("damaged"))
 
 
+def _not_none(**values: Any) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if value is not None}
+
+
 def _one_or_list(texts: Iterable[str]) -> str | list[str]:
     texts = list(texts)
     return texts[0] if len(texts) == 1 else texts
 
 
 def texts_of(value: str | list[str]) -> list[str]:
-    """A row's "question" or "prediction" as a list."""
+    """Return a row's "question" or "prediction" as a list."""
     return value if isinstance(value, list) else [value]

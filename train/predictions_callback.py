@@ -11,9 +11,10 @@ from transformers.integrations import TensorBoardCallback, is_deepspeed_zero3_en
 
 from ..eval.benchmarks.benchmark import Benchmark
 from ..eval.benchmarks.samples import Sample
+from ..eval.controls_and_sweeps import PLAIN
 from ..eval.models.local_model import LocalModel
-from ..eval.scoring.score import scored_row
-from ..eval.variants import PLAIN
+from ..eval.scoring.score import score_answer
+from ..eval.store import to_row
 from .trainer import PllavaDPOTrainer, PllavaSFTTrainer
 
 COLUMNS = ("step", "task", "question", "reference", "prediction", "correct", "score", "error")
@@ -81,7 +82,9 @@ class PredictionsCallback(TrainerCallback):
             for _, answers in self.model.answers(
                 self.benchmark, self.samples, [PLAIN], lambda *_: False, lambda piece: piece % world_size == rank
             ):
-                rows += [{"step": step, **scored_row(self.benchmark, *pair)} for pair in answers]
+                for sample, answer in answers:
+                    scores = score_answer(self.benchmark, sample, answer)
+                    rows.append({"step": step, **to_row(sample, answer, scores)})
         order = {sample.id: index for index, sample in enumerate(self.samples)}
         table = pd.DataFrame(sorted(gather_object(rows), key=lambda row: order[row["id"]]))
         return table[[column for column in COLUMNS if column in table]]

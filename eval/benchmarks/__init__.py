@@ -1,1 +1,1 @@
-"""Benchmarks as declared data, and the functions that read their files."""
+"""Benchmarks: their declarations in YAML, and the functions that read their files into samples."""

@@ -1,6 +1,6 @@
 """
-A benchmark as declared data: a YAML file (`definitions/`), a function that reads its samples, and a rule for what an
-answer is worth. `README.md` says how to declare one's own.
+The declaration of a benchmark: a YAML file in `definitions/`, with the wording of its questions in `prompts.yaml`.
+`README.md` shows how to declare a custom benchmark; `readers.py` reads the samples.
 """
 
 import importlib.util
@@ -14,40 +14,42 @@ import yaml
 
 from .samples import Sample, digest
 
-DIRECTORY = Path(__file__).with_name("definitions")
+DEFINITIONS = Path(__file__).with_name("definitions")
 PROMPTS = Path(__file__).with_name("prompts.yaml")
-GROUPS = {"videoqa": ["msvd_qa", "msrvtt_qa", "activitynet_qa", "tgif_qa"]}
-NEEDED = {  # of a task, by its reader: where its files are
+BENCHMARK_GROUPS = {"videoqa": ["msvd_qa", "msrvtt_qa", "activitynet_qa", "tgif_qa"]}
+REQUIRED_TASK_KEYS = {  # by reader: the paths that each task must declare
     "mvbench": {"file", "media"},
     "vcgbench": {"file"},
     "videoqa": {"questions", "answers"},
     "recaption": {"file"},
     "rows": {"file"},
 }
-SCORES = ("multiple_choice", "exact", "judge", "caption")
+SCORING_RULES = ("multiple_choice", "exact", "judge", "caption")
 
 
 @dataclass(frozen=True)
 class Benchmark:
     """
     Args:
-        name: Of its results' folder, and of its YAML file.
-        title: For people.
-        read: Gives the samples: one of `readers.py` by its name, or `file.py:function`, called with the folder of the
-            data and the benchmark.
-        score: "multiple_choice", "exact", "judge" or "caption", or `file.py:function`, called with a sample and the
-            answer to it; a bool says whether the answer is right, a number from 0 to 5 how good it is.
-        tasks: What the reader needs to know of each task; "judge" lists the aspects of its answers that are judged.
-        folder: Where the data are inside `--data`, as the original lays them out; `--data` itself where it is missing.
-        hub: The dataset on the Hub that has the files in this layout.
-        prompts: The name of its wording in `prompts.yaml`.
-        chat_template: Of `chat_templates_pllava.py`, by the family of the model's own; by default the model's own.
-        primer: What the answer is made to begin with; `answer_prefix` is what of it belongs to the answer.
+        name: The name of the YAML file and of the results folder.
+        title: The name shown in reports.
+        read: The reader: a name in `readers.READERS`, or `FILE.py:FUNCTION`, called with the data folder and the
+            benchmark.
+        score: The scoring rule: "multiple_choice", "exact", "judge", "caption", or `FILE.py:FUNCTION`, called with a
+            sample and its answer. A bool means right or wrong, a number from 0 to 5 is a score.
+        tasks: What the reader needs for each task; "judge" lists the aspects that are judged.
+        folder: The data folder inside `--data`; if it does not exist, `--data` itself is the data folder.
+        hub: A dataset on the Hub that has the files in this layout.
+        prompts: The section of `prompts.yaml` with the wording.
+        chat_template: For each template family ("vicuna", "im_start"), a name from `chat_templates_pllava.py`. Models
+            of other families keep their own template.
+        primer: Text that the answer is made to begin with.
+        answer_prefix: The end of the primer that belongs to the answer.
         max_new_tokens: The length limit of an answer.
-        stop: What ends an answer, and is cut off.
+        stop: Strings that end an answer and are cut off.
         paper: Its table in `report/paper_results.json`.
-        choices: How many answers a question allows, by task, where the samples themselves bring no options.
-        wording: "system" and "question" as models are told them; filled from `prompts.yaml`.
+        choices: For each task, the number of possible answers, if the samples have no options.
+        wording: The prompts "system" and "question", read from `prompts.yaml`.
     """
 
     name: str
@@ -66,14 +68,15 @@ class Benchmark:
     paper: str | None = None
     choices: dict[str, int] = field(default_factory=dict)
     wording: dict[str, str] = field(default_factory=dict)
-    file: Path = DIRECTORY
+    file: Path = DEFINITIONS
 
     def aspects(self, task: str) -> list[str]:
         """
-        What of a task's answers is judged. A task that rows name by their "type" is judged as those that are declared.
+        Return the aspects in which a task's answers are judged. A task that only the rows name (by "type") is judged
+        like the declared tasks.
 
         Raises:
-            ValueError: if these are judged in different ways.
+            ValueError: if the task is not declared, and the declared tasks have different aspects.
         """
         if task in self.tasks:
             return self.tasks[task]["judge"]
@@ -83,7 +86,7 @@ class Benchmark:
         return first
 
     def chat(self, question: str, media: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """The messages that ask a question, the answer's primer as the last of them if there is one."""
+        """Return the messages that ask a question. If there is a primer, the last one begins the answer."""
         text = self.wording.get("question", "{question}").replace("{question}", question)
         system = self.wording.get("system")
         return [
@@ -93,9 +96,8 @@ class Benchmark:
         ]
 
     def prompt_hash(self) -> str:
-        """Of all that a model is told beside the sample's own question."""
-        told = [self.wording, self.chat_template, self.primer, self.max_new_tokens, list(self.stop)]
-        return digest(told)
+        """Return a hash of everything that shapes the answers besides the samples and the model."""
+        return digest([self.wording, self.chat_template, self.primer, self.max_new_tokens, list(self.stop)])
 
     @cached_property
     def custom_reader(self) -> Callable[..., Iterable[Sample]]:
@@ -113,7 +115,7 @@ class Benchmark:
         if not file or not path.is_file():
             raise ValueError(
                 f"{self.file}: {name!r} is neither a known name nor FILE.py:FUNCTION beside that file; known are "
-                f"{sorted(NEEDED)} to read and {sorted(SCORES)} to score"
+                f"{sorted(REQUIRED_TASK_KEYS)} for `read` and {sorted(SCORING_RULES)} for `score`"
             )
         spec = importlib.util.spec_from_file_location(f"pllava_benchmark_{path.stem}", path)
         module = importlib.util.module_from_spec(spec)
@@ -123,78 +125,77 @@ class Benchmark:
         return getattr(module, function)
 
 
-def load_prompts(file: str | Path | None = None) -> dict[str, dict[str, str]]:
-    """
-    The wording of questions and judges; what `file` has comes in the place of ours.
-
-    Raises:
-        ValueError: if the file is no such YAML, or has a name that there is no prompt of.
-    """
-    prompts = _read_yaml(PROMPTS)
-    others = _read_yaml(Path(file)) if file else {}
-    for section, texts in others.items():
-        unknown = {section} - prompts.keys() or texts.keys() - prompts[section].keys()
-        if unknown:
-            raise ValueError(f"{file}: there is no prompt {sorted(unknown)}; see {PROMPTS.name} for those there are")
-        prompts[section] = {**prompts[section], **texts}
-    return prompts
+def load_benchmarks(names: str | Iterable[str], prompts: dict[str, dict[str, str]]) -> list[Benchmark]:
+    """Load several benchmarks, given as a list or separated by commas; "videoqa" stands for four of them."""
+    names = names.split(",") if isinstance(names, str) else names
+    single = [each for name in names for each in BENCHMARK_GROUPS.get(name.strip(), [name.strip()])]
+    return [load_benchmark(name if "." in name else name.replace("-", "_"), prompts) for name in single]
 
 
 def load_benchmark(name: str, prompts: dict[str, dict[str, str]]) -> Benchmark:
     """
     Args:
-        name: Of one of ours, or the path of a YAML file.
+        name: The name of a benchmark in `definitions/`, or the path of a YAML file.
+        prompts: The wording, from [`load_prompts`].
 
     Raises:
-        ValueError: if there is no such benchmark, its file is no such YAML, has a key that no benchmark has, or lacks
-            what a reader or a judge needs to know of a task.
+        ValueError: if there is no such benchmark, its YAML is invalid, or keys are unknown, missing or of the wrong
+            type.
     """
-    file = Path(name) if name.endswith((".yaml", ".yml")) else DIRECTORY / f"{name}.yaml"
+    file = Path(name) if name.endswith((".yaml", ".yml")) else DEFINITIONS / f"{name}.yaml"
     if not file.is_file():
-        known = sorted([path.stem for path in DIRECTORY.glob("*.yaml")] + list(GROUPS))
-        raise ValueError(f"{name}: no such benchmark; there are {', '.join(known)}, and YAML files of one's own")
+        known = sorted([path.stem for path in DEFINITIONS.glob("*.yaml")] + list(BENCHMARK_GROUPS))
+        raise ValueError(f"{name}: no such benchmark; there are {', '.join(known)}, and custom YAML files")
     values = _read_yaml(file)
     allowed = {each.name for each in fields(Benchmark)} - {"name", "file"}
     required = {"title", "read", "score", "tasks"}
-    if unknown := (values.keys() - allowed) | (required - values.keys()):
-        raise ValueError(f"{file}: {sorted(unknown, key=str)} missing or unknown; needed are {sorted(required)}")
-    _check_tasks(file, **{name: values[name] for name in ("tasks", "read", "score")})
+    if wrong := (values.keys() - allowed) | (required - values.keys()):
+        raise ValueError(f"{file}: {sorted(wrong, key=str)} missing or unknown; required are {sorted(required)}")
+    _check_tasks(file, values["tasks"], values["read"], values["score"])
     values["stop"] = tuple(values.get("stop", ()))
     wording = prompts.get(values.get("prompts"), {})
     return Benchmark(name=file.stem, file=file, **{"wording": wording, **values})
+
+
+def _check_tasks(file: Path, tasks: Any, read: str, score: str) -> None:
+    if not isinstance(tasks, dict) or not all(isinstance(declared, dict) for declared in tasks.values()):
+        raise ValueError(
+            f"{file}: `tasks` must map names to mappings, as in `tasks: {{all: {{file: a.jsonl}}}}`; got {tasks}"
+        )
+    aspects = load_prompts()["judge"].keys() - {"system", "correction"}
+    for task, declared in tasks.items():
+        paths = REQUIRED_TASK_KEYS.get(read, set()) | (declared.keys() & {"media"})
+        if wrong := sorted(name for name in paths if not isinstance(declared.get(name), str)):
+            raise ValueError(f"{file}: `read: {read}` needs the path of {wrong} for task {task!r}; got {declared}")
+        judged = declared.get("judge")
+        if score == "judge" and not (isinstance(judged, list) and judged and aspects.issuperset(judged)):
+            raise ValueError(
+                f"{file}: `score: judge` needs the judged aspects of task {task!r}, as in `judge: [answer]`, from "
+                f"{sorted(aspects)}; got {judged}"
+            )
+
+
+def load_prompts(file: str | Path | None = None) -> dict[str, dict[str, str]]:
+    """
+    Return the wording of questions and judges: `prompts.yaml`, with the texts in `file` replacing ours.
+
+    Raises:
+        ValueError: if the file is not such a YAML file, or has a prompt that `prompts.yaml` lacks.
+    """
+    prompts = _read_yaml(PROMPTS)
+    for section, texts in _read_yaml(Path(file)).items() if file else ():
+        unknown = {section} - prompts.keys() or texts.keys() - prompts[section].keys()
+        if unknown:
+            raise ValueError(f"{file}: unknown prompt {sorted(unknown)}; {PROMPTS.name} lists the known ones")
+        prompts[section] = {**prompts[section], **texts}
+    return prompts
 
 
 def _read_yaml(file: Path) -> dict[str, Any]:
     try:
         values = yaml.safe_load(file.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{file} is no YAML: {' '.join(str(error).split())}") from error
+        raise ValueError(f"{file} is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
-        raise ValueError(f"{file} is no mapping of names to values, but {type(values).__name__}")
+        raise ValueError(f"{file} is not a YAML mapping, but {type(values).__name__}")
     return values
-
-
-def _check_tasks(file: Path, tasks: Any, read: str, score: str) -> None:
-    """Whether each task says where its files are, and what of its answers is judged."""
-    if not isinstance(tasks, dict) or not all(isinstance(declared, dict) for declared in tasks.values()):
-        raise ValueError(
-            f"{file}: `tasks` are mappings by name, as in `tasks: {{all: {{file: a.jsonl}}}}`; got {tasks}"
-        )
-    aspects = load_prompts()["judge"].keys() - {"system", "correction"}
-    for task, declared in tasks.items():
-        paths = NEEDED.get(read, set()) | (declared.keys() & {"media"})
-        if wrong := sorted(name for name in paths if not isinstance(declared.get(name), str)):
-            raise ValueError(f"{file}: `read: {read}` needs the path of {wrong} of task {task!r}; it has {declared}")
-        judged = declared.get("judge")
-        if score == "judge" and not (isinstance(judged, list) and judged and aspects.issuperset(judged)):
-            raise ValueError(
-                f"{file}: `score: judge` needs to know what of task {task!r} is judged, as in `judge: [answer]`, of "
-                f"{sorted(aspects)}; it has {judged}"
-            )
-
-
-def load_benchmarks(names: str | Iterable[str], prompts: dict[str, dict[str, str]]) -> list[Benchmark]:
-    """Several, as a list or separated by commas; "videoqa" stands for its four sets."""
-    names = names.split(",") if isinstance(names, str) else names
-    single = [each for name in names for each in GROUPS.get(name.strip(), [name.strip()])]
-    return [load_benchmark(name if "." in name else name.replace("-", "_"), prompts) for name in single]

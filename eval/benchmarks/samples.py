@@ -1,6 +1,4 @@
-"""What every benchmark is read into: samples, one question about a video each."""
-
-from __future__ import annotations
+"""A sample: one question about a video. Every benchmark is read into a list of samples."""
 
 import hashlib
 import json
@@ -10,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 LETTERS = string.ascii_uppercase
-Clip = tuple[str, float | None, float | None]  # path, start, end
+ClipKey = tuple[str, float | None, float | None]  # path, start, end
 
 
 @dataclass(frozen=True)
@@ -19,13 +17,13 @@ class Sample:
     One question about a video.
 
     Args:
-        id: One of its own in the benchmark.
-        task: What it is averaged with.
-        video: The path of a clip or a folder of frames; it need not exist, which is reported as any broken clip.
-        questions: What is asked: one question, or two that the answers are to agree on.
-        reference: The right answer, or what stands for it; "" where there is none.
-        options: To choose from.
-        start, end: The part of the clip that is asked about, in seconds.
+        id: Unique within the benchmark.
+        task: The task that the sample counts towards.
+        video: The path of a clip or of a folder of frames. A missing file is reported like any unreadable clip.
+        questions: One question, or two phrasings of it whose answers are compared for consistency.
+        reference: The right answer; "" if there is none.
+        options: The options of a multiple choice question.
+        start, end: The interval of the clip that the question is about, in seconds.
     """
 
     id: str
@@ -38,22 +36,22 @@ class Sample:
     end: float | None = None
 
     @property
-    def clip(self) -> Clip:
-        """What is asked about: two samples about the same frames have the same."""
+    def clip(self) -> ClipKey:
+        """The clip as a key: equal for samples that share the same frames."""
         return self.video, self.start, self.end
 
     @property
     def source(self) -> dict[str, Any]:
-        """The clip as our video processor takes it."""
-        bounds = {"start": self.start, "end": self.end}
-        return {"path": self.video, **{name: value for name, value in bounds.items() if value is not None}}
+        """The clip as the video processor takes it."""
+        source = {"path": self.video, "start": self.start, "end": self.end}
+        return {name: value for name, value in source.items() if value is not None}
 
 
 def digest(value: Any) -> str:
-    """A short name for a value that can be written as JSON: equal for equal values."""
+    """Return a short hash of a value that JSON can represent."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def digest_samples(samples: Iterable[Sample]) -> str:
-    """Of what is asked, in its order, and of what is right."""
+    """Return a hash of the questions and references, in their order."""
     return digest([[sample.id, sample.questions, sample.reference] for sample in samples])

@@ -1,10 +1,10 @@
 """
-PLLaVA as the model `pllava` of lmms-eval, which finds it by the entry point of this package:
+The model `pllava` for lmms-eval, which finds this plugin by its entry point:
 
     python -m lmms_eval --model pllava --model_args pretrained=nano --tasks mvbench --batch_size 8
 
-Its package is `pllava_lmms_eval`, beside `pllava`: lmms-eval imports it in every run, whatever the model, and only a
-run of this one is to load `pllava`.
+It is a package of its own, `pllava_lmms_eval`, because lmms-eval imports it in every run, whatever the model, and
+should import `pllava` only when it is used.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
 
 def manifest() -> ModelManifest:
-    """What the entry point gives to lmms-eval."""
-    # Not at the top: it is while lmms-eval imports its models that it asks for this
+    """Return the entry point's manifest."""
+    # Not at the top of the file: lmms-eval calls this while it is importing its own modules
     from lmms_eval.models.registry_v2 import ModelManifest
 
     return ModelManifest("pllava", chat_class_path=f"{__name__}.model.LmmsEvalPllava")

@@ -1,4 +1,4 @@
-"""PLLaVA as lmms-eval's models are: loaded from `--model_args`, given requests, and giving texts."""
+"""PLLaVA as a model of lmms-eval: it is loaded from `--model_args`, and answers requests with texts."""
 
 import json
 from collections import defaultdict
@@ -19,14 +19,14 @@ SAMPLING = {"temperature", "top_p", "top_k"}
 class LmmsEvalPllava(lmms):
     """
     Args:
-        pretrained, adapter, alpha: As [`load_model`] takes them; "nano" is the checkpoint that ships with the package.
-        device: By default what accelerate gives to this process.
-        dtype: By default that of the checkpoint.
+        pretrained, adapter, alpha: As in [`load_model`]; "nano" is the checkpoint that ships with the package.
+        device: By default the device that accelerate assigns to this process.
+        dtype: By default the checkpoint's.
         batch_size: Requests answered together.
-        loading: More for `from_pretrained`: `device_map=auto`, `attn_implementation=sdpa`, ...
+        loading: Further arguments of `from_pretrained`: `device_map=auto`, `attn_implementation=sdpa`, ...
     """
 
-    is_simple = False  # Requests come as chats, with videos, images and text in one form
+    is_simple = False  # lmms-eval then sends requests as chats
 
     def __init__(
         self,
@@ -40,21 +40,21 @@ class LmmsEvalPllava(lmms):
     ) -> None:
         super().__init__()
         if not str(batch_size).isdecimal():
-            raise ValueError(f"The batch size is a number, of requests answered together; got {batch_size!r}")
+            raise ValueError(f"batch_size must be a number; got {batch_size!r}")
         self.batch_size = int(batch_size)
-        self.accelerator = Accelerator()  # lmms-eval gathers from several processes through it
+        self.accelerator = Accelerator()  # lmms-eval uses it to gather from several processes
         self._rank, self._world_size = self.accelerator.process_index, self.accelerator.num_processes
         model = load_model(pretrained and model_path(pretrained), adapter, alpha, dtype=dtype, **loading)
         self.pipe = pipeline(
             "video-text-to-text",
-            model if adapter is None else model.get_base_model(),  # pipelines know no PEFT class around a model
+            model if adapter is None else model.get_base_model(),  # pipelines do not accept a PEFT wrapper
             processor=AutoProcessor.from_pretrained(model.name_or_path),
             device=None if "device_map" in loading else device or self.accelerator.device,
         )
         self.device = self.pipe.device
 
     def generate_until(self, requests: list[Instance]) -> list[str]:
-        """Answers in the order of the requests; those with the same generation arguments share batches."""
+        """Return answers in the order of the requests. Requests with the same generation arguments share batches."""
         groups = defaultdict(list)
         for index, request in enumerate(requests):
             groups[json.dumps(request.args[2], sort_keys=True)].append(index)
@@ -83,20 +83,20 @@ class LmmsEvalPllava(lmms):
             yield answer.strip()
 
     def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
-        raise NotImplementedError("PLLaVA answers in words: it runs tasks of the output type generate_until only")
+        raise NotImplementedError("PLLaVA generates text: it runs only tasks of the output type generate_until")
 
     generate_until_multi_round = loglikelihood
 
 
 def _content(parts: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The parts of a message as our processor takes them; lmms-eval calls every source a "url"."""
+    """Convert the parts of a message for our processor: lmms-eval calls every source a "url"."""
     if unknown := {part["type"] for part in parts} - {"text", "image", "video"}:
         raise ValueError(f"PLLaVA takes videos, images and text; the task has {', '.join(sorted(unknown))}")
     return [part if part["type"] == "text" else {"type": part["type"], part["type"]: part["url"]} for part in parts]
 
 
 def _generate_kwargs(arguments: dict[str, Any]) -> dict[str, Any]:
-    """What `generate` knows of a task's arguments, which are for other models, too. A temperature asks to sample."""
+    """Keep the arguments that `generate` knows; tasks have others for other models. A temperature implies sampling."""
     known = {key: value for key, value in arguments.items() if value is not None and key in vars(GenerationConfig())}
     sample = bool(known.get("do_sample", known.get("temperature"))) and known.get("temperature") != 0
     kept = {key: value for key, value in known.items() if sample or key not in SAMPLING}

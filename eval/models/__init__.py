@@ -1,1 +1,1 @@
-"""What answers questions: a local model, or one behind a server."""
+"""Models that answer questions, on this machine or behind a server, and chat models that serve as judges."""

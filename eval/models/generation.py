@@ -1,6 +1,6 @@
 """
-The language model's part of an answer: greedy, and many prompts at a time. All prompts begin with the video, which is
-most of their tokens: that beginning is read once for all prompts about a clip, and its keys and values are kept once.
+Greedy decoding for many prompts at a time. All prompts begin with the video, which has most of their tokens: this
+prefix is computed once for all prompts about a clip, and its KV cache is stored once.
 """
 
 import logging
@@ -20,7 +20,14 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class Prompt:
-    """A question as token ids: up to the video's last token, and behind it. `clip` counts the batch's clips."""
+    """
+    A question as token ids.
+
+    Args:
+        clip: The index of its clip in the batch.
+        prefix: The tokens up to and including the video placeholder; empty if there is no video.
+        suffix: The tokens after it.
+    """
 
     clip: int
     prefix: list[int]
@@ -30,9 +37,9 @@ class Prompt:
 class Generator:
     """
     Args:
-        model: Without an adapter's wrapper.
+        model: A PLLaVA, not wrapped by PEFT.
         processor: Its processor.
-        batch_size: Prompts answered together; fewer where there is not enough memory for them.
+        batch_size: Prompts answered together; halved whenever memory runs out.
     """
 
     def __init__(self, model: PreTrainedModel, processor: ProcessorMixin, batch_size: int):
@@ -42,11 +49,13 @@ class Generator:
         self, benchmark: Benchmark, prompts: list[Prompt], features: list[torch.Tensor]
     ) -> list[tuple[str, bool]]:
         """
-        Greedy answers, each with whether it was cut off at the length limit. Where memory runs out, half as many
-        prompts are tried, and it stays at that.
+        Answer the prompts by greedy decoding. If memory runs out, the batch size is halved, and stays so.
 
         Args:
-            features: Of each clip, what the vision tower made of its frames, `(frames, patches, C)`.
+            features: The vision tower's output for each clip, `(frames, patches, C)`.
+
+        Returns:
+            Each answer, and whether it was cut off at the length limit.
 
         Raises:
             RuntimeError: if there is not enough memory for one prompt.
@@ -60,10 +69,10 @@ class Generator:
             except RuntimeError as error:
                 if not should_reduce_batch_size(error):
                     raise
-                problem = str(error)
-            clear_device_cache(garbage_collection=True)  # behind `except`, which holds what was being computed
+                message = str(error)
+            clear_device_cache(garbage_collection=True)  # after `except`, whose traceback keeps tensors alive
             if len(part) == 1:
-                raise too_little_memory(self.model, "one question about a clip", problem)
+                raise out_of_memory_error(self.model, "one question about a clip", message)
             self.batch_size = len(part) // 2
             logger.warning("Not enough memory for %d questions at a time: %d from here on", len(part), self.batch_size)
         return results
@@ -76,7 +85,7 @@ class Generator:
         ids, mask = _pad_left([prompt.suffix for prompt in prompts], pad, device)
         inputs: dict[str, Any] = {}
         if prompts[0].prefix:
-            prefix_ids, prefix_mask, inputs = self._read_prefixes(prompts, features, pad)
+            prefix_ids, prefix_mask, inputs = self._prefill_prefixes(prompts, features, pad)
             ids, mask = torch.cat([prefix_ids, ids], dim=1), torch.cat([prefix_mask, mask], dim=1)
         if benchmark.stop:
             inputs.update(stop_strings=list(benchmark.stop), tokenizer=tokenizer)
@@ -88,28 +97,31 @@ class Generator:
             max_new_tokens=benchmark.max_new_tokens,
             **inputs,
         )[:, ids.shape[1] :]
-        texts = tokenizer.batch_decode(output, skip_special_tokens=True)
-        ends = torch.tensor(_as_list(self.model.generation_config.eos_token_id) + [pad], device=device)
+        eos = self.model.generation_config.eos_token_id
+        ends = [pad, *(eos if isinstance(eos, list) else [] if eos is None else [eos])]
         at_limit = output.shape[1] == benchmark.max_new_tokens
         results = []
-        for text, row in zip(texts, output, strict=True):
-            kept = min([text.index(stop) for stop in benchmark.stop if stop in text], default=len(text))
-            cut = at_limit and kept == len(text) and not torch.isin(row[-1], ends)
-            results.append((text[:kept].strip(), bool(cut)))
+        for text, row in zip(tokenizer.batch_decode(output, skip_special_tokens=True), output.tolist(), strict=True):
+            end = min([text.index(stop) for stop in benchmark.stop if stop in text], default=len(text))
+            results.append((text[:end].strip(), at_limit and end == len(text) and row[-1] not in ends))
         return results
 
-    def _read_prefixes(
+    def _prefill_prefixes(
         self, prompts: list[Prompt], features: list[torch.Tensor], pad: int
     ) -> tuple[torch.Tensor, torch.Tensor, dict[str, Any]]:
         """
-        What the prompts begin with, as token ids and mask `(prompts, tokens)`, and the language model's keys and
-        values of it, by the name that `generate` takes them by: computed and kept once for each clip.
+        Compute the KV cache of the prompts' prefixes, each different prefix once.
+
+        Returns:
+            The prefixes' token ids and mask, `(prompts, tokens)`, and the cache by the name under which `generate`
+            takes it.
         """
         device, video = self.model.device, self.processor.video_token_id
-        count = torch.Size(self.model.config.pooling_shape).numel()
-        rows = list(dict.fromkeys((prompt.clip, *prompt.prefix[:-1]) for prompt in prompts))
-        ids, mask = _pad_left([[*row[1:], *[video] * count] for row in rows], pad, device)
-        pooled = self.model.model.pool([features[row[0]] for row in rows])
+        num_video_tokens = torch.Size(self.model.config.pooling_shape).numel()
+        keys = [(prompt.clip, *prompt.prefix[:-1]) for prompt in prompts]
+        unique = list(dict.fromkeys(keys))
+        ids, mask = _pad_left([[*key[1:], *[video] * num_video_tokens] for key in unique], pad, device)
+        pooled = self.model.model.pool([features[key[0]] for key in unique])
         output = self.model(
             input_ids=ids,
             attention_mask=mask,
@@ -118,66 +130,62 @@ class Generator:
             use_cache=True,
             logits_to_keep=1,
         )
-        name = "cache" if "cache" in output else "past_key_values"  # as older versions call it
-        places = torch.tensor([rows.index((prompt.clip, *prompt.prefix[:-1])) for prompt in prompts], device=device)
-        if places.tolist() != list(range(len(rows))):
-            share_prefixes(output[name], places)
-        return ids[places], mask[places], {name: output[name]}
+        name = "cache" if "cache" in output else "past_key_values"  # its name in older versions of transformers
+        indices = torch.tensor([unique.index(key) for key in keys], device=device)
+        if keys != unique:
+            share_prefixes(output[name], indices)
+        return ids[indices], mask[indices], {name: output[name]}
 
 
 class SharedPrefixLayer(DynamicLayer):
     """
-    A layer's keys and values for prompts of which several begin alike. Each beginning is kept once; a copy for each
-    prompt is made for the layer that attends to it, and dropped again. At 7B a clip takes 1.2 GB in bfloat16.
+    A layer of a KV cache for prompts that share prefixes. Each prefix is stored once, and copied for each prompt only
+    while the layer's attention runs. For a 7B model, the prefix of a clip takes 1.2 GB in bfloat16, over all layers.
 
     Args:
-        prefix: The layer's keys and values of the beginnings.
-        places: `(prompts,)`, which of the beginnings each prompt has.
+        prefix: The layer with the prefixes' keys and values.
+        indices: `(prompts,)`, the index of each prompt's prefix.
     """
 
-    def __init__(self, prefix: DynamicLayer, places: torch.Tensor):
+    def __init__(self, prefix: DynamicLayer, indices: torch.Tensor):
         super().__init__()
         self.prefix_keys, self.prefix_values = prefix.keys, prefix.values
-        self.places = places.to(prefix.keys.device)
+        self.indices = indices.to(prefix.keys.device)
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
         keys, values = super().update(key_states, value_states, *args, **kwargs)
-        return self._behind(self.prefix_keys, keys), self._behind(self.prefix_values, values)
+        return self._with_prefix(self.prefix_keys, keys), self._with_prefix(self.prefix_values, values)
 
     def get_seq_length(self) -> int:
         return self.prefix_keys.shape[-2] + super().get_seq_length()
 
-    def _behind(self, prefix: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
-        shared = prefix.expand(len(own), -1, -1, -1) if len(prefix) == 1 else prefix[self.places]
-        return torch.cat([shared, own], dim=-2)
+    def _with_prefix(self, prefix: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
+        copied = prefix.expand(len(states), -1, -1, -1) if len(prefix) == 1 else prefix[self.indices]
+        return torch.cat([copied, states], dim=-2)
 
 
-def share_prefixes(cache: Cache, places: torch.Tensor) -> None:
-    """Makes of the keys and values of beginnings those of prompts; `places` says which beginning each has."""
+def share_prefixes(cache: Cache, indices: torch.Tensor) -> None:
+    """Turn a cache of prefixes into a cache of prompts, in place; `indices` has the index of each prompt's prefix."""
     for number, layer in enumerate(cache.layers):
         if type(layer) is DynamicLayer:
-            cache.layers[number] = SharedPrefixLayer(layer, places)
-        else:  # attention in a window keeps a part only, which moves on
-            layer.batch_select_indices(places)
+            cache.layers[number] = SharedPrefixLayer(layer, indices)
+        else:  # sliding-window layers drop old keys, so prompts cannot share them
+            layer.batch_select_indices(indices)
 
 
-def too_little_memory(model: PreTrainedModel, what: str, problem: str) -> RuntimeError:
-    """What to do where not even this fits."""
+def out_of_memory_error(model: PreTrainedModel, what: str, message: str) -> RuntimeError:
+    """Return the error for work that cannot be made any smaller."""
     return RuntimeError(
         f"There is not enough memory on {model.device} for {what}; --load-in-4bit takes less, --device-map auto uses "
-        f"all that there is ({problem})"
+        f"all devices ({message})"
     )
 
 
 def _pad_left(rows: list[list[int]], pad: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """Token ids of different lengths -> ids and mask, `(rows, tokens)`."""
+    """Return token ids and attention mask, `(rows, tokens)`."""
     tensors = [torch.tensor(row, device=device) for row in rows]
     ids = pad_sequence(tensors, batch_first=True, padding_value=pad, padding_side="left")
     masks = [torch.ones(len(row), dtype=torch.long, device=device) for row in rows]
     return ids, pad_sequence(masks, batch_first=True, padding_side="left")
-
-
-def _as_list(value: int | list[int] | None) -> list[int]:
-    return [] if value is None else value if isinstance(value, list) else [value]

@@ -1,8 +1,8 @@
 """
-A local model's answers to many questions.
+A model on this machine that answers a benchmark's questions in batches.
 
-What they have in common is computed once: a clip is decoded once for all questions about it and all ways to ask them,
-and its frames go through the vision tower once. `generation.py` does the same for the language model.
+Shared work is done once: a clip is decoded once for all questions about it and all variants, and its frames go through
+the vision tower once. `generation.py` does the same for the language model.
 """
 
 import time
@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
-from functools import cached_property, lru_cache, partial
+from functools import cache, cached_property, partial
 from itertools import islice
 from typing import Any
 
@@ -23,24 +23,24 @@ from ...adapters import set_alpha
 from ...chat_templates_pllava import CHAT_TEMPLATES
 from ...loading import Checkpoint
 from ..benchmarks.benchmark import Benchmark
-from ..benchmarks.samples import Clip, Sample
-from ..variants import Variant, choose_frames
-from .answer import Answer, Seconds
-from .batching import plan
+from ..benchmarks.samples import ClipKey, Sample
+from ..controls_and_sweeps import Variant, choose_frames
+from .answerer import Answer, Answerer, Timing
+from .batching import plan_batches
 from .clip_decoding import DecodedClip, decode_clips
-from .generation import Generator, Prompt, too_little_memory
+from .generation import Generator, Prompt, out_of_memory_error
 
 
-class LocalModel:
+class LocalModel(Answerer):
     """
     Args:
-        model: As `load_model` gives it; or a function that does, called when the first answer is needed.
+        model: From [`load_model`]; or a function that returns it, called when the first answer is needed.
         processor: Its processor.
-        adapter: Where the model's adapter is from.
-        chat_template: In place of the benchmarks' own.
-        batch_size: Questions answered together; fewer where there is not enough memory for them.
+        adapter: Directory or Hub id of the model's adapter, if it has one.
+        chat_template: Replaces the benchmarks' chat templates.
+        batch_size: Questions answered together; halved whenever memory runs out.
         num_workers: Processes that decode ahead.
-        checkpoint: What a model that is not loaded yet will be.
+        checkpoint: Describes a model that is not loaded yet.
     """
 
     def __init__(
@@ -55,22 +55,22 @@ class LocalModel:
     ):
         self.processor, self.chat_template = processor, chat_template
         self.batch_size, self.num_workers = batch_size, num_workers
-        self.seconds = Seconds()
+        self.timing = Timing()
         self._load = (lambda: model) if isinstance(model, nn.Module) else model
         self.checkpoint = checkpoint or _checkpoint(model, adapter)
 
     @cached_property
     def loaded(self) -> PreTrainedModel:
         """
-        The model, in its adapter's wrapper if it has one.
+        The model, wrapped by PEFT if it has an adapter.
 
         Raises:
-            ValueError: if it is not the one that was announced.
+            ValueError: if it is not the model that `checkpoint` describes.
         """
         loaded = self._load()
-        found = _checkpoint(loaded, self.checkpoint.adapter)
-        if found != self.checkpoint:
-            raise ValueError(f"The model that was loaded is {found}, but its configs announce {self.checkpoint}")
+        actual = _checkpoint(loaded, self.checkpoint.adapter)
+        if actual != self.checkpoint:
+            raise ValueError(f"The loaded model is {actual}, but its configs describe {self.checkpoint}")
         return loaded
 
     @cached_property
@@ -79,10 +79,10 @@ class LocalModel:
 
     @property
     def model(self) -> PreTrainedModel:
+        """The model without PEFT's wrapper."""
         return self.generator.model
 
     def describe(self, variant: Variant) -> dict[str, Any]:
-        """What the answers depend on beside the benchmark."""
         checkpoint = self.checkpoint
         return {
             **asdict(checkpoint),
@@ -99,67 +99,64 @@ class LocalModel:
         samples: Sequence[Sample],
         variants: Sequence[Variant],
         is_done: Callable[[Variant, Sample], bool],
-        take: Callable[[int], bool] = lambda piece: True,
+        claim: Callable[[int], bool] = lambda piece: True,
     ) -> Iterator[tuple[Variant, list[tuple[Sample, Answer]]]]:
         """
-        Batch by batch, the answers that are not there yet.
+        Yield the missing answers batch by batch.
 
-        The batches are made of all samples, done or not, and a batch of which one answer is missing runs whole: so
-        that a run that was killed goes on to the very numbers of one that was not, whatever the number of processes.
-
-        Args:
-            take: Whether this process is the one to do a piece of the work, by its number.
+        The batches are made of all samples, and a batch runs whole if one of its answers is missing: in floating point
+        an answer may depend on its batch, so a resumed run gives exactly the answers of an uninterrupted one, with any
+        number of processes.
         """
-        encode = lru_cache(maxsize=None)(partial(self.encode, benchmark))  # each prompt once, for plan and variants
-        lengths = [max(sum(map(len, encode(q, True))) for q in sample.questions) for sample in samples]
-        taken: deque[tuple[list[list[Sample]], list[list[Variant]], dict[Clip, Any]]] = deque()
+        encode = cache(partial(self.encode, benchmark))
+        lengths = [max(sum(map(len, encode(text, True))) for text in sample.questions) for sample in samples]
+        claimed = deque()  # windows whose clips are being decoded: (work, keys of the clips)
 
         def sources() -> Iterator[dict[str, Any]]:
-            """Is read ahead of the answers, and takes a window of batches where it begins to decode it."""
-            for piece, window in enumerate(plan(samples, lengths, self.batch_size)):
-                missing = [
-                    [v for v in variants if not all(is_done(v, sample) for sample in batch)] for batch in window
+            """Yield the clips to decode. Workers read ahead, so a window is claimed when its decoding begins."""
+            for number, window in enumerate(plan_batches(samples, lengths, self.batch_size)):
+                work = [
+                    (batch, missing)
+                    for batch in window
+                    if (missing := [v for v in variants if not all(is_done(v, sample) for sample in batch)])
                 ]
-                if any(missing) and take(piece):
-                    clips = _clips(window, missing)
-                    taken.append((window, missing, clips))
+                if work and claim(number):
+                    clips = {sample.clip: sample.source for batch, _ in work for sample in batch}
+                    claimed.append((work, list(clips)))
                     yield from clips.values()
 
         dtype = getattr(torch, self.checkpoint.dtype)
         decoded = self._timed(decode_clips(self.processor, sources(), dtype, self.num_workers))
         for first in decoded:
-            window, missing, keys = taken.popleft()
+            work, keys = claimed.popleft()
             clips = dict(zip(keys, [first, *islice(decoded, len(keys) - 1)], strict=True))
-            features: dict[Clip, torch.Tensor] = {}
-            for place, (batch, batch_variants) in enumerate(zip(window, missing, strict=True)):
+            features: dict[ClipKey, torch.Tensor] = {}
+            for index, (batch, missing) in enumerate(work):
                 began = time.perf_counter()
-                results = list(self._answer_batch(benchmark, encode, batch, batch_variants, clips, features))
-                self.seconds.model += time.perf_counter() - began
+                results = list(self._answer_batch(benchmark, encode, batch, missing, clips, features))
+                self.timing.model_seconds += time.perf_counter() - began
                 for variant, answered in results:
                     yield variant, [pair for pair in answered if not is_done(variant, pair[0])]
-                still_asked = {sample.clip for later in window[place + 1 :] for sample in later}
-                features = {key: value for key, value in features.items() if key in still_asked}
+                still_needed = {sample.clip for later, _ in work[index + 1 :] for sample in later}
+                features = {key: value for key, value in features.items() if key in still_needed}
 
     def _timed(self, decoded: Iterator[DecodedClip]) -> Iterator[DecodedClip]:
         began = time.perf_counter()
         for clip in decoded:
             if clip.pixels is not None:
-                clip.pixels = clip.pixels.clone()  # out of the shared memory, of which each tensor keeps a file open
-            self.seconds.waited += time.perf_counter() - began
-            self.seconds.decode += clip.seconds
+                clip.pixels = clip.pixels.clone()  # out of shared memory, where each tensor keeps a file open
+            self.timing.waited_for_clips_seconds += time.perf_counter() - began
+            self.timing.decode_seconds += clip.seconds
             yield clip
             began = time.perf_counter()
 
     # --- prompts -----------------------------------------------------------------------------------------------------
 
-    def _template(self, benchmark: Benchmark) -> str | None:
-        """The benchmark's template for the family of the model's own, which a model of another family keeps."""
-        own = self.processor.chat_template
-        family = "im_start" if "<|im_start|>" in own else "vicuna" if "USER:" in own else None
-        return self.chat_template or benchmark.chat_template.get(family)
-
     def encode(self, benchmark: Benchmark, question: str, with_video: bool) -> tuple[list[int], list[int]]:
-        """A question's prompt as token ids: up to the `<video>`, which is one token still, and behind it."""
+        """
+        Return a question's prompt as token ids: up to and including the `<video>` placeholder, which is a single
+        token here, and after it.
+        """
         chat = benchmark.chat(question, [{"type": "video"}] if with_video else [])
         options = {"continue_final_message": True} if benchmark.primer else {"add_generation_prompt": True}
         template = self._template(benchmark)
@@ -173,6 +170,12 @@ class LocalModel:
         cut = ids.index(video) + 1 if with_video else 0
         return ids[:cut], ids[cut:]
 
+    def _template(self, benchmark: Benchmark) -> str | None:
+        """Return the benchmark's template for the model's template family; None keeps the model's own template."""
+        own = self.processor.chat_template
+        family = "im_start" if "<|im_start|>" in own else "vicuna" if "USER:" in own else None
+        return self.chat_template or benchmark.chat_template.get(family)
+
     # --- a batch -----------------------------------------------------------------------------------------------------
 
     @torch.inference_mode()
@@ -182,41 +185,38 @@ class LocalModel:
         encode: Callable[[str, bool], tuple[list[int], list[int]]],
         batch: list[Sample],
         variants: list[Variant],
-        clips: dict[Clip, DecodedClip],
-        features: dict[Clip, torch.Tensor],
+        clips: dict[ClipKey, DecodedClip],
+        features: dict[ClipKey, torch.Tensor],
     ) -> Iterator[tuple[Variant, list[tuple[Sample, Answer]]]]:
-        """`features` is what the vision tower made of clips before; what this batch needs is added."""
-        keys = {key: clips[key] for key in _clips([batch], [variants])}
-        order = {key: place for place, key in enumerate(key for key in keys if keys[key].pixels is not None)}
-        asked = [sample for sample in batch if sample.clip in order]
-        for key in order.keys() - features.keys():
-            features[key] = self._encode_frames(clips[key].pixels)
+        """Answer a batch in each variant. `features` caches the vision tower's output by clip."""
+        readable = [sample for sample in batch if clips[sample.clip].pixels is not None]
+        keys = list(dict.fromkeys(sample.clip for sample in readable))
+        for key in keys:
+            if key not in features:
+                features[key] = self._encode_frames(clips[key].pixels)
         for variant in variants:
-            seen = [features[key][choose_frames(variant.control, len(features[key]), key)] for key in order]
-            with self._set(variant):
-                prompts = [
-                    Prompt(order[sample.clip], *encode(q, variant.control != "no_video"))
-                    for sample in asked
-                    for q in sample.questions
-                ]
-                texts = iter(self.generator.answer(benchmark, prompts, seen) if prompts else ())
+            shown = [features[key][choose_frames(variant.control, len(features[key]), key)] for key in keys]
+            prompts = [
+                Prompt(keys.index(sample.clip), *encode(question, variant.control != "no_video"))
+                for sample in readable
+                for question in sample.questions
+            ]
+            with self._configured(variant):
+                results = iter(self.generator.answer(benchmark, prompts, shown) if prompts else ())
             answered = []
             for sample in batch:
-                clip = keys[sample.clip]
+                clip = clips[sample.clip]
                 if clip.pixels is None:
                     answered.append((sample, Answer(error=clip.error)))
                     continue
-                said = [next(texts) for _ in sample.questions]
-                answer = Answer(
-                    tuple(benchmark.answer_prefix + text for text, _ in said),
-                    truncated=any(cut for _, cut in said),
-                    damaged=clip.damaged,
-                )
-                answered.append((sample, answer))
+                texts, truncated = zip(*islice(results, len(sample.questions)), strict=True)
+                texts = tuple(benchmark.answer_prefix + text for text in texts)
+                answered.append((sample, Answer(texts, truncated=any(truncated), damaged=clip.damaged)))
             yield variant, answered
 
     @contextmanager
-    def _set(self, variant: Variant) -> Iterator[None]:
+    def _configured(self, variant: Variant) -> Iterator[None]:
+        """Set the model to a sweep's value, and back to its own afterwards."""
         if variant.alpha is not None:
             set_alpha(self.loaded, variant.alpha)
         if variant.pooling_shape is not None:
@@ -231,24 +231,15 @@ class LocalModel:
 
     def _encode_frames(self, pixels: torch.Tensor) -> torch.Tensor:
         """
-        `(frames, 3, height, width)` -> what the vision tower makes of them, `(frames, patches, C)`. A clip by itself:
-        with others, rounding would depend on which are new.
-
-        Raises:
-            RuntimeError: if there is not enough memory for it.
+        Run the vision tower: `(frames, 3, height, width)` -> `(frames, patches, C)`. One clip at a time, because
+        rounding would otherwise depend on which clips are encoded together.
         """
         try:
             return self.model.model.encode_frames(pixels.to(self.model.device)).last_hidden_state
         except RuntimeError as error:
             if not should_reduce_batch_size(error):
                 raise
-            raise too_little_memory(self.model, f"the {len(pixels)} frames of one clip", str(error)) from error
-
-
-def _clips(batches: list[list[Sample]], variants: list[list[Variant]]) -> dict[Clip, dict[str, Any]]:
-    """What has to be decoded, each clip once: the sources by their keys."""
-    wanted = [sample for batch, missing in zip(batches, variants, strict=True) if missing for sample in batch]
-    return {sample.clip: sample.source for sample in wanted}
+            raise out_of_memory_error(self.model, f"the {len(pixels)} frames of one clip", str(error)) from error
 
 
 def _without_adapter(model: PreTrainedModel) -> PreTrainedModel:
@@ -256,7 +247,7 @@ def _without_adapter(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def _checkpoint(model: PreTrainedModel, adapter: str | None) -> Checkpoint:
-    """Of a model that is loaded."""
+    """Describe a loaded model."""
     alpha = next((lora.lora_alpha for lora in getattr(model, "peft_config", {}).values()), None)
-    plain = _without_adapter(model)
-    return Checkpoint.of(plain.config, str(plain.dtype).removeprefix("torch."), adapter, alpha)
+    base = _without_adapter(model)
+    return Checkpoint.of(base.config, str(base.dtype).removeprefix("torch."), adapter, alpha)

@@ -1,4 +1,4 @@
-"""Requests to an OpenAI-compatible server: many at once, no more than it allows, tried again, and counted."""
+"""Requests to an OpenAI-compatible server: concurrent, with a rate limit and retries, and with token counts."""
 
 import os
 import time
@@ -14,11 +14,11 @@ import openai
 Item, Result = TypeVar("Item"), TypeVar("Result")
 Messages = list[dict[str, Any]]
 
-# What no repetition mends, and what would be so for each request alike: no key, no right, no such model or address
-FATAL = (openai.AuthenticationError, openai.PermissionDeniedError, openai.NotFoundError)
-# Of a request, by the client, with growing pauses: after time-outs, lost connections, and statuses 408, 409, 429, 5xx
+# Errors that retries cannot mend and that every request would get: a wrong key, model or address
+FATAL_ERRORS = (openai.AuthenticationError, openai.PermissionDeniedError, openai.NotFoundError)
+# The openai client retries, with backoff, after timeouts, lost connections, and statuses 408, 409, 429, 5xx
 MAX_RETRIES = 5
-FAILURES_IN_A_ROW = 24  # of requests, for all their repetitions, after which a server is taken to be down
+MAX_CONSECUTIVE_FAILURES = 24  # requests that fail in spite of retries, before the server counts as down
 
 
 class ServerError(RuntimeError):
@@ -27,7 +27,12 @@ class ServerError(RuntimeError):
 
 @dataclass(frozen=True)
 class Reply:
-    """`text` is None where the request failed, for all its repetitions; `error` says why."""
+    """
+    Args:
+        text: None if the request failed in spite of retries.
+        error: Why it failed.
+        is_whole: Whether the text ended before the length limit.
+    """
 
     text: str | None
     error: str | None = None
@@ -38,13 +43,17 @@ class Reply:
 
 class ChatServer:
     """
+    A client for one or several servers with the same model. The API key is read from OPENAI_API_KEY.
+
     Args:
-        model: As the server names it.
-        base_url: Such as "http://localhost:8000/v1", or several with commas, which take turns; by default OpenAI's
-            own. The key is in OPENAI_API_KEY.
-        concurrency: Requests under way at a time, to each of them.
-        requests_per_minute: No more than these are sent, to all of them together.
+        model: The model's name at the server.
+        base_url: Such as "http://localhost:8000/v1"; several, separated by commas, take turns; by default OpenAI's.
+        concurrency: Concurrent requests to each server.
+        requests_per_minute: The rate limit, for all servers together.
         timeout: Seconds for one request.
+
+    Raises:
+        ServerError: if OpenAI's own server is used and there is no key.
     """
 
     def __init__(
@@ -63,39 +72,41 @@ class ChatServer:
         try:
             self._clients = cycle([openai.OpenAI(base_url=url, **options) for url in urls])
         except openai.OpenAIError as error:
-            raise ServerError(f"Set OPENAI_API_KEY, or name the address of another server ({error})") from error
-        self._pause = 60 / requests_per_minute if requests_per_minute else 0.0
-        self._next, self._lock = 0.0, Lock()
-        self._knows_formats = True
-        self._failures = 0  # in a row
+            raise ServerError(f"Set OPENAI_API_KEY, or pass the address of another server ({error})") from error
+        self._interval = 60 / requests_per_minute if requests_per_minute else 0.0
+        self._next_start, self._lock = 0.0, Lock()
+        self._takes_response_format = True
+        self._consecutive_failures = 0
 
     def complete(self, messages: Messages, response_format: dict[str, Any] | None = None, **options: Any) -> Reply:
         """
-        One reply. A server that knows no `response_format` is asked without it.
+        Return the reply to one chat. If the server rejects `response_format`, the request is sent without it.
 
         Raises:
             ServerError: if no request can succeed: the key, the model or the address is wrong, or the server is down.
         """
-        client = self._wait()
-        if response_format and self._knows_formats:
+        client = self._next_client()
+        if response_format and self._takes_response_format:
             options["response_format"] = response_format
         try:
             completion = client.chat.completions.create(model=self.model, messages=messages, **options)
-        except FATAL as error:
+        except FATAL_ERRORS as error:
             raise ServerError(f"{self.base_url or 'OpenAI'} refuses {self.model!r}: {error}") from error
         except openai.BadRequestError as error:
             if "response_format" in options:
-                self._knows_formats = False
+                self._takes_response_format = False
                 options.pop("response_format")
                 return self.complete(messages, **options)
             return Reply(None, f"refused: {error}")
-        except (openai.OpenAIError, ValueError) as error:  # ValueError: a body that is no JSON
-            self._failures += 1
-            if self._failures >= FAILURES_IN_A_ROW:
-                message = f"{self.base_url or 'OpenAI'} failed {self._failures} times in a row, at last with {error}"
-                raise ServerError(f"{message}. What was done stays: run it again when the server is up") from error
+        except (openai.OpenAIError, ValueError) as error:  # ValueError: the body is not JSON
+            self._consecutive_failures += 1
+            if self._consecutive_failures >= MAX_CONSECUTIVE_FAILURES:
+                raise ServerError(
+                    f"{self.base_url or 'OpenAI'} failed {self._consecutive_failures} times in a row, at last with "
+                    f"{error}. Finished work is kept: run it again when the server is up"
+                ) from error
             return Reply(None, f"{type(error).__name__}: {error}")
-        self._failures = 0
+        self._consecutive_failures = 0
         choice = completion.choices[0] if getattr(completion, "choices", None) else None
         if choice is None or choice.message is None or choice.message.content is None:
             return Reply(None, "the server sent no text")
@@ -108,24 +119,24 @@ class ChatServer:
         )
 
     def replies(self, chats: Sequence[Messages], **options: Any) -> Iterator[tuple[int, Reply]]:
-        """The number and the reply of each chat, as they come."""
+        """Yield the index and the reply of each chat, in the order in which the replies arrive."""
         return self.map(lambda messages: self.complete(messages, **options), chats)
 
     def map(self, function: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[tuple[int, Result]]:
-        """Calls `function` for `concurrency` items at a time; gives an item's number and its result as they come."""
+        """Call `function` in `concurrency` threads; yield each item's index and result as they are done."""
         pool = ThreadPoolExecutor(self.concurrency)
         try:
-            numbers = {pool.submit(function, item): number for number, item in enumerate(items)}
-            for future in as_completed(numbers):
-                yield numbers[future], future.result()
+            indices = {pool.submit(function, item): index for index, item in enumerate(items)}
+            for future in as_completed(indices):
+                yield indices[future], future.result()
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
 
-    def _wait(self) -> openai.OpenAI:
-        """Until a request may be sent, since they stand at equal distances; gives the client whose turn it is."""
+    def _next_client(self) -> openai.OpenAI:
+        """Wait until the rate limit permits a request, and return the client whose turn it is."""
         with self._lock:
             client, now = next(self._clients), time.monotonic()
-            turn = max(now, self._next)
-            self._next = turn + self._pause
-        time.sleep(turn - now)
+            start = max(now, self._next_start)
+            self._next_start = start + self._interval
+        time.sleep(start - now)
         return client

@@ -1,1 +1,1 @@
-"""What people read of runs: tables, plots, comparisons."""
+"""Reports for people: tables, plots, and the comparison of two runs."""

@@ -1,74 +1,100 @@
-"""How measures, runs and models are named and written for people."""
+"""Measures, runs and tables as text for people."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..controls_and_sweeps import CONTROLS
 from ..scoring.summary import MEASURES, UNITS, Metrics
-from ..variants import CONTROLS
 
-ENDS = {"%": 100.0, "0 to 5": 5.0, "0 to 10": 10.0}
-
-
+UNIT_MAXIMA = {"%": 100.0, "0 to 5": 5.0, "0 to 10": 10.0}
 PROBLEMS = ("unreadable", "damaged", "truncated", "empty", "judge_failed")
 
 
 def format_summary(metrics: Metrics) -> str:
-    """One line: the main figure with its interval, and what is missing."""
-    parts = [
-        f"{measure_title(name)} {format_value(name, metrics[name], metrics[f'{name}_ci'])}"
-        for name in MEASURES.values()
-        if name in metrics
-    ]
+    """Return one line with a run's measures, their intervals, the coverage and the problems."""
+    parts = [f"{measure_title(name)} {format_mean(metrics, name)}" for name in MEASURES.values() if name in metrics]
     if metrics.get("judged") is False:
-        parts.append("not judged (name a --judge)")
+        parts.append("not judged (pass --judge)")
     parts.append(f"coverage {metrics['coverage']:.1%} ({metrics['evaluated']} of {metrics['expected']})")
-    parts += [f"{metrics[name]} {name.replace('_', ' ')}" for name in PROBLEMS if metrics.get(name)]
-    return f"{metrics['benchmark']} {metrics['variant']}".strip() + f": {', '.join(parts)}"
+    title = f"{metrics['benchmark']} {metrics['variant']}".strip()
+    return f"{title}: {', '.join(parts + format_problems(metrics))}"
 
 
-def measure_title(name: str) -> str:
-    """With its unit: "accuracy" -> "accuracy (%)"."""
-    return f"{name} ({UNITS[name]})" if name in UNITS else name
+def format_problems(metrics: Metrics) -> list[str]:
+    """Return the counts of what went wrong, such as ["2 unreadable", "1 empty"]."""
+    counts = {"ungraded" if name == "judge_failed" else name: metrics.get(name) for name in PROBLEMS}
+    return [f"{count} {name}" for name, count in counts.items() if count]
 
 
-def on_scale(name: str, value: float) -> float:
-    """In the unit that people read: "accuracy", 0.5 -> 50.0."""
-    return 100 * value if UNITS.get(name) == "%" else value
-
-
-def scale_end(name: str) -> float | None:
-    """The largest value there can be, in the unit that people read, if there is one."""
-    return ENDS.get(UNITS.get(name))
-
-
-def format_value(name: str, value: float, interval: Sequence[float] | None = None) -> str:
-    """In its unit, with its interval. "accuracy", 0.5, (0.4, 0.6) -> "50.0 [40.0, 60.0]"."""
-    digits = 1 if UNITS.get(name) == "%" else 2
-    ends = f" [{', '.join(f'{on_scale(name, end):.{digits}f}' for end in interval)}]" if interval else ""
-    return f"{on_scale(name, value):.{digits}f}{ends}"
+# --- measures --------------------------------------------------------------------------------------------------------
 
 
 def main_measure(metrics: Metrics) -> str | None:
+    """Return the most important measure that a run has, if it has any."""
     return next((name for name in MEASURES.values() if name in metrics), None)
+
+
+def measure_title(measure: str) -> str:
+    """Return a measure with its unit: "accuracy" -> "accuracy (%)"."""
+    return f"{measure} ({UNITS[measure]})" if measure in UNITS else measure
+
+
+def in_unit(measure: str, value: float) -> float:
+    """Convert a value from metrics.json to the unit that is shown: "accuracy", 0.5 -> 50.0."""
+    return 100 * value if UNITS.get(measure) == "%" else value
+
+
+def unit_maximum(measure: str) -> float | None:
+    """Return the largest possible value in the unit that is shown, if there is one."""
+    return UNIT_MAXIMA.get(UNITS.get(measure))
+
+
+def format_value(measure: str, value: float, interval: Sequence[float] | None = None) -> str:
+    """Return a value with its interval: "accuracy", 0.5, (0.4, 0.6) -> "50.0 [40.0, 60.0]"."""
+    digits = 1 if UNITS.get(measure) == "%" else 2
+    ends = f" [{', '.join(f'{in_unit(measure, end):.{digits}f}' for end in interval)}]" if interval else ""
+    return f"{in_unit(measure, value):.{digits}f}{ends}"
+
+
+def format_mean(metrics: Metrics, measure: str) -> str:
+    """Return a run's or a task's mean with its interval, or "" if there is none."""
+    return format_value(measure, metrics[measure], metrics[f"{measure}_ci"]) if measure in metrics else ""
+
+
+def sorted_tasks(metrics: Metrics, measure: str) -> list[str]:
+    """Return the tasks from the best to the worst; those without the measure come last."""
+    return sorted(metrics["per_task"], key=lambda task: -metrics["per_task"][task].get(measure, -1))
+
+
+# --- runs ------------------------------------------------------------------------------------------------------------
+
+
+def run_name(run: dict[str, Any], swept: str | None = None) -> str:
+    """Return the name of a run's adapter or model, with alpha (unless that is swept) and the control."""
+    name = model_name(run.get("adapter") or run["model"])
+    if run.get("adapter") and swept != "alpha":
+        name += f" at alpha {run['alpha']:g}"
+    return f"{name}, {CONTROLS[run['control']]}" if run.get("control") else name
 
 
 def model_name(source: str) -> str:
     """
-    What a directory or Hub id is called: "user/pllava-7b" -> "pllava-7b". A directory that is called "checkpoint", or
-    by its step, has its name from the one that it is in: "nano/checkpoint" -> "nano".
+    Return a short name for a directory or Hub id: "user/pllava-7b" -> "pllava-7b".
+
+    A directory named "checkpoint", or "checkpoint-STEP", takes its name from its parent: "nano/checkpoint" -> "nano".
     """
     path = Path(source)
     path = path if path.parent.name else path.resolve()
-    if path.parent.name == "snapshots":  # of the Hub's cache: models--user--pllava-7b/snapshots/REVISION
+    if path.parent.name == "snapshots":  # the Hub's cache: models--user--pllava-7b/snapshots/REVISION
         return path.parent.parent.name.split("--")[-1]
     if path.name == "checkpoint":
         return path.parent.name
     return f"{path.parent.name}/{path.name}" if path.name.startswith("checkpoint-") else path.name
 
 
-def run_name(run: dict[str, Any], swept: str | None = None) -> str:
-    """What a run is called: its adapter or model, and the control if it is one; without the setting that is swept."""
-    name = model_name(run.get("adapter") or run["model"])
-    name += f" at alpha {run['alpha']:g}" if run.get("adapter") and swept != "alpha" else ""
-    return f"{name}, {CONTROLS[run['control']]}" if run.get("control") else name
+def markdown_table(heads: Sequence[str], rows: Iterable[Sequence[str]], text_columns: Sequence[int] = (0,)) -> str:
+    """Return a table in Markdown. Columns of numbers are aligned to the right, those of text to the left."""
+    rules = ["---" if column in text_columns else "---:" for column in range(len(heads))]
+    lines = [f"| {' | '.join(cells)} |" for cells in (heads, *rows)]
+    return "\n".join([lines[0], f"|{'|'.join(rules)}|", *lines[1:]])

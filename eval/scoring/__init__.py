@@ -1,1 +1,1 @@
-"""What answers are worth: rules, captions, judges, and their summary."""
+"""Scoring of answers: rules, caption metrics, judges, statistics, and the summary of a run."""

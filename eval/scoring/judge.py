@@ -1,53 +1,46 @@
 """
-A language model that compares answers with references and grades them.
+A language model that grades answers by comparing them with references.
 
-What it cannot judge is not judged: a reply that is not what was asked for is no score, and is counted. Its replies are
-kept by prompt and model, so that nothing is asked twice.
+A reply that is not a grade is retried once (`_retry_invalid_replies`). If that fails too, the answer gets no score and
+is counted. Grades are cached by prompt and model, so that a second run requests only what is missing.
 """
 
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from tqdm import tqdm
 
 from ...files import open_to_append, read_lines, to_lines
 from ..benchmarks.benchmark import Benchmark
 from ..benchmarks.samples import digest
-from ..models.openai_client import Messages, Reply
+from ..models.local_chat_model import LocalChat
+from ..models.openai_client import ChatServer, Messages
 from ..store import Row, texts_of
-from .judge_replies import NoVerdictError, parse_verdict, response_format
+from .judge_replies import InvalidGradeError, parse_grade, response_format
 
-NOTHING = dict.fromkeys(("asked", "asked_again", "from_cache", "prompt_tokens", "completion_tokens"), 0)
-LIMIT = 200  # tokens of a reply; a grade takes about ten
-
-
-class Chat(Protocol):
-    """What replies: a `ChatServer`, or a `LocalChat`."""
-
-    model: str
-
-    def replies(self, chats: Sequence[Messages], **options: Any) -> Iterator[tuple[int, Reply]]: ...
+MAX_REPLY_TOKENS = 200  # a grade takes about ten
+COUNTS = ("asked", "asked_again", "from_cache", "prompt_tokens", "completion_tokens")
 
 
 class Judge:
     """
     Args:
         chat: The model that judges.
-        prompts: The wording, by aspect; "system" goes before each of them, "correction" answers a reply that is no
-            grade.
-        cache: A JSON Lines file of its replies.
-        temperature: Of its sampling.
-        price: US dollars for a million tokens of prompt, and of reply.
-        retry_failed: Ask again where it failed in a run before.
+        prompts: The prompt of each aspect; "system" is put before each of them, and "correction" is the answer to a
+            reply that is not a grade.
+        cache: The JSON Lines file that caches the judge's replies.
+        temperature: The sampling temperature.
+        price: US dollars per million prompt tokens and per million completion tokens.
+        retry_failed: Grade the answers again that could not be graded in an earlier run.
     """
 
     def __init__(
         self,
-        chat: Chat,
+        chat: ChatServer | LocalChat,
         prompts: dict[str, Any],
         cache: Path,
         temperature: float = 0.0,
@@ -57,29 +50,29 @@ class Judge:
         self.chat, self.prompts, self.temperature = chat, prompts, temperature
         self.price, self.retry_failed = price, retry_failed
         self.cache_file, self.cache = cache, {row["key"]: row["reply"] for row in read_lines(cache, "key", "reply")}
-        self.counts = dict(NOTHING)
+        self.counts = dict.fromkeys(COUNTS, 0)
 
     def describe(self, benchmark: Benchmark) -> dict[str, Any]:
-        """Who judged, and how: scores are comparable only where this is equal."""
+        """Return what identifies the judge. Scores are comparable only where this is equal."""
         aspects = sorted({aspect for task in benchmark.tasks for aspect in benchmark.aspects(task)})
-        told = [self.prompts[name] for name in ("system", "correction", *aspects)]
-        return {"model": self.chat.model, "temperature": self.temperature, "prompts": digest(told)}
+        prompts = [self.prompts[name] for name in ("system", "correction", *aspects)]
+        return {"model": self.chat.model, "temperature": self.temperature, "prompts": digest(prompts)}
 
     def judge(self, benchmark: Benchmark, rows: Sequence[Row]) -> dict[str, Any]:
         """
-        Fills in "score", "scores" by aspect, "correct" where that is asked, and "judge_errors" where a reply was no
-        grade. An answer that is empty, or that is not there, gets 0 without being shown.
+        Grade answers in place: add "scores" by aspect, "score" (their mean), "correct" for the aspect "answer", and
+        "judge_errors" for grades that failed. Empty and missing answers get 0 without a request.
 
         Returns:
-            What this took: requests for grades, those of them that asked again after a reply that was no grade, grades
-            that were known, tokens, and cost in US dollars.
+            The numbers of requests ("asked"), of those that were retries ("asked_again"), of grades from the cache and
+            of tokens, and the cost in US dollars.
 
         Raises:
-            ServerError: if the judge cannot be reached; what was judged until then stays.
+            ServerError: if the judge cannot be reached; the grades until then are kept.
         """
         identity = self.describe(benchmark)
-        self.counts = dict(NOTHING)
-        open_grades = []
+        self.counts = dict.fromkeys(COUNTS, 0)
+        missing: dict[str, list[Row]] = {}
         for row in rows:
             if row.get("judge") != identity:
                 for name in ("score", "scores", "correct", "judge_errors"):
@@ -88,11 +81,11 @@ class Judge:
             scores, errors = row.setdefault("scores", {}), row.setdefault("judge_errors", {})
             for aspect in benchmark.aspects(row["task"]):
                 if not all(text.strip() for text in texts_of(row["prediction"])):
-                    _note(row, aspect, {"pred": "no", "score": 0})
+                    _add_grade(row, aspect, {"pred": "no", "score": 0})
                 elif aspect not in scores and (aspect not in errors or self.retry_failed):
-                    open_grades.append((row, aspect))
+                    missing.setdefault(aspect, []).append(row)
         try:
-            self._ask(open_grades)
+            self._grade(missing)
         finally:
             for row in rows:
                 if row["scores"]:
@@ -103,93 +96,97 @@ class Judge:
         cost = self.price and sum(count * price for count, price in zip(tokens, self.price, strict=True)) / 1e6
         return {**self.counts, "cost": cost}
 
-    def _ask(self, grades: list[tuple[Row, str]]) -> None:
-        with tqdm(total=len(grades), desc=f"Judging ({self.chat.model})", unit="grade", disable=not grades) as bar:
-            for aspect in dict.fromkeys(aspect for _, aspect in grades):
-                rows = [row for row, each in grades if each == aspect]
-                chats = [self.messages(row, aspect) for row in rows]
-                corrections = self._ask_aspect(rows, chats, aspect, bar)
-                asked = self.counts["asked"]
-                # Once more, but not the same: that would be paid for again, and answered alike
-                chats = [[*chats[place], *correction] for place, correction in corrections.items()]
-                rows = [rows[place] for place in corrections]
-                bar.update(len(self._ask_aspect(rows, chats, aspect, bar)))
-                self.counts["asked_again"] += self.counts["asked"] - asked
+    def _grade(self, missing: dict[str, list[Row]]) -> None:
+        total = sum(map(len, missing.values()))
+        with tqdm(total=total, desc=f"Judging ({self.chat.model})", unit="grade", disable=not total) as bar:
+            for aspect, rows in missing.items():
+                invalid = self._request_grades(aspect, [(row, self.messages(row, aspect)) for row in rows], bar)
+                self._retry_invalid_replies(aspect, invalid, bar)
 
-    def _ask_aspect(self, rows: list[Row], chats: list[Messages], aspect: str, bar: tqdm) -> dict[int, Messages]:
+    def _retry_invalid_replies(
+        self, aspect: str, invalid: list[tuple[Row, Messages, InvalidGradeError]], bar: tqdm
+    ) -> None:
         """
-        Notes the grades of one aspect, and why there are none. Gives what corrects the replies that are no grade, by
-        their places.
+        Ask once more for each grade whose reply was not one, in the same chat with what was wrong. The same request
+        again would be charged again and, with greedy decoding, get the same reply.
         """
-        keys = [self._key(self.messages(row, aspect)) for row in rows]  # a corrected chat is about the same grade
-        missing = [place for place, key in enumerate(keys) if key not in self.cache]
-        for place in set(range(len(rows))) - set(missing):
-            _note(rows[place], aspect, parse_verdict(self.cache[keys[place]], aspect))
-            self.counts["from_cache"] += 1
-            bar.update()
-        corrections = {}
+        chats = []
+        for row, messages, error in invalid:
+            correction = self.prompts["correction"].replace("{reason}", error.reason)
+            turns = [{"role": "assistant", "content": error.reply}, {"role": "user", "content": correction}]
+            chats.append((row, [*messages, *turns]))
+        asked = self.counts["asked"]
+        bar.update(len(self._request_grades(aspect, chats, bar)))
+        self.counts["asked_again"] += self.counts["asked"] - asked
+
+    def _request_grades(
+        self, aspect: str, chats: list[tuple[Row, Messages]], bar: tqdm
+    ) -> list[tuple[Row, Messages, InvalidGradeError]]:
+        """Grade rows, from the cache where possible. Returns the chats that were answered with an invalid reply."""
+        uncached, invalid = [], []
+        for row, messages in chats:
+            key = self._cache_key(row, aspect)
+            if key in self.cache:
+                _add_grade(row, aspect, parse_grade(self.cache[key], aspect))
+                self.counts["from_cache"] += 1
+                bar.update()
+            else:
+                uncached.append((row, messages, key))
         replies = self.chat.replies(
-            [chats[place] for place in missing],
+            [messages for _, messages, _ in uncached],
             temperature=self.temperature,
-            max_tokens=LIMIT,
+            max_tokens=MAX_REPLY_TOKENS,
             response_format=response_format(aspect),
         )
-        with open_to_append(self.cache_file) as lines:
-            for number, reply in replies:
-                place = missing[number]
-                row, key = rows[place], keys[place]
+        with open_to_append(self.cache_file) as cache:
+            for index, reply in replies:
+                row, messages, key = uncached[index]
                 self.counts["asked"] += 1
                 self.counts["prompt_tokens"] += reply.prompt_tokens
                 self.counts["completion_tokens"] += reply.completion_tokens
-                try:
-                    _note(row, aspect, _read_reply(reply, aspect))
-                except NoVerdictError as error:
-                    row["judge_errors"][aspect] = str(error)
-                    corrections[place] = self._correction(reply.text, error.reason)
+                if reply.text is None:
+                    row["judge_errors"][aspect] = reply.error
+                    bar.update()
                     continue
-                except ValueError as error:
+                try:
+                    if not reply.is_whole:
+                        raise InvalidGradeError("it was cut off at the length limit", reply.text)
+                    grade = parse_grade(reply.text, aspect)
+                except InvalidGradeError as error:
                     row["judge_errors"][aspect] = str(error)
-                else:
-                    lines.write(to_lines([{"key": key, "reply": reply.text}]))
-                    lines.flush()
-                    self.cache[key] = reply.text
+                    invalid.append((row, messages, error))
+                    continue
+                _add_grade(row, aspect, grade)
+                cache.write(to_lines([{"key": key, "reply": reply.text}]))
+                cache.flush()
+                self.cache[key] = reply.text
                 bar.update()
-        return corrections
+        return invalid
 
-    def _correction(self, text: str, reason: str) -> Messages:
-        told = self.prompts["correction"].replace("{reason}", reason)
-        return [{"role": "assistant", "content": text}, {"role": "user", "content": told}]
+    def _cache_key(self, row: Row, aspect: str) -> str:
+        """A digest of the first request for a grade; a retry has the same key."""
+        request = [self.chat.model, self.temperature, self.messages(row, aspect)]
+        return hashlib.sha256(json.dumps(request).encode()).hexdigest()
 
     def messages(self, row: Row, aspect: str) -> Messages:
-        """What the judge is told about one answer."""
+        """Return the chat that asks the judge to grade one aspect of an answer."""
         questions, answers = texts_of(row["question"]), texts_of(row["prediction"])
-        material = {"question": questions[0], "reference": row["reference"], "answer": answers[0]}
+        texts = {"question": questions[0], "reference": row["reference"], "answer": answers[0]}
         if len(questions) > 1:
-            material |= {"question2": questions[1], "answer2": answers[1]}
-        told = self.prompts[aspect]
-        if isinstance(told, dict):  # wording with a place for each text; in one pass, so that no text opens another
-            places = re.compile("|".join(rf"\{{{name}\}}" for name in material))
-            user = places.sub(lambda place: material[place[0][1:-1]], told["user"])
-            return [{"role": "system", "content": told["system"]}, {"role": "user", "content": user}]
-        system = f"{self.prompts['system']}\n\n{told}"
-        # As JSON, an answer cannot end the quotation that it is in
-        user = json.dumps(material, ensure_ascii=False, indent=1)
+            texts |= {"question2": questions[1], "answer2": answers[1]}
+        prompt = self.prompts[aspect]
+        if isinstance(prompt, dict):
+            # All placeholders in one pass: a text that has a placeholder's name in it is not filled in turn
+            placeholders = re.compile("|".join(rf"\{{{name}\}}" for name in texts))
+            system, user = prompt["system"], placeholders.sub(lambda match: texts[match[0][1:-1]], prompt["user"])
+        else:
+            # In JSON, an answer cannot close the quotation that it is in and go on as an instruction
+            system, user = f"{self.prompts['system']}\n\n{prompt}", json.dumps(texts, ensure_ascii=False, indent=1)
         return [{"role": "system", "content": system}, {"role": "user", "content": user}]
 
-    def _key(self, messages: Messages) -> str:
-        return hashlib.sha256(json.dumps([self.chat.model, self.temperature, messages]).encode()).hexdigest()
 
-
-def _note(row: Row, aspect: str, verdict: dict[str, Any]) -> None:
-    row["scores"][aspect] = verdict["score"]
+def _add_grade(row: Row, aspect: str, grade: dict[str, Any]) -> None:
+    row["scores"][aspect] = grade["score"]
     row["judge_errors"].pop(aspect, None)
-    if "pred" in verdict and aspect == "answer":
-        row["correct"] = verdict["pred"] == "yes"
-
-
-def _read_reply(reply: Reply, aspect: str) -> dict[str, Any]:
-    if reply.text is None:
-        raise ValueError(reply.error)
-    if not reply.is_whole:
-        raise NoVerdictError("it was cut off at the length limit", reply.text)
-    return parse_verdict(reply.text, aspect)
+    if "pred" in grade and aspect == "answer":
+        row["correct"] = grade["pred"] == "yes"

@@ -1,4 +1,4 @@
-"""What a judge replies: its form, how it is read, and what many of them come to."""
+"""A judge's replies: the JSON that it is asked for, parsing it, and averaging many replies."""
 
 import json
 import math
@@ -10,16 +10,16 @@ from typing import Any
 MAX_SCORE = 5
 
 
-class NoVerdictError(ValueError):
-    """A judge's reply is no verdict. `reason` says why, without the words of the reply."""
+class InvalidGradeError(ValueError):
+    """A judge's reply is not a grade; `reason` says why, without quoting the reply."""
 
-    def __init__(self, reason: str, text: str):
-        super().__init__(f"no verdict, {reason}: {text[:200]!r}")
-        self.reason = reason
+    def __init__(self, reason: str, reply: str):
+        super().__init__(f"not a grade, {reason}: {reply[:200]!r}")
+        self.reason, self.reply = reason, reply
 
 
 def response_format(aspect: str) -> dict[str, Any]:
-    """The JSON schema of a verdict, for servers that hold a model to it."""
+    """Return the JSON schema of a grade, for servers that can enforce it."""
     properties: dict[str, Any] = {"score": {"type": "integer", "minimum": 0, "maximum": MAX_SCORE}}
     if aspect == "answer":
         properties = {"pred": {"type": "string", "enum": ["yes", "no"]}, **properties}
@@ -29,65 +29,65 @@ def response_format(aspect: str) -> dict[str, Any]:
         "required": list(properties),
         "additionalProperties": False,
     }
-    return {"type": "json_schema", "json_schema": {"name": "verdict", "strict": True, "schema": schema}}
+    return {"type": "json_schema", "json_schema": {"name": "grade", "strict": True, "schema": schema}}
 
 
-def parse_verdict(text: str, aspect: str) -> dict[str, Any]:
+def parse_grade(text: str, aspect: str) -> dict[str, Any]:
     """
-    A judge's reply as a dict: {"score": 0 to 5}, and "pred", "yes" or "no", for the aspect "answer".
+    Parse a judge's reply into {"score": 0 to 5}, with "pred" ("yes" or "no") for the aspect "answer".
 
-    It must be that object and nothing else, in JSON or with single quotes, as the published prompts ask for it; a code
-    fence around it is let pass.
+    The reply must be that object and nothing else. Single quotes, which the published prompts ask for, and a code
+    fence around the object are accepted.
 
     Raises:
-        NoVerdictError: if it is anything else; the message quotes it.
+        InvalidGradeError: if the reply is anything else; the message quotes it.
     """
     content = re.sub(r"\A\s*```(?:json|python)?\s*\n(.*)\n\s*```\s*\Z", r"\1", text, flags=re.DOTALL).strip()
     try:
-        verdict = json.loads(content if '"' in content else content.replace("'", '"'))
+        grade = json.loads(content if '"' in content else content.replace("'", '"'))
     except (json.JSONDecodeError, RecursionError) as error:
-        raise NoVerdictError("it is not one JSON object", text) from error
-    names = {"pred", "score"} if aspect == "answer" else {"score"}
-    if not isinstance(verdict, dict) or verdict.keys() != names:
-        raise NoVerdictError(f"it is not a JSON object with the keys {sorted(names)}", text)
-    score = verdict["score"]
+        raise InvalidGradeError("it is not one JSON object", text) from error
+    keys = {"pred", "score"} if aspect == "answer" else {"score"}
+    if not isinstance(grade, dict) or grade.keys() != keys:
+        raise InvalidGradeError(f"it is not a JSON object with the keys {sorted(keys)}", text)
+    score = grade["score"]
     if isinstance(score, bool) or not isinstance(score, (int, float)) or not math.isfinite(score):
-        raise NoVerdictError('its "score" is not a number', text)
+        raise InvalidGradeError('its "score" is not a number', text)
     if not 0 <= score <= MAX_SCORE:
-        raise NoVerdictError(f'its "score" is not from 0 to {MAX_SCORE}', text)
-    if verdict.get("pred", "yes") not in ("yes", "no"):
-        raise NoVerdictError('its "pred" is neither "yes" nor "no"', text)
-    return verdict
+        raise InvalidGradeError(f'its "score" is not from 0 to {MAX_SCORE}', text)
+    if grade.get("pred", "yes") not in ("yes", "no"):
+        raise InvalidGradeError('its "pred" is neither "yes" nor "no"', text)
+    return grade
 
 
-def mean_verdicts(replies: Sequence[str], aspects: Sequence[str]) -> dict[str, Any]:
+def average_replies(replies: Sequence[str], aspects: Sequence[str]) -> dict[str, Any]:
     """
-    What a judge's replies come to. Those that are no verdict are in no mean, and are counted.
+    Average a judge's replies. Those that are not grades are counted, and left out of the means.
 
     Args:
-        replies: As the judge wrote them.
-        aspects: What each is about: "answer" where it says whether an answer is right; else as in VCGBench.
+        replies: The judge's replies as text.
+        aspects: What each reply grades: "answer" (right or wrong, and a score), or an aspect of VCGBench.
 
     Returns:
-        "score", the mean of the aspects' means, from 0 to 5; "aspects", these means; "accuracy", a fraction, where
-        there are verdicts on answers; "failed", the number of replies that are no verdict; "coverage", the share of
-        those that are.
+        "score", the mean of the aspects' means, from 0 to 5; "accuracy", a fraction, if there are grades of "answer";
+        "aspects", the mean of each aspect; "failed", the number of replies that are not grades; and "coverage", the
+        fraction of replies that are.
     """
     scores: dict[str, list[float]] = {}
-    right, failed = [], 0
+    correct, failed = [], 0
     for reply, aspect in zip(replies, aspects, strict=True):
         try:
-            verdict = parse_verdict(reply, aspect)
-        except ValueError:
+            grade = parse_grade(reply, aspect)
+        except InvalidGradeError:
             failed += 1
             continue
-        scores.setdefault(aspect, []).append(verdict["score"])
+        scores.setdefault(aspect, []).append(grade["score"])
         if aspect == "answer":
-            right.append(verdict["pred"] == "yes")
+            correct.append(grade["pred"] == "yes")
     means = {aspect: fmean(values) for aspect, values in scores.items()}
     return {
         "score": fmean(means.values()) if means else None,
-        **({"accuracy": fmean(right)} if right else {}),
+        **({"accuracy": fmean(correct)} if correct else {}),
         "aspects": means,
         "failed": failed,
         "coverage": 1 - failed / len(replies) if replies else 0.0,

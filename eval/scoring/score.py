@@ -1,56 +1,37 @@
-"""The score of one answer by the benchmark's rule, and of captions all together."""
+"""The score of one answer by the benchmark's rule."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 from ..benchmarks.benchmark import Benchmark
 from ..benchmarks.samples import Sample
-from ..models.answer import Answer
-from ..store import Row, to_row
-from .multiple_choice import exactly_correct, legacy_correct, multiple_choice_correct, with_letter
+from ..models.answerer import Answer
+from .legacy import legacy_correct
+from .multiple_choice import multiple_choice_correct, normalise_answer, with_letter
 
-# What a sample is worth by itself: a bool, or a number from 0 to 5. "judge" and "caption" are scored together
+# Rules that score one answer by itself. A judge, and CIDEr and ROUGE-L ("caption"), score all answers at the end
 RULES: dict[str, Callable[[Sample, str], bool | float]] = {
     "multiple_choice": lambda sample, answer: multiple_choice_correct(answer, sample.reference, sample.options),
     "exact": lambda sample, answer: exactly_correct(answer, sample.reference),
 }
 
 
-def find_rule(benchmark: Benchmark) -> Callable[[Sample, str], bool | float] | None:
-    """What one answer is worth; None where answers are judged, or scored all together."""
-    if benchmark.score in ("judge", "caption"):
-        return None
-    return RULES.get(benchmark.score) or benchmark.custom_rule
-
-
-def scored_row(benchmark: Benchmark, sample: Sample, answer: Answer) -> Row:
-    """The line of a sample, with what the benchmark's rule gives for it: so that the line stands by itself."""
-    return {**to_row(sample, answer), **score_answer(benchmark, sample, answer)}
-
-
 def score_answer(benchmark: Benchmark, sample: Sample, answer: Answer) -> dict[str, bool | float]:
-    """What the rule gives; to a sample that could not be asked about, the least: False, or 0."""
-    rule = find_rule(benchmark)
-    if rule is None:
+    """Return "correct" or "score" by the benchmark's rule. Without an answer that is False, or 0."""
+    if benchmark.score in ("judge", "caption"):
         return {}
+    rule = RULES.get(benchmark.score) or benchmark.custom_rule
     text = answer.texts[0] if answer.texts else ""
     value = rule(sample, text)
     if not isinstance(value, (bool, int, float)):
         raise ValueError(f"{benchmark.score} gives a {type(value).__name__}, not a bool or a number: {value!r}")
-    value = value if answer.error is None else type(value)()
-    worth = {"correct": value} if isinstance(value, bool) else {"score": float(value)}
+    if answer.error is not None:
+        value = type(value)()
+    score = {"correct": value} if isinstance(value, bool) else {"score": float(value)}
     if benchmark.score == "multiple_choice":
-        worth["legacy_correct"] = legacy_correct(text, with_letter(sample.reference, sample.options))
-    return worth
+        score["legacy_correct"] = legacy_correct(text, with_letter(sample.reference, sample.options))
+    return score
 
 
-def score_captions(rows: Sequence[Row]) -> None:
-    """Notes the number of words, and where there is a reference "cider" and "rouge_l": all rows together give them."""
-    for row in rows:
-        row["words"] = len(row["prediction"].split())
-    if known := [row for row in rows if row["reference"]]:
-        from .captions import caption_scores
-
-        scores = caption_scores([row["prediction"] for row in known], [row["reference"] for row in known])
-        for name, values in scores.items():
-            for row, value in zip(known, values, strict=True):
-                row[name] = value
+def exactly_correct(prediction: str, reference: str) -> bool:
+    """Whether the answer is the reference, apart from case, white space and a full stop. An empty answer is wrong."""
+    return normalise_answer(prediction) == normalise_answer(reference) != ""

@@ -1,80 +1,80 @@
 """
-How sure a mean is, and a difference of two. Questions about one clip are not independent of each other: what is drawn
-anew are clips, with all their questions.
+Confidence intervals and a paired test. Questions about one clip are not independent of each other, so both resample
+whole clips ("clusters") with all their questions.
 """
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Iterator, Sequence
 
 import numpy as np
 
 RESAMPLES = 2000
-BLOCK = 1 << 22  # numbers that are drawn at a time
+MAX_DRAWS = 1 << 22  # random numbers in memory at a time
 
 
 def confidence_interval(
     values: Sequence[float],
-    clusters: Sequence[object] | None = None,
-    groups: Sequence[object] | None = None,
+    clusters: Sequence[Hashable] | None = None,
+    groups: Sequence[Hashable] | None = None,
     level: float = 0.95,
     seed: int = 0,
     fractions: bool = True,
 ) -> tuple[float, float] | None:
     """
-    A bootstrap percentile interval of the mean, drawing clusters with replacement. Of fractions that are all 0, or all
-    1, no draw differs from another: then it is Clopper and Pearson's exact interval, of as many trials as clusters.
+    Return the bootstrap percentile interval of a mean, drawing clusters with replacement. If all values are 0, or all
+    are 1, every draw is the same: fractions then get the exact interval of Clopper and Pearson, with one trial per
+    cluster.
 
     Args:
-        values: One a sample.
-        clusters: What each sample belongs to, as its clip; by default each is by itself.
-        groups: What is averaged by itself first, as the aspects of a judge; the mean is then one of their means.
-        fractions: Whether the values lie between 0 and 1 by nature; differences and grades do not.
+        values: One value per sample.
+        clusters: What each sample belongs to, such as its clip; by default each sample is a cluster.
+        groups: Groups that are averaged first, such as a judge's aspects; the mean is then the mean of their means.
+        fractions: Whether the values are fractions from 0 to 1, unlike differences and grades.
 
     Returns:
-        The interval's ends, or None of fewer than two clusters, which say nothing about their spread.
+        The ends of the interval, or None if there are fewer than two clusters.
     """
-    sums, counts = _sums(values, clusters, groups)
+    sums, counts = _cluster_sums(values, clusters, groups)
     if len(sums) < 2:
         return None
-    if fractions and (extreme := set(values)) in ({0.0}, {1.0}):
-        possible = ((1 - level) / 2) ** (1 / len(sums))
-        return (possible, 1.0) if extreme == {1.0} else (0.0, 1 - possible)
+    if fractions and (distinct := set(values)) in ({0.0}, {1.0}):
+        bound = ((1 - level) / 2) ** (1 / len(sums))
+        return (bound, 1.0) if distinct == {1.0} else (0.0, 1 - bound)
     rng = np.random.default_rng(seed)
     means = []
-    for size in _portions(RESAMPLES, sums.size):
+    for size in _batch_sizes(sums.size):
         drawn = rng.integers(0, len(sums), (size, len(sums)))
-        with np.errstate(invalid="ignore"):  # a group may be absent from a draw: then it is left out of that mean
-            by_group = sums[drawn].sum(1) / counts[drawn].sum(1)
-        means.append(np.nanmean(by_group, axis=1))
+        with np.errstate(invalid="ignore"):  # a draw without any sample of a group leaves that group out of its mean
+            group_means = sums[drawn].sum(1) / counts[drawn].sum(1)
+        means.append(np.nanmean(group_means, axis=1))
     low, high = np.quantile(np.concatenate(means), [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
 
 
-def paired_p_value(differences: Sequence[float], clusters: Sequence[object] | None = None, seed: int = 0) -> float:
+def paired_p_value(differences: Sequence[float], clusters: Sequence[Hashable] | None = None, seed: int = 0) -> float:
     """
-    How often chance alone makes a difference as large: a two-sided sign-flip test. If neither of two runs were the
-    better one, each clip's difference could as well have the other sign.
+    Return the p value of a two-sided sign-flip test: how often chance alone makes a difference between two runs as
+    large. If neither run were better, the difference of each cluster could as well have the other sign.
 
     Args:
-        differences: Between the two runs, one a sample.
+        differences: Between the two runs, one per sample.
         clusters: As for [`confidence_interval`].
     """
-    sums = _sums(differences, clusters, None)[0][:, 0]
+    sums = _cluster_sums(differences, clusters)[0][:, 0]
     rng = np.random.default_rng(seed)
     observed = abs(sums.sum())
-    as_large, drawn = 1, 1  # the observed signs are one of the possible draws
-    for size in _portions(RESAMPLES, len(sums)):
+    as_large = 1  # the observed signs are one of the possible draws
+    for size in _batch_sizes(len(sums)):
         signs = rng.integers(0, 2, (size, len(sums))) * 2 - 1
         as_large += int((abs((signs * sums).sum(1)) >= observed - 1e-12).sum())
-        drawn += size
-    return as_large / drawn
+    return as_large / (RESAMPLES + 1)
 
 
-def _sums(
-    values: Sequence[float], clusters: Sequence[object] | None, groups: Sequence[object] | None
+def _cluster_sums(
+    values: Sequence[float], clusters: Sequence[Hashable] | None, groups: Sequence[Hashable] | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Sum and number of the values of each cluster in each group, `(clusters, groups)`."""
-    rows = _places(range(len(values)) if clusters is None else clusters)
-    columns = _places([0] * len(values) if groups is None else groups)
+    """Return the sum and the number of the values of each cluster in each group, both `(clusters, groups)`."""
+    rows = _indices(range(len(values)) if clusters is None else clusters)
+    columns = _indices([0] * len(values) if groups is None else groups)
     shape = (max(rows, default=-1) + 1, max(columns, default=-1) + 1)
     sums, counts = np.zeros(shape), np.zeros(shape)
     np.add.at(sums, (rows, columns), np.asarray(values, dtype=np.float64))
@@ -82,13 +82,14 @@ def _sums(
     return sums, counts
 
 
-def _places(names: Sequence[object]) -> list[int]:
-    """Names as numbers, in the order in which they first come."""
-    places: dict[object, int] = {}
-    return [places.setdefault(name, len(places)) for name in names]
+def _indices(names: Sequence[Hashable]) -> list[int]:
+    """Number the names in the order in which they first occur."""
+    indices: dict[Hashable, int] = {}
+    return [indices.setdefault(name, len(indices)) for name in names]
 
 
-def _portions(total: int, width: int) -> list[int]:
-    """`total` draws of `width` numbers in portions that fit into memory."""
-    size = max(1, min(total, BLOCK // max(width, 1)))
-    return [min(size, total - start) for start in range(0, total, size)]
+def _batch_sizes(width: int) -> Iterator[int]:
+    """Split the resamples, each of `width` random numbers, into batches that fit into memory."""
+    size = max(1, min(RESAMPLES, MAX_DRAWS // max(width, 1)))
+    for start in range(0, RESAMPLES, size):
+        yield min(size, RESAMPLES - start)

@@ -1,4 +1,4 @@
-"""A model behind a server: what it is sent, and what becomes of what it answers."""
+"""A model behind a server: the requests that it gets, and how its replies are stored and scored."""
 
 import base64
 import io
@@ -26,8 +26,8 @@ def data(tmp_path_factory):
     return benchmark_folders.write_all(tmp_path_factory.mktemp("data"))
 
 
-def media(request):
-    """The parts of a request's message that are videos, decoded, and its text."""
+def decode_request(request):
+    """Return the decoded videos of a request's message, and its text."""
     parts = request["messages"][-1]["content"]
     clips = []
     for part in parts[:-1]:
@@ -43,13 +43,13 @@ def server(url, **options):
     return Endpoint(ChatServer("served", url, **options), num_frames=8)
 
 
-def test_mvbench_at_a_server(data, tmp_path):
-    """Each video arrives as a video, in whatever it is stored; letters, and options, are understood."""
+def test_endpoint_gets_videos_and_is_scored(data, tmp_path):
+    """Every kind of clip arrives as a video file; letters count as answers."""
     samples = {sample.questions[0]: sample for sample in read_samples(benchmark("mvbench"), str(data))}
     seen = []
 
     def answer(request):
-        clips, text = media(request)
+        clips, text = decode_request(request)
         question = text.removesuffix(" \nOnly give the best option.")
         assert text != question and request["messages"][0]["role"] == "system"
         seen.append(clips[0])
@@ -70,7 +70,7 @@ def test_mvbench_at_a_server(data, tmp_path):
     assert (run["model"], run["endpoint"]) == ("served", url)
 
 
-def test_a_fleet_of_servers(data, tmp_path):
+def test_requests_alternate_between_servers(data, tmp_path):
     with (
         chat_server(lambda _: Reply("(A)")) as (url, stub),
         chat_server(lambda _: Reply("(A)")) as (other, other_stub),
@@ -78,18 +78,18 @@ def test_a_fleet_of_servers(data, tmp_path):
         found = evaluate(benchmark("mvbench"), server(f"{url},{other}"), str(data), tmp_path)[""]
         assert found["coverage"] == 1
         assert len(stub.requests) == len(other_stub.requests) == 20
-    # Elsewhere they are the same model still: what is there is not done again
+    # Another address does not make it another run: nothing is asked again
     found = evaluate(benchmark("mvbench"), server("http://127.0.0.1:9/v1"), str(data), tmp_path)[""]
     assert found["coverage"] == 1
 
 
-def test_what_a_server_fails_at_is_counted_and_tried_again(data, tmp_path, monkeypatch):
+def test_failed_requests_are_counted_and_retried_on_request(data, tmp_path, monkeypatch):
     monkeypatch.setattr("openai._base_client.INITIAL_RETRY_DELAY", 0.001)
     monkeypatch.setattr("openai._base_client.MAX_RETRY_DELAY", 0.002)
     broken = {"How": 500}
 
     def answer(request):
-        text = media(request)[1]
+        text = decode_request(request)[1]
         for word, status in broken.items():
             if word in text:
                 return Reply(status=status)
@@ -109,7 +109,7 @@ def test_what_a_server_fails_at_is_counted_and_tried_again(data, tmp_path, monke
         assert found["coverage"] == 1 and len(stub.requests) == before + failing
 
 
-def test_controls_at_a_server(tmp_path):
+def test_controls_change_the_frames_that_are_sent(tmp_path):
     data = tmp_path / "data"
     Clips(tmp_path / "made").write(data / "1.mp4", 0)
     data.joinpath("questions.jsonl").write_text(
@@ -118,7 +118,7 @@ def test_controls_at_a_server(tmp_path):
     seen = {}
 
     def answer(request):
-        clips, text = media(request)
+        clips, text = decode_request(request)
         seen[tuple(len(clip) for clip in clips)] = clips
         return Reply("red")
 
@@ -126,7 +126,7 @@ def test_controls_at_a_server(tmp_path):
     with chat_server(answer) as (url, stub):
         endpoint = server(url, concurrency=1)
         found = evaluate(benchmark("nano"), endpoint, str(data), tmp_path / "out", [PLAIN, *CONTROL_VARIANTS])
-        reversed_clips = [media(request)[0] for request in stub.requests]
+        reversed_clips = [decode_request(request)[0] for request in stub.requests]
     assert all(each["accuracy"] == 1 for each in found.values())
     plain, no_video, one_frame, shuffled, backwards = reversed_clips
     assert (len(plain[0]), no_video, len(one_frame[0])) == (world.NUM_FRAMES, [], 1)
@@ -138,12 +138,12 @@ def test_controls_at_a_server(tmp_path):
     assert error < 3 < np.abs(backwards[0].astype(int) - plain[0][taken].astype(int)).mean()
 
 
-def test_settings_of_the_model_are_out_of_reach(data, tmp_path):
-    with pytest.raises(ValueError, match="needs its weights"):
+def test_sweep_of_an_endpoint_is_refused(data, tmp_path):
+    with pytest.raises(ValueError, match="needs the model's weights"):
         evaluate(benchmark("msvd_qa"), server("http://nowhere"), str(data), tmp_path, parse_sweep("alpha=1"))
 
 
-def test_clips_that_are_made():
+def test_encode_clip_keeps_the_frames():
     frames = benchmark_folders.scene(1)[0][:5, :95]  # an odd height
     with av.open(io.BytesIO(encode_clip(frames))) as container:
         decoded = np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
@@ -151,7 +151,7 @@ def test_clips_that_are_made():
     assert np.abs(decoded.astype(int) - frames[:, :94].astype(int)).mean() < 3
 
 
-def test_the_command_evaluates_and_judges_at_servers(data, tmp_path):
+def test_command_evaluates_and_judges_at_servers(data, tmp_path):
     runner = CliRunner()
 
     def judge(request):
@@ -172,19 +172,19 @@ def test_the_command_evaluates_and_judges_at_servers(data, tmp_path):
     nameless = ["eval", "--endpoint", url, "--data", str(data), "--benchmark", "msvd_qa", "--out", str(tmp_path)]
     finished = runner.invoke(app, nameless)
     assert finished.exit_code == 1 and "Name the model" in finished.output
-    for wrong, told in {
+    for options, message in {
         "--chat-template plain": "for a local model",
         "--adapter mine": "for a local model",
         "--batch-size 16 --alpha 2": "leave --batch-size, --alpha out",
         "--dtype float16 --load-in-4bit --workers 3": "leave --workers, --dtype, --load-in-4bit out",
         f"--judge-endpoint {judge_url}": "--judge",
     }.items():
-        values = ["eval", "served", "--endpoint", url, "--data", str(data), "--benchmark", "msvd_qa", *wrong.split()]
+        values = ["eval", "served", "--endpoint", url, "--data", str(data), "--benchmark", "msvd_qa", *options.split()]
         finished = runner.invoke(app, [*values, "--out", str(tmp_path)])
-        assert finished.exit_code == 1 and told in finished.output, wrong
+        assert finished.exit_code == 1 and message in finished.output, options
 
 
-def test_processes_share_what_a_server_is_asked_and_one_of_them_judges(data, tmp_path):
+def test_processes_share_the_requests_and_one_process_judges(data, tmp_path):
     arguments = ["-m", "pllava.eval", "served", "--benchmark", "vcgbench,mvbench,msvd_qa", "--data", data]
     with chat_server(lambda _: Reply("blue")) as (url, stub), chat_server(grade) as (judge_url, judge_stub):
         arguments += ["--endpoint", url, "--judge", "grader", "--judge-endpoint", judge_url, "--out", tmp_path]
@@ -193,13 +193,13 @@ def test_processes_share_what_a_server_is_asked_and_one_of_them_judges(data, tmp
     found = {name: json.loads((tmp_path / name / "metrics.json").read_text()) for name in ("vcgbench", "msvd_qa")}
     assert (found["vcgbench"]["score"], found["msvd_qa"]["accuracy"]) == (4, 1)
     assert all(each["coverage"] == 1 and each["time"]["processes"] == 2 for each in found.values())
-    assert len(stub.requests) == 6 + 2 * 3 + 40 + 4  # each question once, whichever process asks
+    assert len(stub.requests) == 6 + 2 * 3 + 40 + 4  # each question is asked by one process
     assert len(judge_stub.requests) == 15 + 4
     for name in ("vcgbench", "mvbench", "msvd_qa"):
         assert [each.stdout.count(f"{name}: ") for each in finished] == [1, 0]
 
 
-def test_no_answer_of_the_server_is_lost_when_a_clip_is_broken(tmp_path):
+def test_missing_clip_does_not_stop_the_other_requests(tmp_path):
     data = tmp_path / "data"
     benchmark_folders.write_inter4k(data)
     root = data / "Recaption" / "Inter4K"

@@ -1,4 +1,4 @@
-"""Evaluations from beginning to end: benchmarks in their original layouts, real clips, the model that ships."""
+"""Whole evaluations: benchmarks in their original layouts, real clips, and nano."""
 
 import json
 import os
@@ -27,15 +27,13 @@ from pllava.eval import (
     Variant,
     compare,
     evaluate,
-    load_benchmark,
     load_prompts,
     parse_sweep,
     read_samples,
 )
 from pllava.eval.benchmarks.samples import Sample
-from pllava.eval.models.batching import plan
+from pllava.eval.controls_and_sweeps import choose_frames
 from pllava.eval.store import Results
-from pllava.eval.variants import choose_frames
 from pllava.files import to_lines
 from pllava.nano.data import read_questions, render
 from pllava_cli import app
@@ -67,7 +65,7 @@ def local(nano, **options):
 
 
 def run(*arguments):
-    """`pllava eval`, in this process."""
+    """Run `pllava eval` in this process."""
     finished = CliRunner().invoke(app, ["eval", *map(str, arguments)])
     assert finished.exit_code == 0, finished.output
     return finished
@@ -76,7 +74,7 @@ def run(*arguments):
 # --- whole benchmarks ------------------------------------------------------------------------------------------------
 
 
-def test_all_benchmarks_in_their_original_layouts(data, tmp_path):
+def test_all_benchmarks_are_evaluated_in_their_original_layouts(data, tmp_path):
     finished = run("nano", "--benchmark", "mvbench,vcgbench,videoqa,inter4k", "--data", data, "--out", tmp_path)
     for name in ALL:
         folder = tmp_path / name
@@ -104,7 +102,7 @@ def test_all_benchmarks_in_their_original_layouts(data, tmp_path):
     assert all(len(row["question"]) == len(row["prediction"]) == 2 for row in consistency)
 
 
-def test_broken_clips_stay_in_the_denominator(nano, tmp_path):
+def test_broken_clips_count_as_wrong(nano, tmp_path):
     root = write_mvbench(tmp_path / "data")
     samples = read_samples(benchmark("mvbench"), str(tmp_path / "data"))
     broken = [samples[0], samples[7]]
@@ -120,12 +118,11 @@ def test_broken_clips_stay_in_the_denominator(nano, tmp_path):
     assert "no such file" in errors[broken[1].id]
     assert found["accuracy"] == sum(row["correct"] for row in rows) / 40
     assert found["per_task"][broken[0].task]["coverage"] == 0.5
-    assert not {"legacy", "accuracy_legacy"} & found.keys()  # nano names no letters, which are all that it looks for
+    assert not {"legacy", "accuracy_legacy"} & found.keys()  # it needs letters, and nano gives none
     assert "2 unreadable" in (tmp_path / "out" / "mvbench" / "report.md").read_text()
 
 
-def test_nano_is_right_about_its_world(nano, world, tmp_path):
-    """And its answers are those of the pipeline, one by one."""
+def test_nano_is_accurate_and_answers_as_the_pipeline_does(nano, world, tmp_path):
     (found,) = evaluate(benchmark("nano"), local(nano), str(world), tmp_path).values()
     assert found["accuracy"] > 0.85
     low, high = found["accuracy_ci"]
@@ -142,7 +139,7 @@ def test_nano_is_right_about_its_world(nano, world, tmp_path):
         assert row["correct"] == (alone.strip().lower().rstrip(".") == question["answer"].lower().rstrip("."))
 
 
-def test_batches_of_any_size_give_the_same_answers(nano, world, tmp_path):
+def test_batch_size_does_not_change_the_answers(nano, world, tmp_path):
     answers = []
     for size in (1, 5, 16):
         evaluate(benchmark("nano"), local(nano, batch_size=size, num_workers=1), str(world), tmp_path / str(size))
@@ -150,7 +147,7 @@ def test_batches_of_any_size_give_the_same_answers(nano, world, tmp_path):
     assert answers[0] == answers[1] == answers[2]
 
 
-# --- killed, resumed, shared -----------------------------------------------------------------------------------------
+# --- runs that are killed, resumed or shared by processes ------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -160,13 +157,12 @@ def unbroken(world, tmp_path_factory):
     return out / "nano"
 
 
-def same(found):
-    """What two runs of the same thing must agree on."""
+def without_time(found):
     return {name: value for name, value in found.items() if name != "time"}
 
 
 @pytest.mark.parametrize("wanted", [pytest.param(1, marks=pytest.mark.slow), 200])
-def test_a_killed_run_goes_on(world, unbroken, tmp_path, wanted):
+def test_killed_run_is_resumed(world, unbroken, tmp_path, wanted):
     arguments = ["nano", "--data", world, "--out", tmp_path, "--batch-size", "4", "--controls"]
     killed = forked.start("-m", "pllava.eval", *arguments)
     folders = ["", *(variant.name for variant in CONTROL_VARIANTS)]
@@ -187,29 +183,28 @@ def test_a_killed_run_goes_on(world, unbroken, tmp_path, wanted):
     run(*arguments)
     for folder in folders:
         assert lines(tmp_path / "nano" / folder) == lines(unbroken / folder), folder
-        assert same(metrics(tmp_path / "nano" / folder)) == same(metrics(unbroken / folder)), folder
-    assert metrics(tmp_path / "nano")["time"]["answered"] == total - before  # none twice
+        assert without_time(metrics(tmp_path / "nano" / folder)) == without_time(metrics(unbroken / folder)), folder
+    assert metrics(tmp_path / "nano")["time"]["answered"] == total - before  # no answer is given twice
 
 
-def test_a_finished_run_does_nothing_more(world, unbroken):
+def test_finished_run_changes_nothing_when_repeated(world, unbroken):
     before = {file: file.read_bytes() for file in unbroken.rglob("*.json*")}
     run("nano", "--data", world, "--out", unbroken.parent, "--batch-size", 4, "--controls")
     assert {file: file.read_bytes() for file in unbroken.rglob("*.json*")} == before
 
 
-def test_two_processes_give_what_one_does(world, unbroken, tmp_path):
+def test_two_processes_give_the_results_of_one(world, unbroken, tmp_path):
     arguments = ["nano", "--data", world, "--out", tmp_path, "--batch-size", 4, "--controls"]
     for finished in forked.run_group(forked.ranks(2), "-m", "pllava.eval", *arguments, folder=tmp_path):
         assert finished.returncode == 0, finished.stderr
     for folder in ["", *(variant.name for variant in CONTROL_VARIANTS)]:
         assert lines(tmp_path / "nano" / folder) == lines(unbroken / folder)
-        assert same(metrics(tmp_path / "nano" / folder)) == same(metrics(unbroken / folder))
+        assert without_time(metrics(tmp_path / "nano" / folder)) == without_time(metrics(unbroken / folder))
     assert not list(tmp_path.rglob("predictions-*.jsonl"))
     assert metrics(tmp_path / "nano")["time"]["processes"] == 2
 
 
-def test_what_another_process_mended_counts(tmp_path):
-    """Whichever of the files the error is in, and whichever the answer."""
+def test_answer_of_one_process_replaces_the_error_of_another(tmp_path):
     broken_a, right_a = {"id": "a", "error": "broken"}, {"id": "a", "prediction": "y"}
     broken_b, right_b = {"id": "b", "error": "broken"}, {"id": "b", "prediction": "x"}
     (tmp_path / "predictions.jsonl").write_text(to_lines([broken_a, right_b]))
@@ -220,8 +215,8 @@ def test_what_another_process_mended_counts(tmp_path):
     assert results.merge(samples) == [right_a, right_b] == lines(tmp_path)
 
 
-def test_questions_in_front_of_the_video(nano, world, tmp_path):
-    """Prompts that have more in common than the video, or less, are answered alike in batches and alone."""
+def test_batching_with_questions_before_the_video(nano, world, tmp_path):
+    """Prefixes then differ between prompts about the same clip."""
     template = (
         "{% for message in messages %}{% if message.role == 'user' %}USER: "
         "{{ message.content | selectattr('type', 'equalto', 'text') | map(attribute='text') | join }}"
@@ -236,18 +231,18 @@ def test_questions_in_front_of_the_video(nano, world, tmp_path):
     assert answers[0] == answers[1] and len(set(answers[0])) > 3
 
 
-def test_a_folder_takes_one_run_only(nano, world, tmp_path):
+def test_folder_with_another_run_is_refused(nano, world, tmp_path):
     evaluate(benchmark("nano"), local(nano), str(world), tmp_path, limit=1)
-    with pytest.raises(ValueError, match="answers of another run, with .*'limit': 1"):
+    with pytest.raises(ValueError, match="answers of a run with .*'limit': 1.*, not .*'limit': 2"):
         evaluate(benchmark("nano"), local(nano), str(world), tmp_path, limit=2)
     with pytest.raises(ValueError, match="chat_template"):
         evaluate(benchmark("nano"), local(nano, chat_template="eval_mvbench"), str(world), tmp_path, limit=1)
 
 
-# --- ways to ask -----------------------------------------------------------------------------------------------------
+# --- controls and sweeps ---------------------------------------------------------------------------------------------
 
 
-def test_controls_show_what_the_video_adds(unbroken):
+def test_controls_lower_the_accuracy(unbroken):
     plain = metrics(unbroken)
     by_control = {variant.name: metrics(unbroken / variant.name) for variant in CONTROL_VARIANTS}
     for name, found in by_control.items():
@@ -255,13 +250,13 @@ def test_controls_show_what_the_video_adds(unbroken):
         assert found["accuracy"] < plain["accuracy"]
     assert by_control["no_video"]["accuracy"] < by_control["one_frame"]["accuracy"]
     direction = by_control["reversed"]["per_task"]["direction"]["accuracy"]
-    assert direction < 0.2 < 0.9 < plain["per_task"]["direction"]["accuracy"]  # backwards is the other way
+    assert direction < 0.2 < 0.9 < plain["per_task"]["direction"]["accuracy"]  # motions are reversed
     assert by_control["reversed"]["per_task"]["colour"]["accuracy"] == plain["per_task"]["colour"]["accuracy"]
     header = "| nano, accuracy (%) | no video | one frame | frames shuffled | frames reversed |"
     assert header in (unbroken / "report.md").read_text()
 
 
-def test_frames_of_the_controls():
+def test_choose_frames():
     clip = ("here/a.mp4", None, None)
     assert choose_frames(None, 4, clip) == [0, 1, 2, 3]
     assert choose_frames("reversed", 4, clip) == [3, 2, 1, 0]
@@ -273,21 +268,21 @@ def test_frames_of_the_controls():
         assert choose_frames("shuffled", 16, other) != shuffled
 
 
-def test_a_sweep_of_pooling_shapes(nano, world, tmp_path):
+def test_sweep_of_pooling_shapes(nano, world, tmp_path):
     variants = parse_sweep("pooling_shape=16x3x3,16x1x1,4x3x3")
     found = evaluate(benchmark("nano"), local(nano), str(world), tmp_path, [PLAIN, *variants])
     own = found["pooling_shape=16x3x3"]
     assert own["accuracy"] == found[""]["accuracy"] > found["pooling_shape=16x1x1"]["accuracy"]
     assert own["run"]["pooling_shape"] == [16, 3, 3] and found["pooling_shape=4x3x3"]["run"]["pooling_shape"][0] == 4
     model, processor = nano
-    assert tuple(model.config.pooling_shape) == (16, 3, 3)  # as it was
+    assert tuple(model.config.pooling_shape) == (16, 3, 3)  # restored
     text = (tmp_path / "nano" / "report.md").read_text()
     assert "| accuracy (%) by pooling_shape | 4x3x3 | 16x1x1 | 16x3x3 |" in text
     assert Image.open(tmp_path / "nano" / "sweep_pooling_shape.png").size[0] > 500
 
 
-def test_a_sweep_of_alpha(world, tmp_path):
-    """At alpha 0 an adapter is its base; its own alpha is what it gives when nothing is swept."""
+def test_sweep_of_alpha(world, tmp_path):
+    """Alpha 0 gives the base model's answers, and the adapter's own alpha those of a plain run."""
     import torch
     from peft import get_peft_model
 
@@ -315,64 +310,17 @@ def test_a_sweep_of_alpha(world, tmp_path):
     assert metrics(out / "nano" / "alpha=32")["run"]["alpha"] == 32
 
 
+def test_parse_sweep():
+    assert Variant("alpha=4", alpha=4.0) in parse_sweep("alpha=0,4")
+
+
 @pytest.mark.parametrize("text", ["beta=1", "alpha=", "alpha=a", "pooling_shape=16x12", "pooling_shape=16x0x3"])
-def test_what_is_no_sweep(text):
+def test_invalid_sweep_is_an_error(text):
     with pytest.raises(ValueError, match="a sweep is alpha="):
         parse_sweep(text)
 
 
-def test_batches_hold_what_belongs_together():
-    def sample(number, clip, reference="red"):
-        return Sample(str(number), "t", f"{clip}.mp4", ("What?",), reference)
-
-    long = "a sentence that has at least eight words in it"
-    samples = [sample(n, n % 3, long if n % 4 == 3 else "red") for n in range(12)]
-    windows = plan(samples, [10] * 11 + [100], batch_size=4)
-    assert [len(window) for window in windows] == [3]
-    batches = windows[0]
-    assert sorted(sample.id for batch in batches for sample in batch) == sorted(sample.id for sample in samples)
-    assert [each.reference == long for each in batches[-1]] == [False, True, True, True]  # long answers together
-    assert batches[-1][-1].id == "11"  # and the long prompt last
-    assert [each.video for each in batches[0]] == ["0.mp4"] * 3 + ["1.mp4"]  # a clip's questions together
-    two = [Sample(str(n), "t", "a.mp4", ("Q1", "Q2")) for n in range(3)]
-    assert [len(batch) for batch in plan(two, [1] * 3, batch_size=4)[0]] == [2, 1]
-
-
-# --- prompts ---------------------------------------------------------------------------------------------------------
-
-
-def test_prompts_are_the_processors_tokens(nano):
-    model, processor = nano
-    answerer, declared = local(nano), benchmark("mvbench")
-    prefix, suffix = answerer.encode(declared, "Question: Which?\nOptions:\n(A) x", True)
-    video = processor.video_token_id
-    chat = declared.chat(
-        "Question: Which?\nOptions:\n(A) x", [{"type": "video", "video": benchmark_folders.scene(0)[0]}]
-    )
-    expected = processor.apply_chat_template(
-        chat, "eval_mvbench", continue_final_message=True, tokenize=True, return_dict=True
-    )["input_ids"][0]
-    assert [*prefix[:-1], *[video] * processor.num_visual_tokens, *suffix] == list(expected)
-    assert processor.tokenizer.decode(suffix).endswith("Best option:(")
-    prefix, suffix = answerer.encode(declared, "Which?", False)
-    assert prefix == [] and video not in suffix
-
-
-def test_answers_that_reach_the_limit_and_stop_words(nano, world, tmp_path):
-    file = tmp_path / "mine.yaml"
-    values = {"title": "Mine", "read": "rows", "score": "exact", "tasks": {"all": {"file": "questions.jsonl"}}}
-    file.write_text(yaml.safe_dump({**values, "max_new_tokens": 2}))
-    (found,) = evaluate(load_benchmark(str(file), {}), local(nano), str(world), tmp_path / "short").values()
-    captions = [row for row in lines(tmp_path / "short" / "mine") if row["task"] == "caption"]
-    assert all(row["truncated"] for row in captions)
-    assert found["truncated"] >= len(captions) == 10
-    file.write_text(yaml.safe_dump({**values, "max_new_tokens": 64, "stop": [" a ", "e"]}))
-    evaluate(load_benchmark(str(file), {}), local(nano), str(world), tmp_path / "stop")
-    for row in lines(tmp_path / "stop" / "mine"):
-        assert "e" not in row["prediction"] and "truncated" not in row
-
-
-# --- judged, and compared --------------------------------------------------------------------------------------------
+# --- judges and comparisons ------------------------------------------------------------------------------------------
 
 
 def judged(nano, data, out, tmp_path, score, model="stub", name="vcgbench"):
@@ -381,7 +329,7 @@ def judged(nano, data, out, tmp_path, score, model="stub", name="vcgbench"):
         return evaluate(benchmark(name), local(nano), str(data), out, judge=judge)[""]
 
 
-def test_vcgbench_with_a_judge(nano, data, tmp_path):
+def test_vcgbench_is_judged(nano, data, tmp_path):
     def score(request):
         return {"score": 4 if "complete" in request["messages"][0]["content"] else 2}
 
@@ -397,20 +345,20 @@ def test_vcgbench_with_a_judge(nano, data, tmp_path):
     assert "cannot be compared" in report
 
 
-def test_grades_that_fail_are_left_out_and_counted(nano, data, tmp_path):
+def test_failed_grades_are_counted_and_left_out_of_the_means(nano, data, tmp_path):
     def score(request):
         return {"score": 4} if "complete" in request["messages"][0]["content"] else {"score": 9}
 
     found = judged(nano, data, tmp_path / "out", tmp_path, score)
     assert (found["score"], found["judge_failed"], found["coverage"]) == (4.0, 12, 0.0)
-    # where the original would have scored them 0
+    # the original scores them 0
     assert found["legacy"]["correctness"] == {"acc": 0, "score": 0} and found["legacy"]["detail"]["score"] == 4
     assert found["legacy"]["Avg_Score"] == pytest.approx(3 * 4 / 15)
     assert found["aspects"]["detail"]["graded"] == 3
-    assert "12 judge failed" in (tmp_path / "out" / "vcgbench" / "report.md").read_text()
+    assert "12 ungraded" in (tmp_path / "out" / "vcgbench" / "report.md").read_text()
 
 
-def test_videoqa_with_a_judge_and_a_broken_clip(nano, tmp_path):
+def test_judged_benchmark_counts_broken_clips_as_wrong(nano, tmp_path):
     benchmark_folders.write_videoqa(tmp_path / "data", "tgif_qa")
     samples = read_samples(benchmark("tgif_qa"), str(tmp_path / "data"))
     os.unlink(samples[0].video)
@@ -423,7 +371,7 @@ def test_videoqa_with_a_judge_and_a_broken_clip(nano, tmp_path):
     assert "| **this run** | 75.0 | 3.00 |" in report and "| PLLaVA 7B | 77.5 | 4.1 |" in report
 
 
-def test_two_runs_compared(nano, unbroken, tmp_path):
+def test_compare_two_runs(nano, unbroken, tmp_path):
     name, _, differences = compare(unbroken, unbroken)["nano"]
     assert name == "accuracy" and differences[-1].task == "all"
     assert all(each.first == each.second and each.p_value == 1 for each in differences)
@@ -440,8 +388,7 @@ def test_two_runs_compared(nano, unbroken, tmp_path):
     assert heads in finished.stdout
 
 
-def test_comparing_changes_no_file(unbroken, tmp_path):
-    """Nor does it lose the last line of a file that ends without a newline."""
+def test_compare_reads_a_last_line_without_newline_and_changes_no_file(unbroken, tmp_path):
     copy = shutil.copytree(unbroken, tmp_path / "copy")
     file = copy / "predictions.jsonl"
     file.write_bytes(file.read_bytes().rstrip())
@@ -462,7 +409,7 @@ def test_scores_of_different_judges_are_not_compared(nano, data, tmp_path):
         compare(tmp_path / "one", tmp_path / "third")
 
 
-def test_captions_with_references(nano, data, tmp_path):
+def test_captions_are_scored_against_references(nano, data, tmp_path):
     benchmark_folders.write_inter4k(tmp_path / "data")
     file = tmp_path / "data" / "Recaption" / "Inter4K" / "annotations.json"
     rows = json.loads(file.read_text())
@@ -470,7 +417,3 @@ def test_captions_with_references(nano, data, tmp_path):
     (found,) = evaluate(benchmark("inter4k"), local(nano), str(tmp_path / "data"), tmp_path / "out").values()
     assert 0 <= found["rouge_l"] <= 1 and found["cider"] >= 0 and found["words"] > 0
     assert lines(tmp_path / "out" / "inter4k")[0].keys() >= {"rouge_l", "cider", "words"}
-
-
-def test_settings_of_a_variant():
-    assert Variant("alpha=4", alpha=4.0) in parse_sweep("alpha=0,4")

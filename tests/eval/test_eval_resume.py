@@ -1,4 +1,4 @@
-"""A second run over the same results: what is there is not done again, and what failed only when that is asked for."""
+"""Results folders used again: runs that are resumed or rescored, and failures that are retried."""
 
 import json
 import shutil
@@ -47,18 +47,18 @@ def invoke(*arguments):
     return CliRunner().invoke(app, ["eval", *map(str, arguments)])
 
 
-def never(*_, **__):
-    raise AssertionError("nothing is missing: no model is needed")
+def fail_to_load(*_, **__):
+    raise AssertionError("no answer is missing: the model must not be loaded")
 
 
-def test_where_nothing_is_missing_no_model_is_loaded(nano, world, unbroken, tmp_path, monkeypatch):
-    """What the answers depend on is read from the configs, as it will be once the model is loaded."""
+def test_model_is_loaded_only_if_answers_are_missing(nano, world, unbroken, tmp_path, monkeypatch):
+    """The settings in run.json are read from the configs, and are those of the loaded model."""
     for variant in VARIANTS:
-        unloaded = LocalModel(never, nano.processor, checkpoint=Checkpoint.read(pllava.NANO))
+        unloaded = LocalModel(fail_to_load, nano.processor, checkpoint=Checkpoint.read(pllava.NANO))
         assert unloaded.describe(variant) == nano.describe(variant)
     shutil.copytree(unbroken, tmp_path / "nano")
     before = content(tmp_path)
-    monkeypatch.setattr(pllava, "load_model", never)
+    monkeypatch.setattr(pllava, "load_model", fail_to_load)
     finished = invoke("nano", "--workers", 0, "--data", world, "--out", tmp_path)
     assert finished.exit_code == 0, finished.output
     assert content(tmp_path) == before
@@ -68,15 +68,15 @@ def test_where_nothing_is_missing_no_model_is_loaded(nano, world, unbroken, tmp_
     assert isinstance(finished.exception, AssertionError)
 
 
-def test_a_model_that_is_not_the_announced_one_is_refused(nano, world, tmp_path):
+def test_loaded_model_that_differs_from_its_configs_is_refused(nano, world, tmp_path):
     other = Checkpoint.read(pllava.NANO, dtype="bfloat16")
     model = LocalModel(lambda: nano.loaded, nano.processor, num_workers=0, checkpoint=other)
-    with pytest.raises(ValueError, match="dtype='float32'.*announce.*dtype='bfloat16'"):
+    with pytest.raises(ValueError, match="dtype='float32'.*describe.*dtype='bfloat16'"):
         evaluate(benchmark("nano"), model, str(world), tmp_path)
 
 
-def test_what_failed_is_tried_again_only_on_request(nano, world, unbroken, tmp_path, monkeypatch):
-    """And to the very answers of a run in which nothing failed."""
+def test_failed_samples_are_retried_only_on_request(nano, world, unbroken, tmp_path, monkeypatch):
+    """The answers are then those of a run without failures."""
     shutil.copytree(world, tmp_path / "world")
     clip = next((tmp_path / "world" / "clips").iterdir())
     whole = clip.read_bytes()
@@ -88,7 +88,7 @@ def test_what_failed_is_tried_again_only_on_request(nano, world, unbroken, tmp_p
     clip.write_bytes(whole)
     before = lines(tmp_path / "out" / "nano")
     with monkeypatch.context() as context:
-        context.setattr(nano.generator, "answer", never)
+        context.setattr(nano.generator, "answer", fail_to_load)
         evaluate(*arguments)
     assert lines(tmp_path / "out" / "nano") == before
     found = evaluate(*arguments, retry_failed=True)[""]
@@ -101,7 +101,7 @@ def test_what_failed_is_tried_again_only_on_request(nano, world, unbroken, tmp_p
         assert answers(tmp_path / "out" / "nano" / variant.name) == answers(unbroken / variant.name)
 
 
-def test_where_nearly_nothing_can_be_read_nothing_is_scored(nano, world, tmp_path):
+def test_nothing_is_scored_if_nearly_all_clips_are_unreadable(nano, world, tmp_path):
     shutil.copytree(world, tmp_path / "world")
     for clip in (tmp_path / "world" / "clips").iterdir():
         clip.write_bytes(b"version https://git-lfs.github.com/spec/v1")
@@ -113,12 +113,11 @@ def test_where_nearly_nothing_can_be_read_nothing_is_scored(nano, world, tmp_pat
     assert not (tmp_path / "out" / "nano" / "metrics.json").exists()
 
 
-# --- scored again ----------------------------------------------------------------------------------------------------
+# --- rescoring -------------------------------------------------------------------------------------------------------
 
 
 def test_rescoring_needs_no_model_and_no_data(unbroken, tmp_path, monkeypatch):
-    """Answers that are right, or that were judged, stay what they are; what stands beside them is made anew."""
-    monkeypatch.setattr(pllava, "load_model", never)
+    monkeypatch.setattr(pllava, "load_model", fail_to_load)
     shutil.copytree(unbroken, tmp_path / "nano")
     before, found = lines(unbroken), metrics(unbroken)
     for folder in (tmp_path / "nano", tmp_path / "nano" / "no_video"):
@@ -132,7 +131,7 @@ def test_rescoring_needs_no_model_and_no_data(unbroken, tmp_path, monkeypatch):
     assert (tmp_path / "nano" / "report.md").read_text() == (unbroken / "report.md").read_text()
 
 
-def test_rescoring_by_a_rule_that_changed(nano, world, tmp_path):
+def test_rescoring_applies_a_changed_rule(nano, world, tmp_path):
     file = tmp_path / "mine.yaml"
     file.write_text(
         yaml.safe_dump(
@@ -148,7 +147,7 @@ def test_rescoring_by_a_rule_that_changed(nano, world, tmp_path):
     assert found["accuracy"] > 0.5 and "score" not in found
 
 
-def test_saved_answers_are_judged(nano, tmp_path):
+def test_rescoring_judges_saved_answers(nano, tmp_path):
     write_videoqa(tmp_path, "msvd_qa")
     evaluate(benchmark("msvd_qa"), nano, str(tmp_path), tmp_path / "out")
     shutil.rmtree(tmp_path / "VideoQA")
@@ -161,7 +160,7 @@ def test_saved_answers_are_judged(nano, tmp_path):
 
     with chat_server(answer) as (url, stub):
         judge = ["--judge", "stub", "--judge-endpoint", url]
-        # What the grades took stays, where a run has nothing to ask
+        # A run that asks the judge nothing keeps the counts of the run before
         for more, judged, asked in (([], 3, 5), ([], 3, 5), (["--retry-failed"], 4, 1)):
             finished = invoke("--rescore", tmp_path / "out", *judge, *more)
             assert finished.exit_code == 0, finished.output
@@ -177,10 +176,10 @@ def test_saved_answers_are_judged(nano, tmp_path):
     [
         (["nano", "--data", "x", "--controls"], "leave MODEL, --data, --controls out"),
         (["--batch-size", 3, "--num-frames", 8, "--alpha", 2], "leave --batch-size, --num-frames, --alpha out"),
-        ([], "has not all answers of its run"),
+        ([], "lacks answers of its run"),
     ],
 )
-def test_what_cannot_be_rescored(unbroken, tmp_path, arguments, problem):
+def test_rescoring_refuses_model_options_and_incomplete_answers(unbroken, tmp_path, arguments, problem):
     shutil.copytree(unbroken, tmp_path / "nano")
     rows = lines(unbroken)
     (tmp_path / "nano" / "predictions.jsonl").write_text(to_lines(rows[:-1]))
@@ -194,11 +193,11 @@ def test_what_cannot_be_rescored(unbroken, tmp_path, arguments, problem):
 
 
 @pytest.mark.parametrize("name", ["no_video", "alpha=4"])
-def test_a_variant_is_not_rescored_as_the_model(unbroken, tmp_path, name):
-    """It would get the model's own card."""
+def test_variant_is_not_rescored_as_a_plain_run(unbroken, tmp_path, name):
+    """It would get the metadata for the model's card."""
     shutil.copytree(unbroken, tmp_path / "nano")
     folder = tmp_path / "nano" / name
-    if name == "alpha=4":  # a folder like the plain run's but for its name
+    if name == "alpha=4":  # only its name differs from the plain run's folder
         shutil.copytree(unbroken, folder, ignore=shutil.ignore_patterns("no_video"))
     before = content(tmp_path)
     finished = invoke("--rescore", folder)
@@ -215,7 +214,7 @@ def test_a_variant_is_not_rescored_as_the_model(unbroken, tmp_path, name):
         ("metrics.json", '{"benchmark": "nano"', "metrics.json is not valid JSON"),
     ],
 )
-def test_a_file_of_results_that_is_no_good_is_named(unbroken, tmp_path, name, text, problem):
+def test_invalid_results_file_is_reported_by_name(unbroken, tmp_path, name, text, problem):
     shutil.copytree(unbroken, tmp_path / "nano")
     (tmp_path / "nano" / name).write_text(text)
     finished = invoke("--rescore", tmp_path)
@@ -231,7 +230,7 @@ def test_a_file_of_results_that_is_no_good_is_named(unbroken, tmp_path, name, te
         ("--concurrency 3", "neither --endpoint nor --judge-endpoint: leave --concurrency out"),
     ],
 )
-def test_options_that_would_be_ignored_are_refused(tmp_path, monkeypatch, arguments, problem):
+def test_options_without_effect_are_refused(tmp_path, monkeypatch, arguments, problem):
     monkeypatch.chdir(tmp_path)
     finished = invoke(*arguments.split())
     assert finished.exit_code == 1 and problem in finished.stderr

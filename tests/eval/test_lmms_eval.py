@@ -1,4 +1,4 @@
-"""lmms-eval runs a task of its own, with local data, on nano: `PLLAVA_LMMS_EVAL_PYTHON` is a Python that has both."""
+"""lmms-eval evaluates nano on one of its tasks, with local data. Needs `PLLAVA_LMMS_EVAL_PYTHON`, which has both."""
 
 import json
 import os
@@ -17,10 +17,10 @@ from pllava.nano.world import NUMBERS
 PYTHON = os.environ.get("PLLAVA_LMMS_EVAL_PYTHON")
 CLIPS = 48
 TASK = "mvbench_moving_direction"
-VIDEOS = "clevrer/video_validation"  # where the task has its videos
+VIDEOS = "clevrer/video_validation"  # the task's folder of videos
 WHERE = "import importlib.util as u; print(*u.find_spec('lmms_eval').submodule_search_locations)"
-# nano knows its own questions only, and answers in words: the task with these for a prompt, and with lmms-eval's own
-# filter, which finds the letter of the option. How an answer is scored stays the task's.
+# nano knows only its own questions, and answers in words: the same task with these questions as prompts, and with
+# lmms-eval's own filter, which finds the letter of the option. The scoring stays the task's.
 OWN_WORDS = """
 include: {task}
 task: own_words
@@ -42,14 +42,14 @@ pytestmark = [
 
 
 def options_of(row: dict[str, str]) -> list[str]:
-    """What a question offers; nano is not always right about the last two types."""
+    """Return the options of a question; nano is not always right about the last two types."""
     if row["type"] == "direction":
         return ["left", "right"] if "left" in row["question"] else ["up", "down"]
     return list(NUMBERS) if row["type"] == "bounces" else row["question"].rstrip("?").split(", ")[1].split(" or ")
 
 
 def make_hub(folder: Path) -> list[list[str]]:
-    """MVBench as the Hub has it, of what is asked about nano's clips; gives the options of each question."""
+    """Write questions about nano's clips as MVBench on the Hub; return the options of each question."""
     rng = random.Random(0)
     repository = folder / "datasets" / "OpenGVLab" / "MVBench"
     (repository / VIDEOS).parent.mkdir(parents=True)
@@ -71,7 +71,7 @@ def make_hub(folder: Path) -> list[list[str]]:
 
 @pytest.fixture(scope="module")
 def evaluated(tmp_path_factory):
-    """The options of each question, the results, and the samples of the task as it is and in nano's words."""
+    """The options of each question, the results, and the samples of the original task and of `own_words`."""
     folder = tmp_path_factory.mktemp("lmms_eval")
     options = make_hub(folder / "hub")
     (folder / "tasks").mkdir()
@@ -81,7 +81,7 @@ def evaluated(tmp_path_factory):
     command = [PYTHON, "-m", "lmms_eval", "--model", "pllava", "--model_args", f"pretrained={NANO},dtype=float32"]
     command += ["--tasks", f"{TASK},own_words", "--include_path", folder / "tasks", "--batch_size", "8"]
     command += ["--device", "cpu", "--log_samples", "--output_path", folder / "out"]
-    command += ["--reasoning_tags", "none"]  # so that the samples have the answers themselves, not only their letters
+    command += ["--reasoning_tags", "none"]  # the samples then have the answers, not only their letters
     with local_hub(folder / "hub") as address:
         local = {"HF_ENDPOINT": address, "HF_HOME": str(folder / "hf"), "HF_HUB_OFFLINE": "0", "HF_TOKEN": "local"}
         run = subprocess.run(
@@ -103,7 +103,7 @@ def test_every_request_is_answered(evaluated):
         assert all(row["mvbench_accuracy"]["pred_answer"] for row in rows)
 
 
-def test_the_score_is_ours(evaluated):
+def test_score_agrees_with_our_rule(evaluated):
     options, results, samples = evaluated
     right = [
         option_named(row["resps"][0], offered) == offered.index(row["target"])
@@ -115,8 +115,8 @@ def test_the_score_is_ours(evaluated):
     assert score > 80  # a guess is right in less than 50 per cent
 
 
-def test_the_task_as_it_is_agrees_wherever_an_option_is_named(evaluated):
-    """Where none is, it takes the first letter of a sentence for one: there the two rules differ."""
+def test_original_task_agrees_with_our_rule_if_an_option_is_named(evaluated):
+    """Otherwise the task takes the first letter of a sentence for an option, and the rules differ."""
     options, _, samples = evaluated
     named = [
         (index == offered.index(row["target"]), row["mvbench_accuracy"]["score"] == 1)

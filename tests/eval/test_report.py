@@ -1,4 +1,4 @@
-"""What people read of a run: reports, pictures, comparisons. The runner is real, the answers are written here."""
+"""Reports, plots and comparisons of runs with scripted answers."""
 
 import json
 import re
@@ -15,25 +15,27 @@ from pllava.data.inspection_report import write_reports
 from pllava.data.sources import Source
 from pllava.eval import CONTROL_VARIANTS, PLAIN, Judge, compare, evaluate, load_benchmark, load_prompts, parse_sweep
 from pllava.eval.benchmarks.benchmark import digest
-from pllava.eval.models.answer import Answer, Seconds
+from pllava.eval.models.answerer import Answer, Timing
 from pllava.eval.models.openai_client import Reply
 from pllava.eval.report.compare import format_differences
 from pllava.eval.report.formatting import format_summary, format_value, model_name
-from pllava.eval.report.plots import DARK, LIGHT, PAPER, _draw_alpha, _draw_pooling, _draw_tasks
-from pllava.eval.report.report import read_sweeps, write_report
+from pllava.eval.report.paper import PAPER
+from pllava.eval.report.plots import DARK, LIGHT, _draw_alpha, _draw_pooling, _draw_tasks
+from pllava.eval.report.report import write_report
+from pllava.eval.report.variant_results import read_sweeps
 from pllava.files import to_lines
 
 OPTIONS = ["Ran.", "Sat.", "Fell.", "Left."]
-TASKS = {"Action Sequence": 4, "Action Count": 2}  # of MVBench, and how many options their questions have here
+TASKS = {"Action Sequence": 4, "Action Count": 2}  # of MVBench, and the numbers of options
 QUESTIONS = 16  # of each task
 SWEEPS = [*parse_sweep("alpha=0,8,32"), *parse_sweep("pooling_shape=16x3x3,16x1x1,4x3x3")]
 
 
-class Scripted:
-    """Answers plain questions with their reference, but for every fourth; the first option in all other variants."""
+class ScriptedModel:
+    """Answers three of four questions of the plain run correctly, and none of the variants'."""
 
     def __init__(self, model="/runs/my-pllava/checkpoint", form="({letter}) {text}"):
-        self.model, self.form, self.seconds = model, form, Seconds()
+        self.model, self.form, self.timing = model, form, Timing()
 
     def describe(self, variant):
         shape = list(variant.pooling_shape or (16, 3, 3))
@@ -48,8 +50,8 @@ class Scripted:
                 yield variant, [(sample, Answer((self.form.format(letter="ABCD"[index], text=text),)))]
 
 
-def declare(folder, score="multiple_choice", prompts=None, options=True, **keys):
-    """A benchmark of one's own, its tasks those of MVBench that are above."""
+def declare_benchmark(folder, score="multiple_choice", prompts=None, options=True, **keys):
+    """Declare a benchmark with the `TASKS` of MVBench."""
     for task, count in TASKS.items():
         rows = [
             {"id": f"{task}{n}", "type": task, "video": f"{n}.mp4", "question": "What?", "answer": OPTIONS[n % count]}
@@ -66,22 +68,21 @@ def declare(folder, score="multiple_choice", prompts=None, options=True, **keys)
 
 
 def run(folder, benchmark=None, answerer=None, variants=(PLAIN,), **options):
-    benchmark = benchmark or declare(folder)
-    found = evaluate(benchmark, answerer or Scripted(), str(folder), folder / "out", variants, **options)
+    benchmark = benchmark or declare_benchmark(folder)
+    found = evaluate(benchmark, answerer or ScriptedModel(), str(folder), folder / "out", variants, **options)
     return found, folder / "out" / "mine"
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """A run with its controls and sweeps: its metrics and its folder."""
+    """The metrics and the folder of a run with controls and sweeps."""
     return run(tmp_path_factory.mktemp("whole"), variants=[PLAIN, *CONTROL_VARIANTS, *SWEEPS])
 
 
-# --- one unit, and names ---------------------------------------------------------------------------------------------
+# --- units, names, comparisons ---------------------------------------------------------------------------------------
 
 
-def test_people_read_per_cent(whole):
-    """And programs fractions, in metrics.json."""
+def test_report_shows_per_cent_and_metrics_json_fractions(whole):
     found, folder = whole
     assert found[""]["accuracy"] == json.loads((folder / "metrics.json").read_text())["accuracy"] == 0.75
     report = (folder / "report.md").read_text()
@@ -107,22 +108,22 @@ def test_people_read_per_cent(whole):
         ("/hub/models--me--my-nano/snapshots/0123abc", "my-nano"),
     ],
 )
-def test_a_model_has_its_name(source, name):
+def test_model_name(source, name):
     assert model_name(source) == name
 
 
-def test_a_model_here_has_the_folders_name(tmp_path, monkeypatch):
+def test_model_name_of_the_current_folder(tmp_path, monkeypatch):
     (tmp_path / "my-nano" / "checkpoint").mkdir(parents=True)
     monkeypatch.chdir(tmp_path / "my-nano")
     assert model_name(".") == model_name("checkpoint") == "my-nano"
 
 
-def test_the_bar_tells_the_models_own_accuracy(tmp_path, capfd):
+def test_progress_bar_shows_the_accuracy_without_controls(tmp_path, capfd):
     run(tmp_path, variants=[PLAIN, *CONTROL_VARIANTS])
     assert re.findall(r"accuracy=([\d.]+%)", capfd.readouterr().err)[-1] == "75.0%"
 
 
-def test_two_runs_are_called_by_their_names(whole):
+def test_compare_names_the_runs(whole):
     _, folder = whole
     table = format_differences(compare(folder, folder / "no_video")["mine"])
     assert table.startswith("| task | samples | my-pllava | my-pllava, no video | difference in accuracy (%) [95 %")
@@ -132,8 +133,8 @@ def test_two_runs_are_called_by_their_names(whole):
     assert same.names == (f"my-pllava ({folder})", f"my-pllava ({folder / 'alpha=8'})")
 
 
-def test_no_difference_is_no_gain(whole):
-    """Nor is a grade a fraction: where all are alike, resampling gives their own value."""
+def test_equal_runs_have_a_zero_interval(whole):
+    """Differences are not fractions: equal ones do not get the interval of Clopper and Pearson."""
     _, folder = whole
     assert {each.interval for each in compare(folder, folder)["mine"].differences} == {(0, 0)}
     assert "| 0.0 [0.0, 0.0] | 1.000 |" in format_differences(compare(folder, folder)["mine"])
@@ -141,28 +142,27 @@ def test_no_difference_is_no_gain(whole):
 
 
 @pytest.mark.parametrize("score", [0, 1])
-def test_grades_that_are_all_alike_have_no_interval_of_fractions(tmp_path, score):
+def test_equal_grades_have_an_interval_of_width_zero(tmp_path, score):
     class Same(Grader):
         def replies(self, chats, **_):
             reply = Reply(json.dumps({"pred": "yes", "score": score}))
             yield from ((number, reply) for number in range(len(chats)))
 
     judge = Judge(Same("one"), load_prompts()["judge"], tmp_path / "cache.jsonl")
-    found = run(tmp_path, declare(tmp_path, score="judge"), judge=judge)[0][""]
+    found = run(tmp_path, declare_benchmark(tmp_path, score="judge"), judge=judge)[0][""]
     assert found["score_ci"] == (score, score) and found["accuracy"] == 1 and found["accuracy_ci"][0] < 1
 
 
-# --- what stands beside the figures ----------------------------------------------------------------------------------
+# --- notes on the measures -------------------------------------------------------------------------------------------
 
 
-def test_what_the_originals_matcher_gives_is_explained(whole):
+def test_accuracy_legacy_is_explained(whole):
     report = (whole[1] / "report.md").read_text()
     assert re.search(r"\| accuracy_legacy \(%\), by the original's matcher, .* \| 75.0 \[", report)
 
 
-def test_what_the_originals_matcher_cannot_read_is_left_out(tmp_path):
-    """It looks for a letter: answers in the options' own words are no 0 % there."""
-    found, folder = run(tmp_path, answerer=Scripted(form="{text}"))
+def test_accuracy_legacy_is_left_out_if_no_answer_has_a_letter(tmp_path):
+    found, folder = run(tmp_path, answerer=ScriptedModel(form="{text}"))
     assert found[""]["accuracy"] == 0.75 and not {"accuracy_legacy", "legacy"} & found[""].keys()
     assert (
         "No accuracy_legacy: the original's matcher looks for an option's letter" in (folder / "report.md").read_text()
@@ -170,8 +170,8 @@ def test_what_the_originals_matcher_cannot_read_is_left_out(tmp_path):
     assert "accuracy_legacy" not in (folder / "model-index.yaml").read_text()
 
 
-def test_clips_that_cannot_be_read_are_a_task_of_the_originals_table(tmp_path):
-    class Blind(Scripted):
+def test_unreadable_clips_are_a_task_of_the_legacy_table(tmp_path):
+    class Blind(ScriptedModel):
         def answers(self, benchmark, samples, variants, is_done, take):
             yield PLAIN, [(samples[1], Answer(error="no such file"))]
             yield from super().answers(benchmark, [samples[0], *samples[2:]], variants, is_done, take)
@@ -180,11 +180,11 @@ def test_clips_that_cannot_be_read_are_a_task_of_the_originals_table(tmp_path):
     assert found["legacy"]["error_reading_video"] == 0 and found["legacy"]["Avg"] == 100 * found["accuracy_legacy"]
 
 
-def test_chance_follows_from_the_options(whole, tmp_path):
+def test_chance_is_one_over_the_number_of_options(whole, tmp_path):
     tasks = whole[0][""]["per_task"]
     assert {task: found["chance"] for task, found in tasks.items()} == {task: 1 / n for task, n in TASKS.items()}
     assert whole[0][""]["chance"] == pytest.approx(0.375)
-    benchmark = declare(tmp_path, score="exact", options=False, choices={"Action Count": 2})
+    benchmark = declare_benchmark(tmp_path, score="exact", options=False, choices={"Action Count": 2})
     found = run(tmp_path, benchmark)[0][""]
     assert found["per_task"]["Action Count"]["chance"] == 0.5
     assert "chance" not in found and "chance" not in found["per_task"]["Action Sequence"]
@@ -194,18 +194,18 @@ def test_chance_follows_from_the_options(whole, tmp_path):
     ("words", "published", "note"),
     [
         (None, None, "ours, not the paper's"),
-        ("Look.", None, "of `--prompts`, not the paper's"),
+        ("Look.", None, "from `--prompts`, not the paper's"),
         ("Look  closely.\n", "Look closely.", "the paper's"),
     ],
 )
-def test_whether_the_wording_is_the_papers(tmp_path, monkeypatch, words, published, note):
+def test_report_says_whether_the_wording_is_the_papers(tmp_path, monkeypatch, words, published, note):
     prompts = load_prompts()
     if words:
         prompts["mvbench"] = {"system": words, "question": "{question}"}
     if published:
         told = ["".join(text.split()) for text in (published, "{question}")]
         monkeypatch.setitem(PAPER["wording"], "mvbench", [digest(told)])
-    _, folder = run(tmp_path, declare(tmp_path, prompts=prompts, paper="mvbench"))
+    _, folder = run(tmp_path, declare_benchmark(tmp_path, prompts=prompts, paper="mvbench"))
     lines = (folder / "report.md").read_text().splitlines()
     assert "| measure | value [95 % interval] | wording |" in lines
     assert all(line.endswith(f"] | {note} |") for line in lines if line.startswith("| accuracy"))
@@ -220,21 +220,21 @@ class Grader:
 
 
 @pytest.mark.parametrize(
-    ("model", "whose"), [("gpt-3.5-turbo-0125", "the paper's"), ("other", "not the paper's, gpt-3.5-turbo-0125")]
+    ("model", "whose"), [("gpt-3.5-turbo-0125", "the paper's"), ("other", "not the paper's gpt-3.5-turbo-0125")]
 )
-def test_whether_the_judge_is_the_papers(tmp_path, model, whose):
+def test_report_says_whether_the_judge_is_the_papers(tmp_path, model, whose):
     judge = Judge(Grader(model), load_prompts()["judge"], tmp_path / "cache.jsonl")
-    _, folder = run(tmp_path, declare(tmp_path, score="judge", paper="mvbench"), judge=judge)
+    _, folder = run(tmp_path, declare_benchmark(tmp_path, score="judge", paper="mvbench"), judge=judge)
     lines = (folder / "report.md").read_text().splitlines()
-    beside = [line.split(" | ")[0] for line in lines if line.endswith(f" | {model}: {whose} |")]
+    beside = [line.split(" | ")[0] for line in lines if line.endswith(f" | {model}, {whose} |")]
     assert beside == ["| accuracy (%)", "| score (0 to 5)", "| answer (0 to 5; 32 graded, 0 failed)"]
 
 
-# --- pictures --------------------------------------------------------------------------------------------------------
+# --- sweeps and plots ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("alone", [False, True])
-def test_sweeps_are_in_the_report(whole, tmp_path, alone):
+def test_report_has_the_sweeps(whole, tmp_path, alone):
     folder = run(tmp_path, variants=SWEEPS)[1] if alone else whole[1]
     report = (folder / "report.md").read_text()
     assert "| accuracy (%) by alpha | 0 | 8 | 32 |" in report
@@ -242,19 +242,19 @@ def test_sweeps_are_in_the_report(whole, tmp_path, alone):
     pictures = re.findall(r'src(?:set)?="([^"]+)"', report)
     assert sorted(pictures) == sorted(file.name for file in folder.glob("*.png"))
     assert {"sweep_alpha.png", "sweep_alpha_dark.png"} < set(pictures) and not list(folder.glob("sweep*.md"))
-    if alone:  # no setting that was swept is told as if it were the run's own
+    if alone:  # a swept setting is not listed as a setting of the run
         assert "my-pllava by alpha" in report and "- alpha:" not in report and "- pooling_shape:" not in report
 
 
-def test_what_another_run_has_answered_is_left_out_and_named(tmp_path):
-    """Of sweeps what was not written last, of controls what is not the run's."""
+def test_variants_of_another_run_are_left_out_with_a_note(tmp_path):
+    """Of sweeps the older values, of controls those of another run."""
     run(tmp_path, variants=[*CONTROL_VARIANTS[:2], *SWEEPS])
     later = [PLAIN, CONTROL_VARIANTS[2], *parse_sweep("alpha=20"), *parse_sweep("pooling_shape=8x3x3,2x3x3")]
-    _, folder = run(tmp_path, answerer=Scripted("/runs/other"), variants=later, limit=1)
+    _, folder = run(tmp_path, answerer=ScriptedModel("/runs/other"), variants=later, limit=1)
     report = (folder / "report.md").read_text()
     assert "| accuracy (%) by alpha | 20 |\n" in report and "## other by alpha" in report
     assert "| accuracy (%) by pooling_shape | 2x3x3 | 8x3x3 |\n" in report and "my-pllava" not in report
-    why = "Left out, as they are of another model, other samples or other settings: "
+    why = "Left out because they come from another model, other samples or other settings: "
     left_out = [set(line.removeprefix(why).removesuffix(".").split(", ")) for line in re.findall(f"{why}.*", report)]
     swept = {each.name for each in SWEEPS}
     alphas = {name for name in swept if name.startswith("alpha")}
@@ -262,8 +262,8 @@ def test_what_another_run_has_answered_is_left_out_and_named(tmp_path):
     assert "| other, accuracy (%) | frames shuffled |\n" in report
 
 
-def test_a_setting_that_a_file_lacks_is_none(tmp_path):
-    """As in files from before there was the setting."""
+def test_missing_setting_equals_none(tmp_path):
+    """As in files that are older than the setting."""
     _, folder = run(tmp_path, variants=[PLAIN, CONTROL_VARIANTS[0], *SWEEPS[:2]])
     for name in ("no_video", "alpha=0"):
         found = json.loads((folder / name / "metrics.json").read_text())
@@ -274,7 +274,7 @@ def test_a_setting_that_a_file_lacks_is_none(tmp_path):
     assert [alpha for alpha, _ in read_sweeps(folder)["alpha"]] == [0, 8]
 
 
-def test_a_sweep_of_shapes_that_are_not_square_is_drawn_over_frames_alone(tmp_path):
+def test_sweep_of_non_square_shapes_is_plotted_over_frames_only(tmp_path):
     _, folder = run(tmp_path, variants=parse_sweep("pooling_shape=16x3x2,16x2x3"))
     assert "| accuracy (%) by pooling_shape | 16x2x3 | 16x3x2 |" in (folder / "report.md").read_text()
     benchmark = load_benchmark("mvbench", load_prompts())
@@ -282,8 +282,8 @@ def test_a_sweep_of_shapes_that_are_not_square_is_drawn_over_frames_alone(tmp_pa
     assert (panel.get_xlabel(), panel.get_ylabel()) == ("pooled frames", "accuracy (%)")
 
 
-def test_many_tasks_make_a_legible_picture(whole, tmp_path):
-    """Twenty tasks with four controls: the best above, one strong colour, per cent from 0 to 100."""
+def test_plot_of_many_tasks_is_legible(whole, tmp_path):
+    """Twenty tasks with four controls: the best first, one strong colour, from 0 to 100 %."""
     part = {"accuracy": 0.5, "accuracy_ci": (0.4, 0.6), "chance": 0.25}
     tasks = {f"Task {number}": {**part, "accuracy": (number * 7 % 20) / 20} for number in range(20)}
     columns = {title: {**part, "per_task": tasks} for title in ("model", "no", "one", "shuffled", "reversed")}
@@ -303,7 +303,7 @@ def test_many_tasks_make_a_legible_picture(whole, tmp_path):
 
 
 @pytest.mark.parametrize("controls", range(5))
-def test_a_control_is_never_as_loud_as_the_model(controls):
+def test_bars_of_controls_are_thinner_than_the_models(controls):
     part = {"accuracy": 0.5, "accuracy_ci": (0.4, 0.6)}
     columns = {f"run {number}": {**part, "per_task": {"A": part, "B": part}} for number in range(1 + controls)}
     model, *others = _draw_tasks(columns, "accuracy", LIGHT).axes[0].containers
@@ -313,7 +313,7 @@ def test_a_control_is_never_as_loud_as_the_model(controls):
 
 
 @pytest.mark.parametrize("controls", range(5))
-def test_a_long_name_is_read_whole(controls):
+def test_long_name_fits_into_the_legend(controls):
     name = "a-very-long-name-of-a-tuned-model-with-a-lora/checkpoint-12000 at alpha 4"
     part = {"accuracy": 0.5, "accuracy_ci": (0.4, 0.6), "chance": 0.25, "run": {"model": name}}
     titles = [name, "no video", "one frame", "frames shuffled", "frames reversed"][: 1 + controls]
@@ -327,14 +327,14 @@ def test_a_long_name_is_read_whole(controls):
         assert read in ("".join(name.split()), "".join(model_name(name).split()))
 
 
-def test_a_control_without_a_figure_has_no_bar():
+def test_control_without_a_value_has_no_bar():
     part = {"accuracy": 0.5, "accuracy_ci": (0.4, 0.6)}
     columns = {title: {**part, "per_task": {"A": part, "B": other}} for title, other in (("model", part), ("no", {}))}
     model, control = _draw_tasks(columns, "accuracy", LIGHT).axes[0].containers
     assert (len(model), len(control)) == (3, 2)
 
 
-def test_axes_of_whole_numbers_have_whole_ticks(whole):
+def test_integer_axes_have_integer_ticks(whole):
     benchmark, sweeps = load_benchmark("nano", load_prompts()), read_sweeps(whole[1])
     for draw, setting in ((_draw_alpha, "alpha"), (_draw_pooling, "pooling_shape")):
         figure = draw(benchmark, sweeps[setting], "accuracy", DARK)
@@ -343,41 +343,40 @@ def test_axes_of_whole_numbers_have_whole_ticks(whole):
         assert figure.axes[0].get_ylabel() == "accuracy (%)"
 
 
-def test_an_axis_with_one_whole_number_has_one_tick(whole):
-    """And one of fractions has enough to be read."""
+def test_axis_with_one_integer_has_one_tick(whole):
     benchmark, sweeps = load_benchmark("nano", load_prompts()), read_sweeps(whole[1])
     found = sweeps["alpha"][0][1]
     for draw, value, ticks in ((_draw_alpha, 4.0, [4]), (_draw_pooling, (16, 3, 3), [3])):
         figure = draw(benchmark, [(value, found)], "accuracy", LIGHT)
-        assert _ticks(figure.axes[0]) == ticks
-    assert _ticks(figure.axes[1]) == [16]
-    assert len(_ticks(_draw_alpha(benchmark, [(0.5, found), (1.2, found)], "accuracy", LIGHT).axes[0])) > 2
+        assert _visible_ticks(figure.axes[0]) == ticks
+    assert _visible_ticks(figure.axes[1]) == [16]
+    assert len(_visible_ticks(_draw_alpha(benchmark, [(0.5, found), (1.2, found)], "accuracy", LIGHT).axes[0])) > 2
 
 
-def _ticks(panel):
-    """Those that are seen."""
+def _visible_ticks(panel):
+    """Return the ticks within the limits."""
     low, high = panel.get_xlim()
     return [tick for tick in panel.get_xticks() if low <= tick <= high]
 
 
-def test_histograms_of_one_whole_number_have_one_tick(monkeypatch, tmp_path):
+def test_histogram_of_one_integer_has_one_tick(monkeypatch, tmp_path):
     drawn = []
     monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: drawn.extend(figure.axes))
     clips = {("0.mp4",): ClipStatistics("video", "0.mp4", 3, 2.5)}
     report = Report(Source("rows.jsonl"), clips, tokens=[7])
     write_reports([report], "nano", tmp_path)
-    ticks = {panel.get_xlabel(): _ticks(panel) for panel in drawn}
+    ticks = {panel.get_xlabel(): _visible_ticks(panel) for panel in drawn}
     assert (ticks["frames"], ticks["tokens"]) == ([3], [7]) and len(ticks["seconds"]) > 2
 
 
 @pytest.mark.parametrize("theme", [LIGHT, DARK], ids=["light", "dark"])
-def test_colours_stand_out_from_the_page(theme):
+def test_colours_have_enough_contrast(theme):
     def luminance(color):
         parts = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in to_rgb(color)]
         return sum(share * part for share, part in zip((0.2126, 0.7152, 0.0722), parts, strict=True))
 
     def contrast(color):
-        """As WCAG measures it, from 1 to 21."""
+        """Return the contrast ratio of WCAG, from 1 to 21."""
         darker, lighter = sorted((luminance(color), luminance(theme.page)))
         return (lighter + 0.05) / (darker + 0.05)
 
@@ -386,7 +385,7 @@ def test_colours_stand_out_from_the_page(theme):
     assert greys == sorted(greys, reverse=True) and greys[-1] > 2
 
 
-def test_pictures_of_both_pages_are_written(whole):
+def test_plots_have_a_light_and_a_dark_version(whole):
     for page, theme in (("per_task.png", LIGHT), ("per_task_dark.png", DARK)):
         with Image.open(Path(whole[1], page)) as picture:
             assert picture.convert("RGB").getpixel((0, 0)) == tuple(round(255 * part) for part in to_rgb(theme.page))

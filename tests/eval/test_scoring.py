@@ -1,4 +1,4 @@
-"""Scoring against what the original's code gave (`recordings/README.md`); where the strict rule differs, and why."""
+"""Scoring rules, some of them compared with recordings of the original's code (`recordings/README.md`)."""
 
 import json
 from pathlib import Path
@@ -7,28 +7,22 @@ import evaluate
 import pytest
 
 from pllava.eval.scoring.captions import caption_scores
-from pllava.eval.scoring.judge_replies import mean_verdicts, parse_verdict
-from pllava.eval.scoring.multiple_choice import (
-    exactly_correct,
-    legacy_correct,
-    legacy_judged,
-    legacy_mvbench,
-    multiple_choice_correct,
-    option_named,
-    with_letter,
-)
+from pllava.eval.scoring.judge_replies import average_replies, parse_grade
+from pllava.eval.scoring.legacy import legacy_correct, legacy_judged, legacy_mvbench
+from pllava.eval.scoring.multiple_choice import multiple_choice_correct, option_named, with_letter
+from pllava.eval.scoring.score import exactly_correct
 from pllava.eval.scoring.statistics import confidence_interval, paired_p_value
 
 ROOT = Path(__file__).resolve().parents[2]
 RECORDED = json.loads((ROOT / "tests" / "recordings" / "scoring.json").read_text())
 
-# The recorded answers on which the strict rule differs from the original's, and why the original is wrong there
+# The recorded answers that the strict rule scores differently, and why the original is wrong
 DIFFERENCES = {
     " (A) x": "a space in front does not make it another answer",
-    "A: Opened": "a colon behind the letter does not, either",
-    "Answer: (A)": "the option is named, if not in the first word",
-    "A man opens": "the article is no letter of an option",
-    "The answer is (A)": "the option is named, if not in the first word",
+    "A: Opened": "neither does a colon after the letter",
+    "Answer: (A)": "the option is named, though not in the first word",
+    "A man opens": "the article is not an option's letter",
+    "The answer is (A)": "the option is named, though not in the first word",
     "Opened the door.": "the option's own words name it",
     "(A)(B)": "two options are named, so none is chosen",
     "(H) x": "an eighth option can be right",
@@ -36,21 +30,21 @@ DIFFERENCES = {
 }
 
 
-def options(recorded):
-    """As many options as the recorded answer's letter needs; the recordings have only the right one's text."""
+def make_options(recorded):
+    """Return eight options and the right one. The recordings have only the right one's text."""
     letter, text = recorded["gt"][1], recorded["gt"][4:]
     return [text if each == letter else f"other {each}" for each in "ABCDEFGH"], text
 
 
 @pytest.mark.parametrize("recorded", RECORDED["check_ans"], ids=lambda each: repr(each["pred"]))
-def test_the_legacy_rule_is_the_originals(recorded):
+def test_legacy_correct_equals_the_original(recorded):
     assert legacy_correct(recorded["pred"], recorded["gt"]) == recorded["value"]
 
 
 @pytest.mark.parametrize("recorded", RECORDED["check_ans"], ids=lambda each: repr(each["pred"]))
-def test_the_strict_rule_differs_only_where_the_legacy_one_is_wrong(recorded):
-    among, right = options(recorded)
-    strict = multiple_choice_correct(recorded["pred"], right, among)
+def test_strict_rule_differs_only_where_the_original_is_wrong(recorded):
+    choices, right = make_options(recorded)
+    strict = multiple_choice_correct(recorded["pred"], right, choices)
     assert (strict != recorded["value"]) == (recorded["pred"] in DIFFERENCES), recorded
 
 
@@ -67,7 +61,7 @@ def test_the_strict_rule_differs_only_where_the_legacy_one_is_wrong(recorded):
         ("I think it is (D), since he sat down.", 3),
         ("(A) or (B)", None),
         ("A, B", None),
-        ("(A), since (B) never happens.", 0),  # it begins with its choice
+        ("(A), since (B) never happens.", 0),  # the answer begins with its choice
         ("(B) (B)", 1),
         ("(E) Flew.", None),  # no such option
         ("Both (A) and (B)", None),
@@ -78,34 +72,34 @@ def test_the_strict_rule_differs_only_where_the_legacy_one_is_wrong(recorded):
         ("a man ran", None),
     ],
 )
-def test_which_option_an_answer_names(answer, named):
+def test_option_named(answer, named):
     assert option_named(answer, ["Stood up.", "Ran.", "Fell.", "Sat down."]) == named
 
 
-def test_options_that_are_letters_themselves():
-    """As in MVBench's Character Order."""
+def test_option_named_if_options_are_letters():
+    """As in MVBench's task Character Order."""
     assert option_named("(A) l", ["l", "b", "a"]) == 0
     assert option_named("(B) b.", ["l", "b", "a"]) == 1
     assert option_named("(C) a", ["l", "b", "a"]) == 2
 
 
-def test_equal_options_are_named_by_their_letters_only():
+def test_option_named_if_options_are_equal_needs_a_letter():
     assert option_named("two", ["two", "two"]) is None
     assert option_named("(B) two", ["two", "two"]) == 1
 
 
-def test_an_answer_that_is_not_among_the_options():
+def test_with_letter_rejects_an_unknown_option():
     with pytest.raises(ValueError, match="'four' is not among"):
         with_letter("four", ["one", "two"])
 
 
-def test_exact_answers():
+def test_exactly_correct():
     assert exactly_correct(" The red  ring.", "the red ring")
     assert not exactly_correct("the ring", "the red ring")
     assert not exactly_correct("", "")
 
 
-def test_the_originals_table_of_mvbench():
+def test_legacy_mvbench_equals_the_original():
     recorded = RECORDED["mvbench_save_results"]
     table, counts = legacy_mvbench(recorded["result_list"])
     assert counts == recorded["acc_dict"]
@@ -113,27 +107,27 @@ def test_the_originals_table_of_mvbench():
     assert list(table) == list(recorded["upload_leaderboard"])
 
 
-def verdict(reply, aspect):
-    """As the original takes a reply: what cannot be read is wrong and scores 0."""
+def parse_like_the_original(reply, aspect):
+    """A reply that is not a grade counts as wrong with score 0."""
     try:
-        return parse_verdict(reply, aspect)
+        return parse_grade(reply, aspect)
     except ValueError:
         return {"pred": "no", "score": 0}
 
 
-def test_the_originals_table_of_videoqa():
+def test_legacy_judged_equals_the_original_for_videoqa():
     recorded = RECORDED["videoqabench"]
-    verdicts = [verdict(reply, "answer") for reply in recorded["judge_replies"]]
+    grades = [parse_like_the_original(reply, "answer") for reply in recorded["judge_replies"]]
     table, counts = legacy_judged(
         (item["task_type"], each["pred"] == "yes", each["score"])
-        for item, each in zip(recorded["items"], verdicts, strict=True)
+        for item, each in zip(recorded["items"], grades, strict=True)
     )
     assert counts == recorded["dumped"]["all_results.json"]["acc_dict"]
     for name, value in recorded["dumped"]["upload_leaderboard.json"].items():
         assert table[name] == pytest.approx(value)
 
 
-def test_the_originals_table_of_vcgbench():
+def test_legacy_judged_equals_the_original_for_vcgbench():
     recorded = RECORDED["vcgbench_last_wrong"]["dumped"]
     results = recorded["final_results-gpt-3.5-turbo-0125.json"]
     grades = [(aspect, score) for each in results["result_list"] for aspect, score in each["scores"].items()]
@@ -143,7 +137,7 @@ def test_the_originals_table_of_vcgbench():
         assert table[name] == pytest.approx(value)
 
 
-# --- verdicts --------------------------------------------------------------------------------------------------------
+# --- a judge's replies -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -155,8 +149,8 @@ def test_the_originals_table_of_vcgbench():
         ('```json\n{"pred": "no", "score": 0}\n```', "answer", {"pred": "no", "score": 0}),
     ],
 )
-def test_verdicts(reply, aspect, read):
-    assert parse_verdict(reply, aspect) == read
+def test_parse_grade(reply, aspect, read):
+    assert parse_grade(reply, aspect) == read
 
 
 @pytest.mark.parametrize(
@@ -182,17 +176,18 @@ def test_verdicts(reply, aspect, read):
         ("[" * 100_000, "detail"),
     ],
 )
-def test_what_is_no_verdict(reply, aspect):
-    with pytest.raises(ValueError, match="no verdict"):
-        parse_verdict(reply, aspect)
+def test_parse_grade_rejects(reply, aspect):
+    with pytest.raises(ValueError, match="not a grade"):
+        parse_grade(reply, aspect)
 
 
-def test_means_of_verdicts():
+def test_average_replies():
     replies = ["{'score': 4}", "{'score': 2}", "{'score': 5}", "garbage"]
-    found = mean_verdicts(replies, ["detail", "detail", "context", "context"])
+    found = average_replies(replies, ["detail", "detail", "context", "context"])
     assert found == {"score": 4.0, "aspects": {"detail": 3, "context": 5}, "failed": 1, "coverage": 0.75}
     assert (
-        mean_verdicts(['{"pred": "yes", "score": 5}', '{"pred": "no", "score": 1}'], ["answer"] * 2)["accuracy"] == 0.5
+        average_replies(['{"pred": "yes", "score": 5}', '{"pred": "no", "score": 1}'], ["answer"] * 2)["accuracy"]
+        == 0.5
     )
 
 
@@ -214,7 +209,7 @@ def test_caption_scores():
 # --- statistics ------------------------------------------------------------------------------------------------------
 
 
-def test_an_interval_covers_the_mean_as_often_as_it_says():
+def test_confidence_interval_has_its_nominal_coverage():
     import numpy as np
 
     rng = np.random.default_rng(0)
@@ -225,14 +220,14 @@ def test_an_interval_covers_the_mean_as_often_as_it_says():
     assert 88 <= inside <= 100
 
 
-def test_questions_about_one_clip_are_not_independent():
+def test_clusters_widen_the_interval():
     values = [1.0, 0.0] * 10
     by_itself = confidence_interval([value for value in values for _ in range(10)])
     by_clip = confidence_interval([v for v in values for _ in range(10)], [c for c in range(20) for _ in range(10)])
     assert by_clip[1] - by_clip[0] > 2 * (by_itself[1] - by_itself[0])
 
 
-def test_intervals_of_what_does_not_vary():
+def test_confidence_interval_of_constant_values():
     low, high = confidence_interval([1.0] * 100)
     assert (round(low, 4), high) == (0.9638, 1.0)  # Clopper and Pearson's of 100 in 100
     assert confidence_interval([0.0] * 100)[1] == pytest.approx(1 - low)
@@ -241,25 +236,25 @@ def test_intervals_of_what_does_not_vary():
     assert confidence_interval([]) is None
 
 
-def test_an_interval_of_a_mean_of_means():
+def test_confidence_interval_of_a_mean_of_group_means():
     values, groups = [5.0, 4.0] * 100 + [1.0, 0.0] * 10, ["a"] * 200 + ["b"] * 20
     low, high = confidence_interval(values, groups=groups)
-    assert 2.2 < low < (4.5 + 0.5) / 2 < high < 2.8  # of all values together the mean is 4.1
+    assert 2.2 < low < (4.5 + 0.5) / 2 < high < 2.8  # the mean of all values is 4.1
 
 
-def test_paired_differences():
+def test_paired_p_value():
     assert paired_p_value([1.0] * 12) < 0.01
     assert paired_p_value([1.0, -1.0] * 20) == 1
     assert paired_p_value([0.0] * 5) == 1
     assert (
         paired_p_value([1.0] * 40, ["one clip"] * 40) == 1
-    )  # one clip decides nothing, however often it is asked about
+    )  # one clip is no evidence, whatever the number of questions
 
 
 # --- `evaluate` modules ----------------------------------------------------------------------------------------------
 
 
-def test_the_modules_of_evaluate(monkeypatch):
+def test_evaluate_modules(monkeypatch):
     monkeypatch.chdir(ROOT)
     choice = evaluate.load("eval/metrics/multiple_choice")
     answers = {"predictions": ["(A) x", "A man", "(B)"], "references": ["x", "x", "x"], "options": [["x", "y"]] * 3}

@@ -1,4 +1,4 @@
-"""Benchmarks in their original layouts, small, with real clips: scenes of nano's world, for nano to see something."""
+"""Small benchmarks in their original layouts, with clips of nano's synthetic scenes."""
 
 import json
 import os
@@ -16,7 +16,6 @@ from pllava.eval import Benchmark, load_benchmark, load_prompts
 from pllava.nano import drawing, questions, world
 
 SCENES = 4
-FRAMES_FPS = 3  # of MVBench's folders of frames
 
 
 def benchmark(name: str) -> Benchmark:
@@ -24,28 +23,28 @@ def benchmark(name: str) -> Benchmark:
 
 
 def scene(index: int) -> tuple[np.ndarray, list[dict[str, str]]]:
-    """The frames of one of few scenes, and what can be asked about it, the caption last."""
+    """Return the frames of scene `index % SCENES` and the questions about it, the caption last."""
     drawn, asked = questions.clip(seed=7, index=index % SCENES)
     return drawing.draw(drawn), asked
 
 
 class Clips:
-    """Writes each scene in each format once, and copies it from then on."""
+    """Encode each scene in each format once, and link or copy it afterwards."""
 
     def __init__(self, folder: Path):
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
 
     def write(self, path: Path, index: int) -> Path:
-        """A clip of a scene at `path`, whose suffix says what it is; without one, a folder of frames."""
-        made = self.folder / f"{index % SCENES}{path.suffix}"
-        if not made.exists():
-            self._encode(made, scene(index)[0])
+        """Write a scene as a clip, in the format of the suffix; without a suffix, as a folder of frames."""
+        cached = self.folder / f"{index % SCENES}{path.suffix}"
+        if not cached.exists():
+            self._encode(cached, scene(index)[0])
         path.parent.mkdir(parents=True, exist_ok=True)
-        if made.is_dir():
-            shutil.copytree(made, path, dirs_exist_ok=True)
+        if cached.is_dir():
+            shutil.copytree(cached, path, dirs_exist_ok=True)
         elif not path.exists():
-            os.link(made, path)
+            os.link(cached, path)
         return path
 
     def _encode(self, path: Path, frames: np.ndarray) -> None:
@@ -70,7 +69,7 @@ def write_json(file: Path, rows: Sequence[dict]) -> None:
 
 
 def write_mvbench(data: Path, per_task: int = 2) -> Path:
-    """All 20 tasks; of each the last clip is webm, those of Episodic Reasoning are folders of frames."""
+    """Write all 20 tasks. Each task's last clip is webm; Episodic Reasoning has folders of frames."""
     root, clips, rng = data / "MVBench", Clips(data / "made"), random.Random(0)
     for number, (name, task) in enumerate(benchmark("mvbench").tasks.items()):
         rows = []
@@ -107,7 +106,7 @@ VIDEOQA_FILES = {"msvd_qa": ".avi", "msrvtt_qa": ".mp4", "activitynet_qa": ".mkv
 
 
 def write_videoqa(data: Path, name: str, count: int = 4) -> Path:
-    """One of the four sets; ActivityNet's files have the `v_` that its questions lack, TGIF's clips are GIFs."""
+    """Write one of the four sets. ActivityNet's files have a prefix that its questions lack; TGIF's clips are GIFs."""
     declared, clips = benchmark(name), Clips(data / "made")
     (task,) = declared.tasks.values()
     root, prefix = data / declared.folder, "v_" if name == "activitynet_qa" else ""
@@ -115,11 +114,11 @@ def write_videoqa(data: Path, name: str, count: int = 4) -> Path:
     for index in range(count):
         clips.write(root / task["media"] / f"{prefix}vid{index}{VIDEOQA_FILES[name]}", index)
         asked = scene(index)[1][0]
-        identity = f"{name}_{index}"
-        questions.append({"question_id": identity, "video_name": f"vid{index}", "question": asked["question"]})
-        answers.append({"question_id": identity, "answer": asked["answer"], "type": 0})
+        question_id = f"{name}_{index}"
+        questions.append({"question_id": question_id, "video_name": f"vid{index}", "question": asked["question"]})
+        answers.append({"question_id": question_id, "answer": asked["answer"], "type": 0})
     write_json(root / task["questions"], questions)
-    write_json(root / task["answers"], answers[::-1])  # they belong together by their ids, not by their order
+    write_json(root / task["answers"], answers[::-1])  # matched by id, not by order
     return root
 
 
@@ -142,10 +141,10 @@ def write_all(data: Path) -> Path:
 
 
 def metrics(folder: Path) -> dict[str, Any]:
-    """What a run has written of its figures."""
+    """Read metrics.json in a results folder."""
     return json.loads((folder / "metrics.json").read_text())
 
 
 def lines(folder: Path) -> list[dict[str, Any]]:
-    """What a run has written of its answers."""
+    """Read predictions.jsonl in a results folder."""
     return [json.loads(line) for line in (folder / "predictions.jsonl").read_text().splitlines()]

@@ -1,4 +1,4 @@
-"""An OpenAI-compatible server for tests: it says what a function says, and does what bad servers do."""
+"""An OpenAI-compatible server for tests, which replies with what a function returns and can misbehave."""
 
 import json
 import threading
@@ -12,7 +12,7 @@ from typing import Any
 
 @dataclass
 class Reply:
-    """What is sent back: a text, or a status of an error; after `delay` seconds; a part of the body only if `half`."""
+    """A text or an error status, sent after `delay` seconds; `half` cuts the body short."""
 
     text: str | None = ""
     status: int = 200
@@ -23,7 +23,7 @@ class Reply:
 
 
 def grade(request: dict[str, Any]) -> Reply:
-    """A good grade, in the form that a judge is asked for."""
+    """Return a good grade, in the form that the request asks for."""
     wanted = request["response_format"]["json_schema"]["schema"]["required"]
     return Reply(json.dumps({name: {"pred": "yes", "score": 4}[name] for name in wanted}))
 
@@ -60,7 +60,7 @@ class ChatServerStub:
         for name, value in {"Content-Type": "application/json", **reply.headers}.items():
             handler.send_header(name, value)
         handler.send_header("Content-Length", str(len(content)))
-        with suppress(BrokenPipeError):  # of who waited no longer
+        with suppress(BrokenPipeError):  # the client has timed out
             handler.end_headers()
             handler.wfile.write(content[: len(content) // 2] if reply.half else content)
         handler.close_connection = reply.half
@@ -68,7 +68,7 @@ class ChatServerStub:
 
 @contextmanager
 def chat_server(answer: Callable[[dict[str, Any]], Reply]) -> Iterator[tuple[str, ChatServerStub]]:
-    """Gives the address, and the server, which has kept the requests."""
+    """Yield the address, and the server, which records the requests."""
     stub = ChatServerStub(answer)
 
     class Handler(BaseHTTPRequestHandler):

@@ -1,4 +1,4 @@
-"""`evaluate.load("eval/metrics/caption")`: see `pllava.eval.captions`, whose function this is."""
+"""`evaluate.load("eval/metrics/caption")`: see `pllava.eval.scoring.captions`."""
 
 from statistics import fmean
 
@@ -11,7 +11,7 @@ _DESCRIPTION = """CIDEr and ROUGE-L of captions.
 
 Args:
     predictions: The captions.
-    references: For each a list of the captions it is compared with.
+    references: For each caption, a list of the captions that it is compared with.
 
 Returns:
     cider, 0 to 10, and rouge_l, 0 to 1: means over the captions.
@@ -20,17 +20,9 @@ Returns:
 
 class Caption(evaluate.Metric):
     def _info(self) -> evaluate.MetricInfo:
-        return evaluate.MetricInfo(
-            description=_DESCRIPTION,
-            citation="",
-            inputs_description=_DESCRIPTION,
-            features=datasets.Features(
-                {
-                    "predictions": datasets.Value("string"),
-                    "references": datasets.Sequence(datasets.Value("string")),
-                }
-            ),
-        )
+        text = datasets.Value("string")
+        features = datasets.Features({"predictions": text, "references": datasets.Sequence(text)})
+        return evaluate.MetricInfo(_DESCRIPTION, citation="", features=features, inputs_description=_DESCRIPTION)
 
     def _compute(self, predictions, references):
         return {name: fmean(values) for name, values in caption_scores(predictions, references).items()}

@@ -1,10 +1,10 @@
-"""Ways to ask the same questions: controls that take the video away or out of order, and settings of the model."""
+"""Variants of a run: controls that remove or reorder the video's frames, and sweeps over a setting of the model."""
 
 import random
 from dataclasses import dataclass
 from pathlib import Path
 
-from .benchmarks.samples import Clip
+from .benchmarks.samples import ClipKey
 
 CONTROLS = {
     "no_video": "no video",
@@ -18,9 +18,9 @@ CONTROLS = {
 class Variant:
     """
     Args:
-        name: Of the folder of its results; "" is the plain run, the benchmark as it is meant.
+        name: The name of its results folder; "" is the plain run, without control and with the model's own settings.
         control: One of `CONTROLS`.
-        alpha: The strength of the adapter.
+        alpha: The LoRA strength.
         pooling_shape: T' x h' x w'.
     """
 
@@ -36,10 +36,10 @@ CONTROL_VARIANTS = [Variant(name, control=name) for name in CONTROLS]
 
 def parse_sweep(text: str) -> list[Variant]:
     """
-    "alpha=0,4,32" or "pooling_shape=16x12x12,16x8x8" -> a variant for each value.
+    Return one variant for each value in "alpha=0,4,32" or "pooling_shape=16x12x12,16x8x8".
 
     Raises:
-        ValueError: if it is neither.
+        ValueError: if the text has neither form.
     """
     setting, _, values = text.partition("=")
     try:
@@ -54,10 +54,10 @@ def parse_sweep(text: str) -> list[Variant]:
     raise ValueError(f"{text!r}: a sweep is alpha=0,4,32 or pooling_shape=16x12x12,16x8x8")
 
 
-def choose_frames(control: str | None, count: int, clip: Clip) -> list[int]:
+def choose_frames(control: str | None, count: int, clip: ClipKey) -> list[int]:
     """
-    Which of `count` frames a control shows, in which order; shuffled by the clip's name and bounds, so that the order
-    is the same in each run, whatever folder the clips are in.
+    Return the indices of the frames, of `count`, that a control shows, in its order. The shuffled order depends on the
+    clip's file name and interval only, so it is the same in each run, wherever the clips are stored.
     """
     frames = list(range(count))
     if control == "one_frame":

@@ -1,4 +1,4 @@
-"""A benchmark's data: files in their layouts, clips wherever they are, archives, and declarations of one's own."""
+"""Reading benchmarks: declarations, file layouts, archives, datasets on the Hub, and custom benchmarks."""
 
 import hashlib
 import json
@@ -31,8 +31,7 @@ def model():
     return LocalModel(pllava.load_model(pllava.NANO), AutoProcessor.from_pretrained(pllava.NANO), num_workers=0)
 
 
-def test_data_from_the_hub(tmp_path):
-    """A dataset whose files are in the original's layout, the clips in a zip archive."""
+def test_dataset_on_the_hub_is_downloaded_and_unpacked(tmp_path):
     repository = tmp_path / "hub" / "datasets" / "someone" / "videoqa"
     source = benchmark_folders.write_videoqa(tmp_path, "msvd_qa")
     repository.mkdir(parents=True)
@@ -53,17 +52,17 @@ def test_data_from_the_hub(tmp_path):
     assert len(videos) == 8 and all(Path(video).is_file() for video in videos)
 
 
-def _watch_clips(folder, delay, found):
-    """What a process of an evaluation sees of the clips when it has been given the data."""
+def _put_clip_hashes(delay, queue):
+    """Hash the clips that a process sees after `find_folder`."""
     time.sleep(delay)
     clips = sorted((find_folder("someone/data", "") / "clips").iterdir())
-    found.put([hashlib.sha256(clip.read_bytes()).hexdigest() for clip in clips])
+    queue.put([hashlib.sha256(clip.read_bytes()).hexdigest() for clip in clips])
 
 
-def test_processes_that_share_an_archive_see_its_clips_whole(tmp_path, monkeypatch):
-    """One unpacks, the others wait; what was left by one that was killed is done anew."""
+def test_processes_that_share_an_archive_see_whole_clips(tmp_path, monkeypatch):
+    """One process unpacks, the others wait; what a killed process left is unpacked again."""
     contents = [os.urandom(40_000) for _ in range(150)]
-    for part in (0, 1):  # of one folder
+    for part in (0, 1):  # both archives have files of the same folder
         with zipfile.ZipFile(tmp_path / f"{part}.zip", "w") as archive:
             for number in range(part, len(contents), 2):
                 archive.writestr(f"clips/{number:03}.mp4", contents[number])
@@ -71,19 +70,19 @@ def test_processes_that_share_an_archive_see_its_clips_whole(tmp_path, monkeypat
     (tmp_path / "0.zip.partial" / "clips" / "000.mp4").write_bytes(b"half")
     monkeypatch.setattr(data_folder, "fetch", lambda name, repo_type: tmp_path)
     context = multiprocessing.get_context("fork")
-    found = context.Queue()
-    processes = [context.Process(target=_watch_clips, args=(tmp_path, 0.02 * number, found)) for number in range(5)]
+    queue = context.Queue()
+    processes = [context.Process(target=_put_clip_hashes, args=(0.02 * number, queue)) for number in range(5)]
     for process in processes:
         process.start()
     expected = [hashlib.sha256(content).hexdigest() for content in contents]
-    assert [found.get(timeout=60) == expected for _ in processes] == [True] * len(processes)
+    assert [queue.get(timeout=60) == expected for _ in processes] == [True] * len(processes)
     for process in processes:
         process.join()
     assert not list(tmp_path.glob("*.partial"))
 
 
-def test_an_archive_in_an_archive(tmp_path, monkeypatch):
-    """Is unpacked with it; what another process has only just begun to unpack is none yet."""
+def test_archive_in_an_archive_is_unpacked(tmp_path, monkeypatch):
+    """The temporary folder of another process is ignored."""
     with zipfile.ZipFile(tmp_path / "inner.zip", "w") as archive:
         archive.writestr("a.mp4", b"clip")
     with zipfile.ZipFile(tmp_path / "outer.zip", "w") as archive:
@@ -97,25 +96,24 @@ def test_an_archive_in_an_archive(tmp_path, monkeypatch):
     assert not list(tmp_path.rglob("*.partial")) and not list(tmp_path.rglob("other*"))
 
 
-def test_clips_are_found_whatever_their_suffix(tmp_path):
+def test_find_video_completes_the_suffix(tmp_path):
     for name in ("a.gif", "a.mp4", "v_b.webm", "c.txt"):
         (tmp_path / name).touch()
     assert find_video(tmp_path, "a") == str(tmp_path / "a.mp4")
     assert find_video(tmp_path, "a.gif") == str(tmp_path / "a.gif")
     assert find_video(tmp_path, "b", "v_b") == str(tmp_path / "v_b.webm")
-    assert find_video(tmp_path, "c", "v_c") == str(tmp_path / "c")  # is not there, and will be reported
+    assert find_video(tmp_path, "c", "v_c") == str(tmp_path / "c")  # missing: reported later as unreadable
 
 
-def test_clips_are_found_wherever_they_are(tmp_path):
-    """TGIF-QA's in a folder of another name than the original has."""
+def test_clips_are_found_in_any_folder(tmp_path):
+    """TGIF-QA's clips are in a folder with another name than in the original."""
     root = benchmark_folders.write_videoqa(tmp_path, "tgif_qa")
     (root / "videos_mp4").rename(root / "gifs")
     assert all(Path(sample.video).is_file() for sample in read_samples(benchmark("tgif_qa"), str(tmp_path)))
     assert all(Path(sample.video).is_file() for sample in read_samples(benchmark("tgif_qa"), str(root)))
 
 
-def test_the_page_on_ones_own_benchmark(model, tmp_path):
-    """What it shows is declared, read and scored."""
+def test_examples_in_the_readme(model, tmp_path):
     page = (Path(pllava.__file__).parent / "eval" / "benchmarks" / "README.md").read_text()
     declaration, functions = (re.search(rf"```{kind}\n(.*?)```", page, re.DOTALL)[1] for kind in ("yaml", "python"))
     Clips(tmp_path / "made").write(tmp_path / "clips" / "a.mp4", 0)
@@ -135,7 +133,7 @@ def test_the_page_on_ones_own_benchmark(model, tmp_path):
     assert found["accuracy"] in (0, 1) and found["per_task"].keys() == {"sports"}
 
 
-def test_a_benchmark_of_ones_own(model, tmp_path):
+def test_custom_reader_and_rule(model, tmp_path):
     Clips(tmp_path / "made").write(tmp_path / "clips" / "1.mp4", 0)
     (tmp_path / "list.txt").write_text("1.mp4\tHow many shapes are there in all?\n")
     (tmp_path / "mine.yaml").write_text(
@@ -156,8 +154,7 @@ def test_a_benchmark_of_ones_own(model, tmp_path):
     assert lines(tmp_path / "out" / "mine")[0]["score"] == 5.0
 
 
-def test_scores_of_ones_own_and_broken_clips(model, tmp_path):
-    """They are in the denominator of a score, as 0, as they are in that of an accuracy."""
+def test_custom_score_counts_broken_clips_as_zero(model, tmp_path):
     Clips(tmp_path / "made").write(tmp_path / "a.mp4", 0)
     row = {"question": "What?", "answer": "one"}
     (tmp_path / "questions.jsonl").write_text(to_lines([{**row, "video": "a.mp4"}, {**row, "video": "gone.mp4"}]))
@@ -172,7 +169,7 @@ def test_scores_of_ones_own_and_broken_clips(model, tmp_path):
         evaluate(load_benchmark(str(tmp_path / "mine.yaml"), {}), model, str(tmp_path), tmp_path / "other")
 
 
-def test_answers_that_are_no_options(tmp_path):
+def test_answer_that_is_not_an_option_is_an_error(tmp_path):
     write_mvbench(tmp_path, per_task=1)
     file = tmp_path / "MVBench" / "json" / "action_count.json"
     write_json(file, [{**row, "answer": "something else"} for row in json.loads(file.read_text())])
@@ -189,25 +186,28 @@ def test_answers_that_are_no_options(tmp_path):
         ("title: x\nread: gone.py:read\nscore: exact\ntasks: {}\n", "gone.py"),
         ("title: x\nread: rows\nscore: judge\ntasks: {a: {file: x, judge: [answer]}, b: {file: x}}\n", "task 'b'"),
         ("title: x\nread: rows\nscore: judge\ntasks: {a: {file: x, judge: [humour]}}\n", "humour"),
-        ("title: x\nread: rows\nscore: judge\ntasks: {a: {file: x, judge: 5}}\n", "it has 5"),
-        ("title: x\nread: rows\nscore: judge\ntasks: {a: }\n", "`tasks` are mappings by name"),
-        ("title: x\nread: rows\nscore: exact\ntasks: {a: }\n", "`tasks` are mappings by name"),
-        ("title: x\nread: rows\nscore: exact\ntasks: [a]\n", r"`tasks` are mappings .*; got \['a'\]"),
-        ("title: x\nread: rows\nscore: exact\ntasks: {a: {media: clips}}\n", r"the path of \['file'\] of task 'a'"),
-        ("title: x\nread: videoqa\nscore: exact\ntasks: {a: {questions: 5}}\n", r"\['answers', 'questions'\] of task"),
+        ("title: x\nread: rows\nscore: judge\ntasks: {a: {file: x, judge: 5}}\n", "got 5"),
+        ("title: x\nread: rows\nscore: judge\ntasks: {a: }\n", "`tasks` must map names to mappings"),
+        ("title: x\nread: rows\nscore: exact\ntasks: {a: }\n", "`tasks` must map names to mappings"),
+        ("title: x\nread: rows\nscore: exact\ntasks: [a]\n", r"`tasks` must map names to mappings.*; got \['a'\]"),
+        ("title: x\nread: rows\nscore: exact\ntasks: {a: {media: clips}}\n", r"the path of \['file'\] for task 'a'"),
+        (
+            "title: x\nread: videoqa\nscore: exact\ntasks: {a: {questions: 5}}\n",
+            r"\['answers', 'questions'\] for task",
+        ),
         ("title: x\nread: rows\nscore: exact\ntasks: {a: {file: x, media: }}\n", r"the path of \['media'\]"),
-        ("title: [\n", r"mine\.yaml is no YAML: .* line 2"),
-        ("", r"mine\.yaml is no mapping"),
+        ("title: [\n", r"mine\.yaml is not valid YAML: .* line 2"),
+        ("", r"mine\.yaml is not a YAML mapping"),
         ("title: x\n5: x\n", "missing or unknown"),
     ],
 )
-def test_declarations_that_cannot_be(tmp_path, text, problem):
+def test_invalid_declaration_is_an_error(tmp_path, text, problem):
     (tmp_path / "mine.yaml").write_text(text)
     with pytest.raises(ValueError, match=problem):
         read_samples(load_benchmark(str(tmp_path / "mine.yaml"), {}), str(tmp_path))
 
 
-def test_types_that_no_task_declares_are_judged_as_the_tasks_are(tmp_path):
+def test_undeclared_task_is_judged_like_the_declared_ones(tmp_path):
     (tmp_path / "a.mp4").touch()
     row = {"video": "a.mp4", "question": "What?", "answer": "x", "type": "easy"}
     (tmp_path / "rows.jsonl").write_text(to_lines([row]))
@@ -223,18 +223,17 @@ def test_types_that_no_task_declares_are_judged_as_the_tasks_are(tmp_path):
         read_samples(load_benchmark(str(file), {}), str(tmp_path))
 
 
-def test_a_wrong_folder_of_clips_stops_the_run(tmp_path):
-    """Before any model is loaded, with the place where they were looked for."""
+def test_wrong_clip_folder_stops_the_run_before_the_model_is_loaded(tmp_path):
     benchmark_folders.write_videoqa(tmp_path, "msvd_qa")
     (tmp_path / "VideoQA" / "MSVD_Zero_Shot_QA" / "videos").rename(tmp_path / "elsewhere")
     arguments = ["--benchmark", "msvd_qa", "--data", str(tmp_path), "--out", str(tmp_path / "out")]
     finished = CliRunner().invoke(app, ["eval", "no/such/model", *arguments])
     assert finished.exit_code == 1 and not (tmp_path / "out").exists()
-    assert "4 of its 4 clips are not there" in finished.stderr
+    assert "4 of its 4 clips are missing" in finished.stderr
     assert str(tmp_path / "VideoQA" / "MSVD_Zero_Shot_QA") in finished.stderr
 
 
-def test_a_line_that_is_no_json_is_named(tmp_path):
+def test_invalid_line_is_reported_with_its_number(tmp_path):
     (tmp_path / "questions.jsonl").write_text('{"video": "a.mp4", "question": "?", "answer": "x"}\n{oh\n')
     with pytest.raises(ValueError, match=r"questions\.jsonl, line 2 is not valid JSON"):
         read_samples(benchmark("nano"), str(tmp_path))
@@ -243,7 +242,7 @@ def test_a_line_that_is_no_json_is_named(tmp_path):
         read_samples(benchmark("nano"), str(tmp_path))
 
 
-def test_data_that_are_not_there(tmp_path):
+def test_missing_benchmark_or_files_are_reported_without_traceback(tmp_path):
     with pytest.raises(ValueError, match="no such benchmark; there are activitynet_qa, inter4k, .*mvbench"):
         load_benchmark("mvbanch", {})
     with pytest.raises(ValueError, match=r"action_sequence.json cannot be read"):

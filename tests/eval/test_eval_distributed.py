@@ -1,4 +1,4 @@
-"""Several processes that evaluate together: real ones, of which one is slow."""
+"""Evaluation by several processes at once, one of which is slow."""
 
 import multiprocessing
 import os
@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 import pllava
 from pllava.eval import LocalModel, Variant, collect, evaluate, join_processes, read_samples
-from pllava.eval.distributed import Shares
+from pllava.eval.distributed import WorkClaims
 from pllava.files import read_lines
 from pllava.nano.data import render
 from pllava_cli import app
@@ -39,7 +39,7 @@ def model():
 
 
 def become(rank, port):
-    """One of two processes, as they are launched."""
+    """Set the environment of one of two launched processes."""
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "ACCELERATE_USE_CPU": "true"}
     PartialState._reset_state()
@@ -50,30 +50,30 @@ def slow_down(model, seconds):
     model.generator.answer = lambda *arguments: time.sleep(seconds) or answer(*arguments)
 
 
-def take_part(rank, port, model, samples, out, found):
-    """What a process does, the first of them slowly."""
+def collect_as(rank, port, model, samples, out, queue):
+    """Collect answers as one of two processes; rank 0 is slow."""
     become(rank, port)
     state = join_processes()
     if rank == 0:
         slow_down(model, 0.2)
     collected = collect(benchmark("nano"), model, samples, out, [VARIANT])
     group = torch.distributed.group.WORLD._get_backend(torch.device("cpu"))
-    found.put((rank, state.num_processes, collected.time["answered"], group.options._timeout.total_seconds()))
+    queue.put((rank, state.num_processes, collected.time["answered"], group.options._timeout.total_seconds()))
 
 
-def test_processes_share_the_work_by_their_speed(model, world, tmp_path):
-    """Each answer is given once, and all together are those of one process."""
+def test_faster_process_gives_more_answers(model, world, tmp_path):
+    """Each answer is given once, and together they are those of a single process."""
     samples = read_samples(benchmark("nano"), str(world))
     evaluate(benchmark("nano"), model, str(world), tmp_path / "alone", [VARIANT])
-    (tmp_path / "together" / "nano" / "shares").mkdir(parents=True)
-    (tmp_path / "together" / "nano" / "shares" / "0").touch()  # of a run that was killed
+    (tmp_path / "together" / "nano" / "claims").mkdir(parents=True)
+    (tmp_path / "together" / "nano" / "claims" / "0").touch()  # left by a killed run
     context, port = multiprocessing.get_context("fork"), str(free_port())
-    found = context.Queue()
-    arguments = (port, model, samples, tmp_path / "together", found)
-    processes = [context.Process(target=take_part, args=(rank, *arguments)) for rank in range(2)]
+    queue = context.Queue()
+    arguments = (port, model, samples, tmp_path / "together", queue)
+    processes = [context.Process(target=collect_as, args=(rank, *arguments)) for rank in range(2)]
     for process in processes:
         process.start()
-    results = sorted(found.get(timeout=60) for _ in processes)
+    results = sorted(queue.get(timeout=60) for _ in processes)
     for process in processes:
         process.join()
     ranks, sizes, answered, timeouts = zip(*results, strict=True)
@@ -82,62 +82,62 @@ def test_processes_share_the_work_by_their_speed(model, world, tmp_path):
     folder = tmp_path / "together" / "nano" / "one_frame"
     rows = [row for file in folder.glob("predictions*.jsonl") for row in read_lines(file)]
     assert sorted(rows, key=by_id) == sorted(lines(tmp_path / "alone" / "nano" / "one_frame"), key=by_id)
-    assert not (tmp_path / "together" / "nano" / "shares").exists()
+    assert not (tmp_path / "together" / "nano" / "claims").exists()
 
 
-def evaluate_slowly(model, world, out, found):
+def evaluate_slowly(model, world, out, queue):
     slow_down(model, 0.2)
-    found.put(evaluate(benchmark("nano"), model, str(world), out, [VARIANT], limit=2)[VARIANT.name]["coverage"])
+    queue.put(evaluate(benchmark("nano"), model, str(world), out, [VARIANT], limit=2)[VARIANT.name]["coverage"])
 
 
-def test_a_run_is_not_disturbed_by_another_into_the_same_folder(model, world, tmp_path, monkeypatch):
-    """The other is refused, and may follow: else they would take each other's share of the work."""
+def test_second_run_into_the_same_folder_is_refused(model, world, tmp_path, monkeypatch):
+    """It would claim pieces of the first run's work. It may follow when the first is done."""
     monkeypatch.setattr("pllava.files.LOCK_TIMEOUT", 0)
     out, variants = tmp_path / "out", [Variant("reversed", control="reversed")]
     (tmp_path / "link").symlink_to(out)
     context = multiprocessing.get_context("fork")
-    found = context.Queue()
-    process = context.Process(target=evaluate_slowly, args=(model, world, out, found))
+    queue = context.Queue()
+    process = context.Process(target=evaluate_slowly, args=(model, world, out, queue))
     process.start()
     while not list(out.rglob("predictions.jsonl")):
         time.sleep(0.01)
     with pytest.raises(ValueError, match=rf"process {process.pid} on .* is writing .*nano: wait for it, or"):
         evaluate(benchmark("nano"), model, str(world), tmp_path / "link", variants, limit=2)
-    assert found.get(timeout=60) == 1
+    assert queue.get(timeout=60) == 1
     process.join()
     assert evaluate(benchmark("nano"), model, str(world), out, variants, limit=2)["reversed"]["coverage"] == 1
 
 
-def rescore_as(rank, port, out, found):
+def rescore_as(rank, port, out, queue):
     become(rank, port)
     finished = CliRunner().invoke(app, ["eval", "--rescore", str(out)])
-    found.put((rank, finished.exit_code, finished.stdout.count("coverage")))
+    queue.put((rank, finished.exit_code, finished.stdout.count("coverage")))
 
 
-def test_one_process_rescores(model, world, tmp_path):
+def test_only_the_main_process_rescores(model, world, tmp_path):
     evaluate(benchmark("nano"), model, str(world), tmp_path, limit=1)
     context, port = multiprocessing.get_context("fork"), str(free_port())
-    found = context.Queue()
-    processes = [context.Process(target=rescore_as, args=(rank, port, tmp_path, found)) for rank in range(2)]
+    queue = context.Queue()
+    processes = [context.Process(target=rescore_as, args=(rank, port, tmp_path, queue)) for rank in range(2)]
     for process in processes:
         process.start()
-    assert sorted(found.get(timeout=60) for _ in processes) == [(0, 0, 1), (1, 0, 0)]
+    assert sorted(queue.get(timeout=60) for _ in processes) == [(0, 0, 1), (1, 0, 0)]
     for process in processes:
         process.join()
 
 
-def take_all(folder, pieces, found):
-    shares = Shares(folder)
-    found.put([piece for piece in range(pieces) if shares.take(piece) and shares.take(piece)])
+def claim_all(folder, pieces, queue):
+    claims = WorkClaims(folder)
+    queue.put([piece for piece in range(pieces) if claims.claim(piece) and claims.claim(piece)])
 
 
-def test_a_piece_goes_to_one_process(tmp_path):
+def test_each_piece_is_claimed_by_one_process(tmp_path):
     context = multiprocessing.get_context("fork")
-    found = context.Queue()
-    processes = [context.Process(target=take_all, args=(tmp_path, 300, found)) for _ in range(4)]
+    queue = context.Queue()
+    processes = [context.Process(target=claim_all, args=(tmp_path, 300, queue)) for _ in range(4)]
     for process in processes:
         process.start()
-    taken = Counter(piece for _ in processes for piece in found.get(timeout=60))
-    assert taken == Counter(range(300))
+    claimed = Counter(piece for _ in processes for piece in queue.get(timeout=60))
+    assert claimed == Counter(range(300))
     for process in processes:
         process.join()
