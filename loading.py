@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from huggingface_hub.errors import EntryNotFoundError
 from transformers import AutoConfig, BitsAndBytesConfig
 from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
+from transformers.utils.peft_utils import find_adapter_config_file
 
 from .adapters import add_adapter, check_model, fetch_adapter, read_adapter_config, set_alpha
 from .checkpoint_files import fingerprint, open_weights, read_shard_index, reading_config
@@ -78,10 +80,16 @@ def load_config(name: str, **kwargs: Any) -> PllavaConfig:
     Load the config of a PLLaVA.
 
     Raises:
-        ValueError: if it belongs to another architecture, or cannot be used.
+        ValueError: if it belongs to another architecture or an adapter, or cannot be used.
     """
-    with reading_config(name):
-        config = AutoConfig.from_pretrained(name, **kwargs)
+    try:
+        with reading_config(name):
+            config = AutoConfig.from_pretrained(name, **kwargs)
+    except OSError as error:
+        exists = os.path.isdir(name) or isinstance(error.__cause__, EntryNotFoundError)
+        if exists and find_adapter_config_file(name, **kwargs):
+            raise ValueError(f"{name!r} is an adapter, not a model: pass it as the adapter (--adapter)") from error
+        raise
     if config.model_type != "pllava":
         raise ValueError(
             f"{name!r} is a {config.model_type!r}, not a PLLaVA: convert it with `pllava convert {name} DIRECTORY`"
@@ -197,6 +205,7 @@ class Checkpoint:
         alpha: float | None = None,
         dtype: str = "auto",
         quantization_config: QuantizationConfigMixin | None = None,
+        revision: str | None = None,
     ) -> Checkpoint:
         """
         Read from configs which model [`load_model`] returns for the same arguments.
@@ -205,7 +214,7 @@ class Checkpoint:
             OSError, ValueError: if there is no such model or adapter, or the model is not a PLLaVA.
         """
         lora = adapter and read_adapter_config(fetch_adapter(adapter))
-        config = load_config(model or lora.base_model_name_or_path)
+        config = load_config(model or lora.base_model_name_or_path, revision=revision)
         config.quantization_config = getattr(config, "quantization_config", quantization_config)
         dtype = str(config.dtype).removeprefix("torch.") if dtype == "auto" else dtype
         return cls.of(config, dtype, adapter, lora.lora_alpha if lora and alpha is None else alpha)
