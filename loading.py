@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from huggingface_hub.errors import EntryNotFoundError
 from transformers import AutoConfig, BitsAndBytesConfig
 from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
@@ -85,9 +84,8 @@ def load_config(name: str, **kwargs: Any) -> PllavaConfig:
     try:
         with reading_config(name):
             config = AutoConfig.from_pretrained(name, **kwargs)
-    except OSError as error:
-        exists = os.path.isdir(name) or isinstance(error.__cause__, EntryNotFoundError)
-        if exists and find_adapter_config_file(name, **kwargs):
+    except ValueError as error:
+        if find_adapter_config_file(name, **kwargs):
             raise ValueError(f"{name!r} is an adapter, not a model: pass it as the adapter (--adapter)") from error
         raise
     if config.model_type != "pllava":

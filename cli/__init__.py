@@ -7,6 +7,7 @@ not wait for them. The commands import what they need when they run.
 
 import logging
 import os
+import warnings
 from importlib.metadata import version
 from typing import Annotated
 
@@ -19,6 +20,7 @@ from .program import make_program
 os.environ.setdefault("TQDM_DELAY", "2")  # seconds
 # torchao, which transformers imports if it is installed, makes torch log two lines about a deprecation at each start
 logging.getLogger("torch.utils._pytree").setLevel(logging.ERROR)
+warnings.filterwarnings("ignore", category=FutureWarning)  # PEFT and TRL cause some of transformers', for developers
 
 app = make_program("PLLaVA: ask about videos, caption them, train, evaluate and convert models.")
 app.command("chat")(chat.chat)

@@ -201,19 +201,24 @@ def _lost(video: str, reason: str) -> tuple[str, str]:
 def _caption_batch(
     pipe: "VideoTextToTextPipeline", batch: "list[tuple[str, np.ndarray | str]]", request: Row
 ) -> list[Row]:
-    frames = [decoded for _, decoded in batch if not isinstance(decoded, str)]
-    answers = pipe(
-        frames,
-        text=request["prompt"],
-        batch_size=len(frames),
-        max_new_tokens=request["max_new_tokens"],
-        generate_kwargs={"do_sample": False},
-        processor_kwargs=AS_SAMPLED,
-    )
-    captions = (answer[0]["generated_text"].strip() for answer in answers)
+    captions = iter(_generate(pipe, [decoded for _, decoded in batch if not isinstance(decoded, str)], request))
     return [
         {**_name(video), "error": decoded}
         if isinstance(decoded, str)
         else {**_name(video), "caption": next(captions), **request}
         for video, decoded in batch
     ]
+
+
+def _generate(pipe: "VideoTextToTextPipeline", videos: "list[np.ndarray]", request: Row) -> list[str]:
+    if not videos:
+        return []
+    answers = pipe(
+        videos,
+        text=request["prompt"],
+        batch_size=len(videos),
+        max_new_tokens=request["max_new_tokens"],
+        generate_kwargs={"do_sample": False},
+        processor_kwargs=AS_SAMPLED,
+    )
+    return [answer[0]["generated_text"].strip() for answer in answers]

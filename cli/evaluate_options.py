@@ -13,9 +13,7 @@ benchmark_option = partial(typer.Option, rich_help_panel="Benchmarks")
 judge_option = partial(typer.Option, rich_help_panel="Judge")
 results_option = partial(typer.Option, rich_help_panel="Results")
 
-ModelArgument = Annotated[
-    str | None, typer.Argument(help="The same as --model.", metavar="MODEL", show_default=False)
-]
+ModelArgument = Annotated[str | None, typer.Argument(help="The same as --model.", metavar="MODEL", show_default=False)]
 Endpoint = Annotated[
     str | None,
     model_option(

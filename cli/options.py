@@ -71,6 +71,8 @@ class ModelOptions:
 
         if self.dtype != "auto" and not isinstance(getattr(torch, self.dtype, None), torch.dtype):
             raise UsageError(f"--dtype {self.dtype} is not a dtype of torch; try float32, bfloat16 or float16")
+        if self.alpha is not None and not self.adapter:
+            raise UsageError("--alpha is the strength of an adapter: name one with --adapter, or convert with --alpha")
         if self.device and self.device_map:
             raise UsageError("Choose one of --device and --device-map")
         if self.load_in_4bit and self.load_in_8bit:

@@ -5,7 +5,7 @@
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from datasets import Dataset, IterableDataset
 from transformers import AutoProcessor, EarlyStoppingCallback
@@ -27,7 +27,7 @@ TIMEOUT = 4 * 3600  # seconds; transformers' 1,800 end a run in which one proces
 
 def main(config_class: type[SFTConfig] | type[DPOConfig] = SFTConfig) -> None:
     """Reads the options, trains, saves, and pushes if asked to."""
-    parser = TrlParser((ModelArguments, DataArguments, EvaluationArguments, config_class))
+    parser = Parser((ModelArguments, DataArguments, EvaluationArguments, config_class))
     parser.set_defaults(ddp_timeout=TIMEOUT)
     argv = sys.argv[1:]
     try:
@@ -103,6 +103,13 @@ def main(config_class: type[SFTConfig] | type[DPOConfig] = SFTConfig) -> None:
     trainer.accelerator.print(trainer.loader.skipped.summary())
     if args.push_to_hub:
         trainer.push_to_hub()
+
+
+class Parser(TrlParser):
+    """TRL's parser, with errors in one line: its usage text has some hundred options."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"Error: {' '.join(message.split())}\n")
 
 
 def load_eval_rows(
