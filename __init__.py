@@ -1,8 +1,8 @@
 """
-PLLaVA (arXiv 2404.16994): an image LLaVA reads videos by pooling the visual tokens of their frames.
+PLLaVA (arXiv 2404.16994): an image LLaVA that reads videos by pooling the visual tokens of their frames.
 
-Importing this package registers the architecture, so that transformers' Auto classes and pipelines know it without
-`trust_remote_code`. `NANO` is the path of the small trained checkpoint that ships with the package.
+Importing this package registers the architecture with transformers' Auto classes and pipelines, which then need no
+`trust_remote_code`. `NANO` is the path of the small trained checkpoint in the package.
 """
 
 import logging
@@ -36,15 +36,13 @@ NANO = str(Path(__file__).parent / "nano" / "checkpoint")
 
 
 def model_path(name: str) -> str:
-    """
-    A model's directory or Hub id as `from_pretrained` takes it: the word "nano" names the checkpoint that ships here.
-    """
+    """Return the directory or Hub id to pass to `from_pretrained`: `name`, or the path of `NANO` for "nano"."""
     return NANO if name == "nano" else name
 
 
 AutoConfig.register("pllava", PllavaConfig)
 AutoModel.register(PllavaConfig, PllavaModel)
-AutoModelForCausalLM.register(PllavaConfig, PllavaForConditionalGeneration)  # what AutoPeftModelForCausalLM takes
+AutoModelForCausalLM.register(PllavaConfig, PllavaForConditionalGeneration)  # for AutoPeftModelForCausalLM
 AutoModelForImageTextToText.register(PllavaConfig, PllavaForConditionalGeneration)
 AutoModelForMultimodalLM.register(PllavaConfig, PllavaForConditionalGeneration)
 AutoProcessor.register(PllavaConfig, PllavaProcessor)
@@ -53,7 +51,7 @@ PIPELINE_REGISTRY.register_pipeline(
     "video-text-to-text", VideoTextToTextPipeline, pt_model=AutoModelForImageTextToText, type="multimodal"
 )
 
-# What is saved carries its code, so that it loads with `trust_remote_code` where this package is not installed.
+# Saved checkpoints contain the code, so that they load with `trust_remote_code` where this package is not installed
 PllavaConfig.register_for_auto_class()
 PllavaModel.register_for_auto_class("AutoModel")
 PllavaForConditionalGeneration.register_for_auto_class("AutoModelForImageTextToText")

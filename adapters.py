@@ -79,17 +79,10 @@ def set_alpha(model: PeftModel, alpha: float) -> None:
 
 
 def fetch_adapter(adapter: str | os.PathLike) -> Path:
-    """
-    Return the local directory of a PEFT adapter, downloaded if it is on the Hub.
-
-    Raises:
-        ValueError: if there is no adapter with safetensors weights.
-    """
+    """Return the local directory of a PEFT adapter with safetensors weights, a directory or Hub id."""
     directory = fetch(os.fspath(adapter), allow_patterns=["adapter_*"])
     if not (directory / ADAPTER_SAFE_WEIGHTS_NAME).exists():
-        raise ValueError(
-            f"{str(adapter)!r} has no {ADAPTER_SAFE_WEIGHTS_NAME}: it is not a PEFT adapter, or it is pickled"
-        )
+        raise ValueError(f"{adapter} has no {ADAPTER_SAFE_WEIGHTS_NAME}: it is not a PEFT adapter, or it is pickled")
     return directory
 
 
@@ -102,12 +95,7 @@ def read_adapter_config(directory: Path) -> PeftConfig:
 
 
 def add_adapter(model: PreTrainedModel, directory: Path, is_trainable: bool) -> PeftModel:
-    """
-    Wrap a model in PEFT with the adapter in a local directory.
-
-    Raises:
-        ValueError: if the weights of the adapter are not exactly those that its config describes for this model.
-    """
+    """Wrap a model in PEFT with an adapter, whose weights must be exactly those that its config describes for it."""
     from peft import PeftModel, get_peft_model_state_dict
 
     with open_weights(directory / ADAPTER_SAFE_WEIGHTS_NAME) as weights:

@@ -1,26 +1,25 @@
 r"""
-Chat templates: the exact prompts of the original's conversation modes, by their names there, and those of two more
-text models. `processor.apply_chat_template(messages, chat_template="eval_mvbench")` takes one by its name.
+Chat templates: the exact prompts of the original's conversation modes, under the original's names, and those of two
+more text models. `processor.apply_chat_template(messages, chat_template="eval_mvbench")` takes one by its name.
 
-The same turn in the original's three styles; it has the second and the third also with the tags of the 34B:
+The same turn in the original's three styles (the 34B has the second and the third, with other tags):
 
     plain              "USER:<video> What happens? ASSISTANT:It leaves.</s>"
     eval_mvbench       "USER: <video>\n USER: What happens? ASSISTANT:It leaves.</s>"
     eval_videoqabench  "USER: <video>\n What happens? ASSISTANT:It leaves.</s>"
 
-System text stands in front, without a tag of its own: so the weights were evaluated.
+System text comes first, without a tag, as in the original's evaluation.
 """
 
 import json
 
-MARK = "\ufdd0"  # stands in no text: Unicode keeps it for the inner use of programs
+MARK = "\ufdd0"  # a Unicode noncharacter, which does not occur in text
 
-# Media come first, whatever their place in the message. The loop over `message['content']` itself tells vLLM that a
-# content may be a list of parts. `generation` marks the assistant's words and its end token, which is what a loss is
-# taken on.
+# Media come first, wherever they are in the message. vLLM recognises by the loop over `message['content']` itself that
+# the content may be a list of parts. `generation` marks the assistant's words and end token, which are trained on.
 #
-# Text is text: `plain` writes a mark into each special token of a message, so that the tokenizer finds none there.
-# It drops the mark (see `PllavaProcessor`), and reads what is left as words.
+# `plain` inserts the mark into each special token that a message's text contains, so that the tokenizer does not find
+# it. The tokenizer then drops the mark (see `PllavaProcessor`) and encodes the rest as words.
 _BODY = """\
 {%- macro plain(text) -%}
     {%- set marked = namespace(text=text | replace('<|', '<' + mark + '|')) -%}
@@ -58,37 +57,16 @@ _BODY = """\
 """
 
 
-def _template(
-    user: str,
-    user_end: str,
-    assistant: str,
-    media_end: str,
-    question: str,
-    end: str | None = None,
-    assistant_end: str = "",
-    system: str = "",
-    system_end: str | None = None,
-) -> str:
-    """
-    Args:
-        user, user_end, assistant, assistant_end, system, system_end: What stands around the turns of each role.
-        media_end: What follows the placeholders of a turn.
-        question: What stands between these and the text of the same turn.
-        end: The token that ends an answer; the tokenizer's own by default.
-    """
-    values = {
-        "user": user,
-        "user_end": user_end,
-        "assistant": assistant,
-        "assistant_end": assistant_end,
-        "media_end": media_end,
-        "question": question,
-        "system": system,
-        "system_end": user_end if system_end is None else system_end,
-        "mark": MARK,
-    }
-    lines = [f"{{%- set {name} = {json.dumps(value)} -%}}\n" for name, value in values.items()]
-    return "".join(lines) + f"{{%- set end = {json.dumps(end) if end else 'eos_token'} -%}}\n" + _BODY
+# Texts before and after the turns of each role. In a user's turn, `media_end` follows the placeholders, and `question`
+# separates them from the text.
+_TEXTS = ("user", "user_end", "assistant", "assistant_end", "media_end", "question", "system", "system_end", "mark")
+
+
+def _template(end: str | None = None, **texts: str) -> str:
+    """Return a template with these `_TEXTS`; `end` is the token that ends an answer, by default EOS."""
+    texts = {"assistant_end": "", "system": "", "system_end": texts["user_end"], "mark": MARK, **texts}
+    values = {name: json.dumps(texts[name]) for name in _TEXTS} | {"end": json.dumps(end) if end else "eos_token"}
+    return "".join(f"{{%- set {name} = {value} -%}}\n" for name, value in values.items()) + _BODY
 
 
 _VICUNA = {"user": "USER: ", "user_end": " ", "assistant": "ASSISTANT:", "media_end": "\n"}
@@ -100,27 +78,29 @@ _IM_START = {
     "end": "<|im_end|>",
     "assistant_end": "\n",
 }
-_VICUNA_ALONE = _template(**_VICUNA, question=" USER: ")
-_IM_START_ALONE = _template(**_IM_START, question="<|im_end|>\n<|im_start|>user\n")
+_VICUNA_MEDIA_TURN = _template(**_VICUNA, question=" USER: ")
+_IM_START_MEDIA_TURN = _template(**_IM_START, question="<|im_end|>\n<|im_start|>user\n")
 
 CHAT_TEMPLATES: dict[str, str] = {
-    # 7B and 13B: "plain" is what they were shown in training and in the demo
-    "plain": _template("USER:", " ", "ASSISTANT:", media_end="", question=" "),
-    "eval_vcgbench": _VICUNA_ALONE,
-    "eval_mvbench": _VICUNA_ALONE,
-    "eval_recaption": _VICUNA_ALONE,
+    # 7B and 13B; "plain" is the one of training and of the demo
+    "plain": _template(user="USER:", user_end=" ", assistant="ASSISTANT:", media_end="", question=" "),
+    "eval_vcgbench": _VICUNA_MEDIA_TURN,
+    "eval_mvbench": _VICUNA_MEDIA_TURN,
+    "eval_recaption": _VICUNA_MEDIA_TURN,
     "eval_videoqabench": _template(**_VICUNA, question=" "),
-    # 34B: the demo's is the first
-    "eval_vcg_llavanext": _IM_START_ALONE,
-    "eval_mvbench_llavanext": _IM_START_ALONE,
-    "eval_recaption_llavanext": _IM_START_ALONE,
+    # 34B; the first is the demo's
+    "eval_vcg_llavanext": _IM_START_MEDIA_TURN,
+    "eval_mvbench_llavanext": _IM_START_MEDIA_TURN,
+    "eval_recaption_llavanext": _IM_START_MEDIA_TURN,
     "eval_videoqa_llavanext": _template(**_IM_START, question=" "),
-    # Text models of LLaVA-NeXT that the original has no mode for
-    "mistral": _template("[INST] ", " [/INST]", "", media_end="\n", question="", system_end="\n\n"),
+    # Text models of LLaVA-NeXT that the original does not support
+    "mistral": _template(
+        user="[INST] ", user_end=" [/INST]", assistant="", media_end="\n", question="", system_end="\n\n"
+    ),
     "llama_3": _template(
-        "<|start_header_id|>user<|end_header_id|>\n\n",
-        "<|eot_id|>",
-        "<|start_header_id|>assistant<|end_header_id|>\n\n",
+        user="<|start_header_id|>user<|end_header_id|>\n\n",
+        user_end="<|eot_id|>",
+        assistant="<|start_header_id|>assistant<|end_header_id|>\n\n",
         media_end="\n",
         question="",
         end="<|eot_id|>",

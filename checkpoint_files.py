@@ -5,7 +5,6 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import StrictDataclassError
@@ -19,13 +18,7 @@ FINGERPRINT_BLOCKS, BLOCK_SIZE = 64, 1 << 16  # enough to see a training step, w
 def fetch(
     name: str, allow_patterns: list[str] | None = None, revision: str | None = None, repo_type: str = "model"
 ) -> Path:
-    """
-    Return the local directory `name`, or that of a downloaded snapshot of the Hub repository `name`: with the files
-    that match the patterns, by default all.
-
-    Raises:
-        ValueError: if there is neither.
-    """
+    """Return the directory `name`, or that of a downloaded snapshot of the Hub repository `name`."""
     path = Path(name)
     if path.is_dir():
         return path
@@ -37,27 +30,9 @@ def fetch(
         raise ValueError(f"{name}: not a directory, and the Hub does not provide it ({error})") from error
 
 
-def read_json(file: Path) -> dict[str, Any]:
-    """
-    Read the object of a checkpoint's JSON file.
-
-    Raises:
-        ValueError: if the file does not contain a JSON object.
-    """
-    try:
-        return read_object(file)
-    except ValueError as error:
-        raise ValueError(f"{error}; download it again") from error
-
-
 def read_shard_index(file: Path) -> list[str]:
-    """
-    Return the names of a checkpoint's shards from its `model.safetensors.index.json`.
-
-    Raises:
-        ValueError: if it is not an index, or a shard is not a safetensors file inside the checkpoint's directory.
-    """
-    index = read_json(file)
+    """Return the names of the shards in an index, which must be safetensors files inside the directory."""
+    index = read_object(file)
     weight_map = index.get("weight_map")
     if not isinstance(index.get("metadata"), dict) or not isinstance(weight_map, dict):
         raise ValueError(f"{file}: a shard index must have `metadata` and `weight_map`, both JSON objects")
@@ -72,12 +47,7 @@ def read_shard_index(file: Path) -> list[str]:
 
 @contextmanager
 def open_weights(file: Path) -> Iterator[safe_open]:
-    """
-    Open a safetensors file, to read its tensors for torch.
-
-    Raises:
-        ValueError: if the file is broken.
-    """
+    """Open a safetensors file to read tensors of torch; a broken one is a `ValueError`."""
     try:
         with safe_open(file, "pt") as weights:
             yield weights
@@ -87,12 +57,7 @@ def open_weights(file: Path) -> Iterator[safe_open]:
 
 @contextmanager
 def reading_config(name: str) -> Iterator[None]:
-    """
-    Wrap code that reads the config of the checkpoint or adapter `name`.
-
-    Raises:
-        ValueError: if transformers or PEFT fails on a value in it.
-    """
+    """Wrap code that reads the config of `name`: errors of transformers and PEFT become a `ValueError`."""
     try:
         yield
     except (ArithmeticError, AttributeError, LookupError, StrictDataclassError, TypeError) as error:

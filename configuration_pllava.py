@@ -1,15 +1,16 @@
-"""PLLaVA configuration: LLaVA's, plus how many frames are read and the grid they are pooled to."""
+"""PLLaVA's configuration: LLaVA's, with the number of frames and the shape that they are pooled to."""
 
 import math
+from operator import attrgetter
 from typing import TYPE_CHECKING
 
 from huggingface_hub.dataclasses import strict
 from transformers import LlavaConfig
 
-if TYPE_CHECKING:  # transformers saves with a model the files that its own import: those of the pipeline must be there
+if TYPE_CHECKING:  # transformers copies imported files into a checkpoint: this import adds the pipeline's
     from .pipeline_pllava import VideoTextToTextPipeline  # noqa: F401
 
-# What a saved checkpoint tells transformers about the code files that travel with it.
+# Saved in config.json: where transformers finds the classes among the code files in the checkpoint
 AUTO_MAP = {
     "AutoConfig": "configuration_pllava.PllavaConfig",
     "AutoModel": "modeling_pllava.PllavaModel",
@@ -27,8 +28,8 @@ CUSTOM_PIPELINES = {
     }
 }
 
-# The most that a config may ask for, several times what any model has: a stranger's checkpoint that asks for more is
-# refused before memory is allocated for it. The least is 1.
+# Maxima, several times those of any published model (the minimum is 1): an untrusted checkpoint that exceeds them is
+# refused before memory is allocated for it
 LIMITS = {
     "num_frames": 4096,
     "num_visual_tokens": 131_072,
@@ -47,25 +48,23 @@ LIMITS = {
 @strict
 class PllavaConfig(LlavaConfig):
     r"""
-    Configuration of a [`PllavaForConditionalGeneration`]: LLaVA's own (`LlavaConfig`) and four values more.
+    Configuration of a [`PllavaForConditionalGeneration`]: that of LLaVA (`LlavaConfig`) with four more values.
 
     Args:
         num_frames (`int`, *optional*, defaults to 16):
-            Frames the processor samples from a clip (T in the paper). Any other number can be passed to the model:
-            pooling absorbs it. A clip with fewer frames has them repeated up to this number.
+            Number of frames that the processor samples from a clip (T in the paper). The model takes any number:
+            more frames are pooled to the same shape, fewer are repeated up to this number.
         pooling_shape (`list[int]`, *optional*, defaults to `[16, 12, 12]`):
-            Frames, rows and columns (T', h', w') of the pooled visual tokens. The paper's figure 7 compares them: 12
-            rows and columns score as well as CLIP's 24.
+            Frames, rows and columns (T', h', w') of the pooled visual tokens. In figure 7 of the paper, 12 rows and
+            columns score as well as CLIP's 24.
         video_token_index (`int`, *optional*, defaults to 32001):
-            Id of the `<video>` placeholder; `video_token_id` is another name for it.
+            Id of the `<video>` placeholder, also available as `video_token_id`.
         image_token_index (`int`, *optional*, defaults to 32000):
-            Id of the `<image>` placeholder; `image_token_id` is another name for it.
-
-    A value beyond its limit (`LIMITS`) is a `ValueError`, too.
+            Id of the `<image>` placeholder, also available as `image_token_id`.
 
     Raises:
-        ValueError: if the pooling shape is not three positive numbers, or the vision tower has no such layer or no
-            patch grid.
+        ValueError: if the pooling shape is not three positive numbers, a value exceeds its maximum in `LIMITS`, or the
+            vision tower is not a CLIP or does not have the layer `vision_feature_layer`.
 
     Example:
 
@@ -88,14 +87,13 @@ class PllavaConfig(LlavaConfig):
     def __post_init__(self, **kwargs):
         kwargs = {"auto_map": dict(AUTO_MAP), "custom_pipelines": dict(CUSTOM_PIPELINES), **kwargs}
         super().__post_init__(**kwargs)
-        self.pooling_shape = list(self.pooling_shape)  # JSON has no tuples: what is saved must equal what was given
+        self.pooling_shape = list(self.pooling_shape)  # JSON has no tuples: a loaded config must equal the saved one
         if len(self.pooling_shape) != 3 or min(self.pooling_shape) < 1:
             raise ValueError(
                 f"`pooling_shape` is (frames, rows, columns), three positive integers; got {self.pooling_shape}"
             )
         for name, limit in LIMITS.items():
-            *part, last = name.split(".")
-            value = getattr(getattr(self, part[0]) if part else self, last)
+            value = attrgetter(name)(self)
             if not 1 <= value <= limit:
                 raise ValueError(f"`{name}` must be between 1 and {limit:,}; got {value:,}")
         if self.vision_config.model_type != "clip_vision_model":
@@ -105,20 +103,19 @@ class PllavaConfig(LlavaConfig):
             )
         if self.vision_feature_select_strategy != "default":
             raise ValueError(
-                "PLLaVA pools patches, among which CLS has no place: `vision_feature_select_strategy` must be "
-                f"'default'; got {self.vision_feature_select_strategy!r}"
+                "PLLaVA pools the patches, without CLS: `vision_feature_select_strategy` must be 'default'; got "
+                f"{self.vision_feature_select_strategy!r}"
             )
-
-        _ = self.num_vision_layers  # refuses a layer that is not there
+        _ = self.num_vision_layers  # raises an error if the layer does not exist
 
     @property
     def num_visual_tokens(self) -> int:
-        """Tokens that one video, or one image, takes in the text: T' * h' * w'."""
+        """Number of tokens per video or image in the text: T' * h' * w'."""
         return math.prod(self.pooling_shape)
 
     @property
     def num_vision_layers(self) -> int:
-        """Layers of the vision tower up to the hidden state that is read; those above it are not built."""
+        """Number of vision layers up to the hidden state that is read; those above it are not built."""
         layer, layers = self.vision_feature_layer, self.vision_config.num_hidden_layers
         built = layer if layer >= 0 else layers + 1 + layer
         if not 1 <= built <= layers:

@@ -22,14 +22,8 @@ VIDEO_SUFFIXES = (
 
 def read_lines(file: Path, *names: str) -> list[dict[str, Any]]:
     """
-    Read the objects of a JSON Lines file; an empty list if there is no file. Another process may be writing the file:
-    a truncated last line is skipped. Empty lines are, too.
-
-    Args:
-        names: Keys that each object must have.
-
-    Raises:
-        ValueError: if a line is not a JSON object with these keys; the message has the file and the line.
+    Read a JSON Lines file of objects that must have the keys `names`; an empty list if there is no file. Empty lines
+    are skipped, and a truncated last one, which another process may be writing. Others are a `ValueError`.
     """
     if not file.exists():
         return []
@@ -44,25 +38,14 @@ def read_lines(file: Path, *names: str) -> list[dict[str, Any]]:
 
 
 def read_object(file: Path, *names: str) -> dict[str, Any]:
-    """
-    Read the object of a JSON file.
-
-    Args:
-        names: Keys that it must have.
-
-    Raises:
-        ValueError: if the file does not contain such an object; the message has the file.
-    """
+    """Read a JSON file with an object that must have the keys `names`; others are a `ValueError`."""
     return _parse_object(file.read_bytes(), str(file), names)
 
 
 def open_to_append(file: Path) -> TextIO:
     """
     Open a JSON Lines file, in the only process that writes it, so that the next write begins a line: a truncated last
-    line is cut off, and a complete one without a newline gets it. Missing folders are created.
-
-    Raises:
-        ValueError: if the last line is neither an object nor the beginning of one, so this is not a JSON Lines file.
+    line is cut off, and a complete one without a newline gets it. Any other last line is a `ValueError`.
     """
     file.parent.mkdir(parents=True, exist_ok=True)
     with file.open("a+b") as content:
@@ -92,12 +75,7 @@ def replace_file(file: Path, text: str) -> None:
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """
-    Keep other processes from writing a file or a folder, by a lock file beside it, until the block ends.
-
-    Raises:
-        ValueError: if another process has the lock.
-    """
+    """Lock a file or a folder, by a file beside it; a `ValueError` if another process has the lock."""
     file = path.resolve().with_name(f"{path.resolve().name}.lock")
     file.parent.mkdir(parents=True, exist_ok=True)
     try:

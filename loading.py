@@ -54,9 +54,7 @@ def load_model(
         OSError: if there is no such model, or no safetensors weights.
     """
     if adapter is None and alpha is not None:
-        raise ValueError(
-            "alpha is the strength of an adapter: pass an adapter, or convert the model with that alpha"
-        )
+        raise ValueError("alpha is the strength of an adapter: pass an adapter, or convert the model with that alpha")
     adapter = adapter and fetch_adapter(adapter)
     if pretrained_model_name_or_path is None:
         if adapter is None:
@@ -75,12 +73,7 @@ def load_model(
 
 
 def load_config(name: str, **kwargs: Any) -> PllavaConfig:
-    """
-    Load the config of a PLLaVA.
-
-    Raises:
-        ValueError: if it belongs to another architecture or an adapter, or cannot be used.
-    """
+    """Load the config of a PLLaVA; a `ValueError` if it is another model's or an adapter, or cannot be used."""
     try:
         with reading_config(name):
             config = AutoConfig.from_pretrained(name, **kwargs)
@@ -157,17 +150,6 @@ def quantization_config(bits: int) -> BitsAndBytesConfig:
     )
 
 
-def _quantization_name(config: QuantizationConfigMixin | dict[str, Any] | None) -> str | None:
-    """Return the name of a quantisation, such as "nf4", "llm_int8" or "gptq"; None without one."""
-    from transformers.quantizers import AutoQuantizationConfig
-
-    if isinstance(config, dict):  # read from a checkpoint's config.json
-        config = AutoQuantizationConfig.from_dict(config)
-    if isinstance(config, BitsAndBytesConfig):
-        return config.quantization_method()
-    return config and config.quant_method.value
-
-
 # --- which model this is ---------------------------------------------------------------------------------------------
 
 
@@ -232,3 +214,14 @@ class Checkpoint:
             dtype,
             _quantization_name(getattr(config, "quantization_config", None)),
         )
+
+
+def _quantization_name(config: QuantizationConfigMixin | dict[str, Any] | None) -> str | None:
+    """Return the name of a quantisation, such as "nf4", "llm_int8" or "gptq"; None without one."""
+    from transformers.quantizers import AutoQuantizationConfig
+
+    if isinstance(config, dict):  # read from a checkpoint's config.json
+        config = AutoQuantizationConfig.from_dict(config)
+    if isinstance(config, BitsAndBytesConfig):
+        return config.quantization_method()
+    return config and config.quant_method.value

@@ -1,4 +1,4 @@
-"""PLLaVA's processor: chats with videos and images -> token ids and pixels."""
+"""PLLaVA's processor: turns chats with videos and images into token ids and pixels."""
 
 import json
 import math
@@ -16,12 +16,12 @@ from .chat_templates_pllava import CHAT_TEMPLATES, MARK
 from .video_processing_pllava import PllavaVideosKwargs, flatten_videos
 from .video_source_pllava import read_image
 
-HUB_OPTIONS = {"cache_dir", "revision", "token", "local_files_only", "subfolder"}  # of `from_pretrained`
+HUB_OPTIONS = {"cache_dir", "revision", "token", "local_files_only", "subfolder"}  # arguments of `from_pretrained`
 
 
 class PllavaProcessorKwargs(ProcessingKwargs, total=False):
     videos_kwargs: PllavaVideosKwargs
-    _defaults = {}  # transformers 5.19 reads chats only where this is
+    _defaults = {}  # transformers 5.19 requires it to process chats
 
 
 class PllavaProcessor(ProcessorMixin):
@@ -29,29 +29,28 @@ class PllavaProcessor(ProcessorMixin):
     An image processor, a video processor and a tokenizer in one. Each `<video>` and each `<image>` in the text is
     expanded to the T' * h' * w' placeholder tokens that the model fills with the pooled tokens of that video or image.
 
-    Text in a message is text: a `</s>`, `<|im_end|>` or `<video>` that somebody writes there is encoded letter by
-    letter. Our chat templates write a mark (U+FDD0) into each of them, so that the tokenizer finds no special token
-    there, and the tokenizer drops the mark when it encodes the rest. That holds wherever a chat is rendered and
-    encoded (where an engine renders it with the tokenizer alone, for special tokens that have a role, such as the end
-    of a text, and for those like `<|im_end|>`); a template of one's own has to write the marks, too.
+    A special token in the text of a message (`</s>`, `<|im_end|>`, `<video>`) is encoded as text, by letters: the
+    chat templates insert a mark (U+FDD0) into it, so that the tokenizer does not find it, and the tokenizer then drops
+    the mark. This holds wherever a chat is rendered and encoded. (An engine that renders with the tokenizer alone only
+    marks BOS, EOS, UNK, padding and tokens like `<|im_end|>`.) A custom chat template must insert the marks, too.
 
     Args:
-        image_processor ([`CLIPImageProcessor`]): Prepares images.
-        tokenizer ([`PreTrainedTokenizerFast`]): Has `<image>` and `<video>` in its vocabulary. It is changed, to
+        image_processor ([`CLIPImageProcessor`]): Preprocesses images.
+        tokenizer ([`PreTrainedTokenizerFast`]): Must have `<image>` and `<video>` in its vocabulary. It is modified to
             drop the chat templates' mark.
-        video_processor ([`PllavaVideoProcessor`]): Decodes, samples and prepares videos.
-        pooling_shape (`list[int]`, *optional*, defaults to `[16, 12, 12]`): As in the model's config.
+        video_processor ([`PllavaVideoProcessor`]): Decodes, samples and preprocesses videos.
+        pooling_shape (`list[int]`, *optional*, defaults to `[16, 12, 12]`): The one in the model's config.
         image_token, video_token (`str`, *optional*): The placeholders.
-        chat_template (`str`, *optional*, defaults to `"plain"`): A Jinja template, or the name of one of ours
-            (`chat_templates_pllava.py`).
+        chat_template (`str`, *optional*, defaults to `"plain"`): A Jinja template, or the name of one in
+            `chat_templates_pllava.py`.
 
     Raises:
         ValueError: if a placeholder is not in the tokenizer's vocabulary, or the tokenizer cannot tell a special token
-            from a text that looks like it.
+            from the same text.
     """
 
     valid_processor_kwargs = PllavaProcessorKwargs
-    # The video processor has made tensors of these already, or left them a list since the videos differ in length.
+    # The video processor returns tensors already, or a list if the videos differ in length
     skip_tensor_conversion = [*ProcessorMixin.skip_tensor_conversion, "pixel_values_videos"]
 
     def __init__(
@@ -70,29 +69,28 @@ class PllavaProcessor(ProcessorMixin):
         for token in (image_token, video_token):
             if token not in vocabulary:
                 raise ValueError(
-                    f"The tokenizer does not know {token!r}: `tokenizer.add_tokens([{token!r}], special_tokens=True)`"
+                    f"The tokenizer does not know {token!r}; `tokenizer.add_tokens([{token!r}], special_tokens=True)`"
                 )
         self.image_token_id, self.video_token_id = vocabulary[image_token], vocabulary[video_token]
-        _drop_mark(tokenizer)
-        # The named templates stay in the code: saved with the processor, they would make its template a dict, and
-        # inference engines take a string only
+        _make_tokenizer_drop_mark(tokenizer)
+        # The other templates are not saved: with them `chat_template` would be a dict, which inference engines refuse
         chat_template = CHAT_TEMPLATES.get(chat_template or "plain", chat_template)
         super().__init__(image_processor, tokenizer, video_processor, chat_template=chat_template)
 
     @property
     def num_frames(self) -> int:
-        """Frames sampled from a clip, when the caller does not say otherwise."""
+        """Default number of frames that are sampled from a clip."""
         return self.video_processor.num_frames
 
     @property
     def num_visual_tokens(self) -> int:
-        """Placeholder tokens of one video or image."""
+        """Number of placeholder tokens per video or image."""
         return math.prod(self.pooling_shape)
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs) -> "PllavaProcessor":
         """
-        As any processor's; checks in addition that it fits the model's config beside it.
+        As in transformers, with a check against the model's config in the same directory.
 
         Raises:
             ValueError: if `num_frames` or `pooling_shape` differs from the one in config.json.
@@ -104,60 +102,44 @@ class PllavaProcessor(ProcessorMixin):
             _raise_exceptions_for_missing_entries=False,
             **{name: kwargs[name] for name in HUB_OPTIONS & kwargs.keys()},
         )
-        if config_file is not None:
-            processor.check_config(json.loads(Path(config_file).read_text(encoding="utf-8")), set(kwargs))
+        config = {} if config_file is None else json.loads(Path(config_file).read_text(encoding="utf-8"))
+        for name in {"num_frames", "pooling_shape"} & (config.keys() - kwargs.keys()):
+            value = getattr(processor, name)
+            if config[name] != value:
+                raise ValueError(
+                    f"The processor and the model disagree on `{name}`: {value} in processor_config.json, "
+                    f"{config[name]} in config.json. Set both to the value of the training."
+                )
         return processor
 
-    def check_config(self, config: dict[str, Any], overridden: set[str] = frozenset()) -> None:
-        """Raises a `ValueError` if a model's `config`, as a dict, disagrees with a value that is not `overridden`."""
-        for name in {"num_frames", "pooling_shape"} - overridden:
-            if name in config and config[name] != getattr(self, name):
-                raise ValueError(
-                    f"The processor and the model disagree on `{name}`: {getattr(self, name)} in "
-                    f"processor_config.json, {config[name]} in config.json. Make them equal; the model's weights were "
-                    "trained with one of them."
-                )
-
-    def apply_chat_template(
-        self,
-        conversation: list,
-        chat_template: str | None = None,
-        **kwargs,
-    ) -> Any:
+    def apply_chat_template(self, conversation: list, chat_template: str | None = None, **kwargs) -> Any:
         """
-        As any processor's. `chat_template` may be the name of one of ours (`chat_templates_pllava.py`). A video part
-        may have "start" and "end" (seconds) beside its source, and "bytes" as its source: `{"type": "video", "path":
-        "film.mp4", "start": 61.5, "end": 70}`.
+        As in transformers; `chat_template` may also be a name in `chat_templates_pllava.py`. A video part may have
+        "start" and "end" in seconds: `{"type": "video", "path": "film.mp4", "start": 61.5, "end": 70}`. Instead of a
+        path it may have "bytes".
         """
         chat_template = CHAT_TEMPLATES.get(chat_template, chat_template)
-        conversation = _with_sub_clips(conversation)
-        kwargs.setdefault("extra_special_tokens", self._special_tokens)
-        return super().apply_chat_template(conversation, chat_template, **kwargs)
-
-    @property
-    def _special_tokens(self) -> list[str]:
-        """All of the tokenizer's: a template is told those alone that have a role, such as the end of a text."""
-        return [token.content for token in self.tokenizer.added_tokens_decoder.values() if token.special]
+        # By default a template gets BOS, EOS, UNK and padding only
+        special_tokens = [token.content for token in self.tokenizer.added_tokens_decoder.values() if token.special]
+        kwargs.setdefault("extra_special_tokens", special_tokens)
+        return super().apply_chat_template(_convert_media_parts(conversation), chat_template, **kwargs)
 
     def validate_inputs(self, images=None, text=None, videos=None, audio=None, **kwargs) -> None:
-        """
-        Raises:
-            ValueError: if the text has not as many placeholders as there are images and videos.
-        """
-        # transformers 5.19 does not compare them; later versions do, but know as videos only strings and arrays
+        """Raise a `ValueError` if the number of placeholders in the text is not that of images and videos."""
+        # transformers 5.19 does not compare them; later versions do, but accept only strings and arrays as videos
         videos = None if videos is None else ["video"] * len(flatten_videos(videos))
         counts = {
             self.image_token: 0 if images is None else len(make_flat_list_of_images(images)),
             self.video_token: len(videos or []),
         }
         for token, given in counts.items() if text is not None else ():
-            found = sum(sample.count(token) for sample in text)
-            if found != given:
-                raise ValueError(f"The text has {found} {token} placeholders, but {given} were passed to fill them")
+            count = sum(sample.count(token) for sample in text)
+            if count != given:
+                raise ValueError(f"The text has {count} {token} placeholders, but {given} were passed to fill them")
         super().validate_inputs(images=images, text=text, videos=videos, audio=audio, **kwargs)
 
     def prepare_inputs_layout(self, images=None, text=None, videos=None, audio=None, **kwargs) -> tuple:
-        """Reads images that are paths, addresses or bytes within the limits that hold for videos."""
+        """As in transformers, but reads paths, addresses and bytes of images within the limits for videos."""
         return super().prepare_inputs_layout(_read_images(images), text, videos, audio, **kwargs)
 
     def _process_videos(self, videos: Any, **kwargs) -> tuple[dict, list[str]]:
@@ -168,50 +150,49 @@ class PllavaProcessor(ProcessorMixin):
         return self.image_token * self.num_visual_tokens
 
     def _get_num_multimodal_tokens(self, image_sizes=None, video_sizes=None, **kwargs) -> MultiModalData:
-        """Placeholder tokens that images and videos of these sizes take (inference engines ask)."""
+        """Return the number of placeholder tokens for images and videos of these sizes, for inference engines."""
         counts = {}
         if image_sizes is not None:
-            counts.update(
-                num_image_tokens=[self.num_visual_tokens] * len(image_sizes), num_image_patches=[1] * len(image_sizes)
-            )
+            counts["num_image_tokens"] = [self.num_visual_tokens] * len(image_sizes)
+            counts["num_image_patches"] = [1] * len(image_sizes)
         if video_sizes is not None:
-            counts.update(num_video_tokens=[self.num_visual_tokens] * len(video_sizes))
+            counts["num_video_tokens"] = [self.num_visual_tokens] * len(video_sizes)
         return MultiModalData(**counts)
 
 
-def _drop_mark(tokenizer: PreTrainedTokenizerBase) -> None:
-    """Makes the tokenizer drop our chat templates' mark, after it has looked for special tokens."""
+def _make_tokenizer_drop_mark(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Make the tokenizer drop the chat templates' mark after it has split the text at special tokens."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
-        raise ValueError(f"{type(tokenizer).__name__} is no fast tokenizer: PLLaVA needs one, as of a tokenizer.json")
+        raise ValueError(f"{type(tokenizer).__name__} is not a fast tokenizer: load one from a tokenizer.json")
     if backend.normalizer is None or MARK in backend.normalizer.normalize_str(MARK):
-        own = [] if backend.normalizer is None else [backend.normalizer]
-        backend.normalizer = normalizers.Sequence([normalizers.Replace(MARK, ""), *own])
-    # The tokens with `normalized` are looked for when the mark has gone
-    late = [token for token in tokenizer.added_tokens_decoder.values() if token.normalized]
-    backend.add_tokens([AddedToken(**{**token.__getstate__(), "normalized": False}) for token in late])
+        existing = [] if backend.normalizer is None else [backend.normalizer]
+        backend.normalizer = normalizers.Sequence([normalizers.Replace(MARK, ""), *existing])
+    # Tokens that are `normalized` would be found in the normalised text, without the mark
+    normalized = [token for token in tokenizer.added_tokens_decoder.values() if token.normalized]
+    backend.add_tokens([AddedToken(**{**token.__getstate__(), "normalized": False}) for token in normalized])
     for token in set(tokenizer.all_special_tokens) - {tokenizer.unk_token}:
         ids = backend.encode(token[0] + MARK + token[1:], add_special_tokens=False).ids
         if tokenizer.convert_tokens_to_ids(token) in ids:
             raise ValueError(
-                f"The tokenizer makes a special token of the text {token!r}, even where it is marked as text: a user "
-                "could write it. Take it out of the vocabulary of the tokenizer's model"
+                f"The tokenizer makes a special token of the text {token!r} although it is marked as text, so a user "
+                "could write it: remove it from the vocabulary of the tokenizer's model"
             )
 
 
 def _read_images(images: Any) -> Any:
-    """`images`, nested in any way, of which those that are still to be read are PIL images."""
+    """Read the images that are paths, addresses or bytes, in nested lists."""
     if isinstance(images, (list, tuple)):
         return [_read_images(image) for image in images]
     return read_image(images) if isinstance(images, (str, os.PathLike, bytes)) else images
 
 
-def _with_sub_clips(value: Any) -> Any:
-    """A chat, or chats, in which the parts that transformers would read in part, or in another way, are ours."""
+def _convert_media_parts(value: Any) -> Any:
+    """Wrap the media of a chat that transformers would not pass on: parts of videos, bytes, and base64 images."""
     if isinstance(value, (list, tuple)):
-        return [_with_sub_clips(item) for item in value]
+        return [_convert_media_parts(item) for item in value]
     if isinstance(value, dict) and "content" in value:
-        return {**value, "content": _with_sub_clips(value["content"])}
+        return {**value, "content": _convert_media_parts(value["content"])}
     if isinstance(value, dict) and value.get("type") == "video" and value.keys() & {"start", "end", "bytes"}:
         return {"type": "video", "video": {key: part for key, part in value.items() if key != "type"}}
     if isinstance(value, dict) and value.get("type") == "image" and "base64" in value:

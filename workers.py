@@ -86,9 +86,7 @@ class _Worker:
 
     def _start(self) -> None:
         self.connection, theirs = torch.multiprocessing.Pipe()
-        self.process = torch.multiprocessing.Process(
-            target=_serve, args=(theirs, self.function), daemon=True
-        )
+        self.process = torch.multiprocessing.Process(target=_serve, args=(theirs, self.function), daemon=True)
         self.process.start()
         theirs.close()
 
@@ -115,7 +113,7 @@ class _Worker:
 
 
 def _serve(tasks: connection.Connection, function: Callable[[Any], Any]) -> None:
-    end_with_parent(0)
+    _end_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends its workers
     torch.set_num_threads(1)
     while True:
@@ -130,7 +128,7 @@ def _serve(tasks: connection.Connection, function: Callable[[Any], Any]) -> None
         tasks.send(answer)
 
 
-def end_with_parent(worker_id: int) -> None:
+def _end_with_parent() -> None:
     """End this process when its parent is killed: else it would wait forever to send its result."""
 
     def end() -> None:
@@ -138,11 +136,6 @@ def end_with_parent(worker_id: int) -> None:
         os._exit(1)
 
     Thread(target=end, daemon=True).start()
-
-
-def unchanged(item: Any) -> Any:
-    """Return the item: a `collate_fn` for loaders without batches."""
-    return item
 
 
 # --- retries ---------------------------------------------------------------------------------------------------------

@@ -1,6 +1,6 @@
 """
-`pllava convert` beside what one would do without it, PEFT's merge_and_unload and save_pretrained: seconds, and how far
-the memory grows, for merging an adapter into a model of 2 GB in bfloat16. Each runs in a process of its own.
+Merging an adapter into a 2 GB model in bfloat16: `pllava convert` compared with PEFT's merge_and_unload and
+save_pretrained, in seconds and growth of memory. Each runs in a separate process.
 """
 
 import os
@@ -31,7 +31,7 @@ adapted.save_pretrained(sys.argv[2])
 """
 CONTENDERS = {
     "pllava convert": """
-from pllava.hub_cards import convert
+from pllava.convert import convert
 
 def merge(model, adapter, out):
     convert(model, out, adapter=adapter)
@@ -60,7 +60,7 @@ print("measured", time.perf_counter() - start, peak() - before)
 
 
 def measure(code: str, directory: Path) -> tuple[float, float]:
-    """Seconds, and growth of the peak in GB."""
+    """Return seconds and growth of the peak memory in GB."""
     out = directory / "out"
     shutil.rmtree(out, ignore_errors=True)
     command = [sys.executable, "-c", code + MEASURED, directory / "model", directory / "adapter", out]
@@ -73,7 +73,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
         subprocess.run([sys.executable, "-c", MODEL, directory / "model", directory / "adapter"], check=True)
-        # The processor of the small model that ships: its tokens fit into any vocabulary
+        # nano's processor: its tokens fit into any vocabulary
         import pllava
 
         for file in Path(pllava.NANO).iterdir():
@@ -91,7 +91,7 @@ def main() -> None:
         *_, peer = medians.values()
         for contender, (seconds, growth) in medians.items():
             print(
-                f"{contender}: {seconds:.1f} s, {growth:.2f} GB more memory; of the last line's "
+                f"{contender}: {seconds:.1f} s, {growth:.2f} GB more memory; ratio to PEFT: "
                 f"{seconds / peer[0]:.2f} and {growth / peer[1]:.2f} (median of {RUNS})"
             )
 

@@ -1,6 +1,5 @@
 """
-How long imports take, each in a fresh process: `import pllava` over transformers' own Llava module, and `pllava
---help`.
+Import times, each in a fresh process: `import pllava` after transformers' Llava module, and `pllava --help`.
 """
 
 import statistics
@@ -19,7 +18,7 @@ print(time.perf_counter() - start)
 """
 
 
-def seconds_over_llava() -> float:
+def seconds_beyond_llava() -> float:
     return float(subprocess.run([sys.executable, "-c", TIMED], capture_output=True, text=True, check=True).stdout)
 
 
@@ -29,6 +28,6 @@ def seconds_of_help() -> float:
     return time.perf_counter() - start
 
 
-for name, measure in {"import pllava, over Llava": seconds_over_llava, "pllava --help": seconds_of_help}.items():
+for name, measure in {"import pllava, beyond Llava": seconds_beyond_llava, "pllava --help": seconds_of_help}.items():
     measure()  # the first run compiles
     print(f"{name}: {statistics.median(measure() for _ in range(RUNS)):.2f} s (median of {RUNS})")

@@ -1,5 +1,5 @@
-"""Checkpoints and the Hub: conversion into one directory that `from_pretrained` loads."""
+"""Conversion of every PLLaVA and LLaVA checkpoint layout into a directory that `from_pretrained` loads."""
 
-from .conversion import convert
+from .writing import convert
 
 __all__ = ["convert"]

@@ -1,4 +1,4 @@
-"""Models with adapters: alpha at any time, what is found dead on loading, quantisation, devices, training on."""
+"""Loading models and adapters: alpha, the check after loading, quantisation, devices, and training further."""
 
 import json
 import shutil
@@ -17,7 +17,9 @@ from typer.testing import CliRunner
 
 import pllava
 from pllava import load_model, lora_config, quantization_config, set_alpha
+from pllava.checkpoint_files import fingerprint
 from pllava.convert import convert
+from pllava.loading import Checkpoint
 from pllava.train import VideoChatCollator, build_trainer
 from pllava_cli import app
 
@@ -30,7 +32,7 @@ def inputs(processor):
 
 
 def save_adapter(checkpoint, directory, train=True, use_rslora=False):
-    """An adapter of rank 8 at alpha 8, with a projector of its own, as training leaves it."""
+    """An adapter of rank 8 at alpha 8, with a projector, as training saves it."""
     config = lora_config(r=8, lora_alpha=8)
     config.use_rslora = use_rslora
     model = get_peft_model(load_model(checkpoint), config)
@@ -71,18 +73,18 @@ def logits(model, inputs):
 # --- alpha -----------------------------------------------------------------------------------------------------------
 
 
-def test_alpha_sweeps_without_loading_anew(checkpoint, adapter, inputs):
-    swept, seen = load_model(checkpoint, adapter), []
+def test_setting_alpha_equals_loading_with_it(checkpoint, adapter, inputs):
+    swept, results = load_model(checkpoint, adapter), []
     for alpha in (8, 0, 2.5, 32, 8):
         set_alpha(swept, alpha)
         fresh = load_model(checkpoint, adapter, alpha=alpha)
         assert torch.equal(logits(swept, inputs), logits(fresh, inputs))
-        seen.append(logits(swept, inputs))
-    assert torch.equal(seen[0], seen[-1]) and len({float(one.sum()) for one in seen}) == 4
-    assert torch.equal(seen[0], logits(load_model(checkpoint, adapter), inputs)), "its own alpha is the default"
+        results.append(logits(swept, inputs))
+    assert torch.equal(results[0], results[-1]) and len({float(one.sum()) for one in results}) == 4
+    assert torch.equal(results[0], logits(load_model(checkpoint, adapter), inputs)), "alpha's default is in the config"
 
 
-def test_alpha_is_what_equation_3_says(checkpoint, adapter):
+def test_alpha_scales_the_update_as_in_equation_3(checkpoint, adapter):
     model = load_model(checkpoint, adapter, alpha=3)
     name = "language_model.layers.1.self_attn.v_proj"
     layer = model.get_submodule(f"base_model.model.model.{name}")
@@ -108,21 +110,21 @@ def test_alpha_of_rank_stabilised_lora(checkpoint, tmp_path):
     assert scalings == {(2 / 4,)}
 
 
-def test_alpha_of_what_has_none_is_an_error(checkpoint, adapter):
+def test_alpha_without_lora_layers_is_an_error(checkpoint, adapter):
     with pytest.raises(ValueError, match="has none"):
         set_alpha(load_model(checkpoint), 4)
     merged = load_model(checkpoint, adapter)
     merged.merge_adapter()
     with pytest.raises(ValueError, match="merged"):
         set_alpha(merged, 4)
-    with pytest.raises(ValueError, match="name one"):
+    with pytest.raises(ValueError, match="pass an adapter"):
         load_model(checkpoint, alpha=4)
 
 
-# --- what peft's own classes make of it ------------------------------------------------------------------------------
+# --- agreement with PEFT ---------------------------------------------------------------------------------------------
 
 
-def test_a_kept_adapter_loads_with_peft_alone(tmp_path):
+def test_a_kept_adapter_loads_with_peft(tmp_path):
     kept = convert(write_official(tmp_path / "official"), tmp_path / "kept", keep_adapter=True)
     config = json.loads((kept / "adapter" / "adapter_config.json").read_text())
     assert config["modules_to_save"] == ["multi_modal_projector"] and config["lora_alpha"] == 4 and config["r"] == 8
@@ -134,7 +136,7 @@ def test_a_kept_adapter_loads_with_peft_alone(tmp_path):
 
 
 @pytest.mark.parametrize("rslora", [False, True])
-def test_an_adapter_that_peft_saved_is_merged_as_peft_merges_it(checkpoint, inputs, tmp_path, rslora):
+def test_converting_merges_an_adapter_as_peft_does(checkpoint, inputs, tmp_path, rslora):
     adapter = save_adapter(checkpoint, tmp_path / "adapter", use_rslora=rslora)
     out = convert(checkpoint, tmp_path / "out", adapter=adapter)
     expected = load_model(checkpoint, adapter).merge_and_unload()
@@ -148,7 +150,7 @@ def test_an_adapter_that_peft_saved_is_merged_as_peft_merges_it(checkpoint, inpu
     )
 
 
-# --- what is dead on arrival -----------------------------------------------------------------------------------------
+# --- broken models and adapters --------------------------------------------------------------------------------------
 
 
 def changed(checkpoint, directory, change):
@@ -170,7 +172,7 @@ def test_a_blind_model_is_an_error(checkpoint, tmp_path):
     assert load_model(blind, check=False) is not None
 
 
-def test_weights_that_are_no_numbers_are_an_error(checkpoint, tmp_path):
+def test_weights_with_nan_are_an_error(checkpoint, tmp_path):
     def change(weights):
         weights[next(key for key in weights if "linear_2.weight" in key)][0, 0] = float("nan")
 
@@ -184,30 +186,30 @@ def test_an_adapter_without_effect_is_an_error(checkpoint, tmp_path):
     with pytest.raises(ValueError, match="does not change the logits"):
         load_model(checkpoint, untrained)
     assert load_model(checkpoint, untrained, check=False) is not None
-    assert load_model(checkpoint, untrained, is_trainable=True) is not None, "training may begin with none"
+    assert load_model(checkpoint, untrained, is_trainable=True) is not None, "training starts from one"
 
 
 def test_an_adapter_at_alpha_0_may_be_without_effect(tmp_path):
-    """An official checkpoint has one projector only: without LoRA, adapter and model are the same."""
+    """Adapter and model of an official checkpoint have the same projector: they differ in the LoRA only."""
     kept = convert(write_official(tmp_path / "official"), tmp_path / "kept", keep_adapter=True)
     assert load_model(adapter=kept / "adapter", alpha=0) is not None
 
 
 @pytest.mark.parametrize("part", ["lora_A", "multi_modal_projector"])
 def test_an_adapter_with_other_names_is_an_error(checkpoint, adapter, tmp_path, part):
-    """peft warns of what is missing, and says nothing of what is left over."""
+    """PEFT only warns of missing weights, and ignores unexpected ones."""
     other = tmp_path / "other"
     shutil.copytree(adapter, other)
     weights = load_file(other / "adapter_model.safetensors")
     name = next(key for key in sorted(weights) if part in key)
     weights[name.replace(part, f"old_{part}")] = weights.pop(name)
     save_file(weights, other / "adapter_model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(ValueError, match="not for this model") as caught:
+    with pytest.raises(ValueError, match="does not fit this model") as caught:
         load_model(checkpoint, other)
     assert part in str(caught.value)
 
 
-def test_other_things_that_are_no_adapter_or_model(checkpoint, adapter, tmp_path):
+def test_pickled_adapters_and_other_models_are_refused(checkpoint, adapter, tmp_path):
     pickled = tmp_path / "pickled"
     shutil.copytree(adapter, pickled)
     torch.save(load_file(pickled / "adapter_model.safetensors"), pickled / "adapter_model.bin")
@@ -216,8 +218,16 @@ def test_other_things_that_are_no_adapter_or_model(checkpoint, adapter, tmp_path
         load_model(checkpoint, pickled)
     with pytest.raises(ValueError, match="pllava convert"):
         load_model(IMAGE_BASE)
-    with pytest.raises(ValueError, match="Name a model"):
+    with pytest.raises(ValueError, match="Pass a model"):
         load_model()
+
+
+def test_a_hub_adapter_has_the_same_revision_before_and_after_loading(checkpoint, adapter, monkeypatch):
+    monkeypatch.setattr("pllava.adapters.fetch", lambda name, **options: adapter)
+    announced = Checkpoint.read(checkpoint, "somebody/adapter")
+    config = load_model(checkpoint, "somebody/adapter").get_base_model().config
+    assert Checkpoint.of(config, "float32", "somebody/adapter", alpha=8) == announced
+    assert announced.adapter_revision == fingerprint(adapter)
 
 
 # --- quantisation and devices ----------------------------------------------------------------------------------------
@@ -240,7 +250,7 @@ def torchao_config():
     ],
     ids=["bitsandbytes 4 bit", "bitsandbytes 8 bit", "torchao"],
 )
-def test_quantised_models_answer_with_and_without_an_adapter(converted, recorded, config, kind):
+def test_quantised_models_work_with_and_without_an_adapter(converted, recorded, config, kind):
     whole = logits(load_model(converted[True]), recorded)
     load = {"quantization_config": config(), "device_map": "cpu", "dtype": torch.float32}
     model = load_model(converted[True], **load)
@@ -256,8 +266,8 @@ def test_quantised_models_answer_with_and_without_an_adapter(converted, recorded
 
 
 @pytest.mark.parametrize("bits", [4, 8])
-def test_everything_can_be_quantised(converted, recorded, bits):
-    """With transformers' own config, the tower and the projector, too; an adapter then has no place for its own."""
+def test_tower_and_projector_can_be_quantised(converted, recorded, bits):
+    """An adapter with a projector then does not fit."""
     config = BitsAndBytesConfig(load_in_4bit=bits == 4, load_in_8bit=bits == 8)
     load = {"quantization_config": config, "device_map": "cpu", "dtype": torch.float32}
     model = load_model(converted[True], **load)
@@ -273,35 +283,35 @@ def test_other_numbers_of_bits_are_refused():
 
 
 @pytest.mark.parametrize("device_map", ["auto", {"": "cpu"}, {"model": "disk", "lm_head": "cpu"}])
-def test_device_maps(checkpoint, inputs, tmp_path, device_map):
+def test_device_maps_give_equal_logits(checkpoint, inputs, tmp_path, device_map):
     model = load_model(checkpoint, device_map=device_map, offload_folder=str(tmp_path))
     torch.testing.assert_close(logits(model, inputs), logits(load_model(checkpoint), inputs))
 
 
-def test_an_adapter_on_a_dispatched_model(checkpoint, adapter, inputs):
+def test_a_dispatched_model_takes_an_adapter(checkpoint, adapter, inputs):
     model = load_model(checkpoint, adapter, device_map="auto")
     torch.testing.assert_close(logits(model, inputs), logits(load_model(checkpoint, adapter), inputs))
 
 
-def test_a_34b_spreads_over_devices_in_whole_layers():
-    """As transformers plans `device_map="auto"` for three cards of 24 GiB; nothing is allocated."""
+def test_a_34b_is_split_over_devices_between_layers():
+    """transformers' plan of `device_map="auto"` for three cards of 24 GiB; nothing is allocated."""
     from transformers.integrations.accelerate import _get_device_map
 
     config = pllava.PllavaConfig(text_config=llama_config(*SIZES["34b"]), vision_config=VISION_L)
     with torch.device("meta"):
         model = pllava.PllavaForConditionalGeneration(config)
     cards = {0: 24 * 2**30, 1: 24 * 2**30, 2: 24 * 2**30, "cpu": 64 * 2**30}
-    placed = _get_device_map(model.to(torch.bfloat16), "auto", cards, None)
-    assert set(placed.values()) == {0, 1, 2}
-    layers = [name for name in placed if ".layers." in name]
+    device_of = _get_device_map(model.to(torch.bfloat16), "auto", cards, None)
+    assert set(device_of.values()) == {0, 1, 2}
+    layers = [name for name in device_of if ".layers." in name]
     assert len(layers) == 60 and all(name.split(".layers.")[1].isdecimal() for name in layers)
 
 
-# --- training on -----------------------------------------------------------------------------------------------------
+# --- training further ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("keep", [True, False], ids=["adapter kept", "merged"])
-def test_a_converted_checkpoint_is_trained_on(converted, keep, clips, tmp_path):
+def test_a_converted_checkpoint_can_be_trained_further(converted, keep, clips, tmp_path):
     directory = converted[keep]
     processor = AutoProcessor.from_pretrained(directory)
     adapter = directory / "adapter" if keep else None
@@ -336,17 +346,17 @@ def test_a_converted_checkpoint_is_trained_on(converted, keep, clips, tmp_path):
         torch.testing.assert_close(again(**batch).loss, trainer.model.eval()(**batch).loss, atol=1e-4, rtol=1e-4)
 
 
-# --- the command line ------------------------------------------------------------------------------------------------
+# --- the commands ----------------------------------------------------------------------------------------------------
 
 
 def run(*arguments):
-    """The command, in this process."""
+    """Run the command in this process."""
     result = CliRunner().invoke(app, list(map(str, arguments)))
     assert result.exit_code == 0, result.output
     return result
 
 
-def test_chat_with_an_adapter_at_an_alpha(checkpoint, adapter, processor, clips):
+def test_chat_takes_an_adapter_and_alpha(checkpoint, adapter, processor, clips):
     answers = []
     for alpha in (0, 40):
         options = ["--adapter", adapter, "--alpha", alpha, "--max-new-tokens", TOKENS]
@@ -366,7 +376,7 @@ def test_chat_with_an_adapter_at_an_alpha(checkpoint, adapter, processor, clips)
     assert answers[0] != answers[1]
 
 
-def test_caption_with_an_adapter_quantised(converted, clips, tmp_path):
+def test_caption_takes_an_adapter_and_quantisation(converted, clips, tmp_path):
     out, adapter = tmp_path / "captions.jsonl", converted[True] / "adapter"
     options = ["--adapter", adapter, "--alpha", 4, "--load-in-4bit", "--device", "cpu", "--max-new-tokens", TOKENS]
     run("caption", clips[0], "--out", out, *options)
@@ -374,14 +384,14 @@ def test_caption_with_an_adapter_quantised(converted, clips, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("options", "code", "complaint"),
+    ("options", "code", "message"),
     [
         (["--model", IMAGE_BASE], 1, "pllava convert"),
         (["--alpha", 4], 2, "adapter"),
-        (["--adapter", IMAGE_BASE], 1, "no PEFT adapter"),
+        (["--adapter", IMAGE_BASE], 1, "not a PEFT adapter"),
         (["--load-in-4bit", "--load-in-8bit"], 2, "one of"),
     ],
 )
-def test_what_does_not_go_together_is_said_without_a_traceback(clips, options, code, complaint):
+def test_options_that_exclude_each_other_are_refused_without_a_traceback(clips, options, code, message):
     result = CliRunner().invoke(app, ["chat", str(clips[0]), "What?", *map(str, options)], env={"COLUMNS": "1000"})
-    assert result.exit_code == code and complaint in result.stderr, result.stderr
+    assert result.exit_code == code and message in result.stderr, result.stderr

@@ -1,4 +1,4 @@
-"""Saving and loading: by import and by remote code, and what a checkpoint that does not fit says."""
+"""Saving and loading: by import and by remote code, and errors for checkpoints that do not fit."""
 
 import json
 import os
@@ -33,7 +33,7 @@ CODE = {
     "video_source_pllava.py",
     "video_processing_pllava.py",
 }
-# Loads a checkpoint by its remote code, where the package cannot be imported, and saves it again.
+# Loads a checkpoint by its remote code, with the package not importable, and saves it again.
 REMOTE = """
 import sys
 
@@ -88,7 +88,7 @@ CHAT_TEXT = "What happens?"
 
 @pytest.fixture(scope="module")
 def remote(checkpoint: str, clips: list[Path], tmp_path_factory: pytest.TempPathFactory) -> dict:
-    """What another process gets from the checkpoint without the package, and from its own copy of it."""
+    """Outputs of a process without the package, from the checkpoint and from a copy that it saved."""
     directory = tmp_path_factory.mktemp("remote")
     target, results = directory / "again", directory / "results.pt"
     run = subprocess.run(
@@ -126,12 +126,12 @@ def test_loading_by_import_gives_identical_outputs(
         assert torch.equal(loaded(**inputs)[0], expected)
 
 
-def test_what_is_saved_is_what_is_loaded(checkpoint: str, processor: pllava.PllavaProcessor, config, clips) -> None:
+def test_configs_are_loaded_as_saved(checkpoint: str, processor: pllava.PllavaProcessor, config, clips) -> None:
     loaded = AutoConfig.from_pretrained(checkpoint)
     assert type(loaded) is pllava.PllavaConfig
     for name in ("num_frames", "pooling_shape", "video_token_id", "image_token_id", "vision_feature_layer"):
         assert getattr(loaded, name) == getattr(config, name)
-    assert loaded.vision_config.num_hidden_layers == 3, "the layer that is not built is still part of the architecture"
+    assert loaded.vision_config.num_hidden_layers == 3, "the config counts the layer that is not built, too"
     video_processor = AutoVideoProcessor.from_pretrained(checkpoint)
     assert type(video_processor) is pllava.PllavaVideoProcessor
     pixels = [one(clips[1], return_tensors="pt") for one in (video_processor, processor.video_processor)]
@@ -142,7 +142,6 @@ def test_what_is_saved_is_what_is_loaded(checkpoint: str, processor: pllava.Plla
 def test_remote_code_gives_identical_outputs(
     model: pllava.PllavaForConditionalGeneration, inputs: dict[str, torch.Tensor], remote: dict, copy: str
 ) -> None:
-    """Without the package: from the checkpoint, and from a copy which that process saved."""
     outputs, classes = remote[copy]
     assert classes == {
         "AutoConfig": "PllavaConfig",
@@ -173,7 +172,7 @@ def test_pipelines_by_remote_code(
     assert second["answers"] == first["answers"]
 
 
-def test_saved_folders_carry_the_code(checkpoint: str, remote: dict) -> None:
+def test_saved_folders_contain_the_code(checkpoint: str, remote: dict) -> None:
     for folder in (Path(checkpoint), remote["target"]):
         assert CODE <= {file.name for file in folder.iterdir()}
         config = json.loads((folder / "config.json").read_text())
@@ -200,7 +199,7 @@ Weights = dict[str, torch.Tensor]
 
 @pytest.fixture
 def altered(checkpoint: str, tmp_path: Path) -> Callable[[Callable[[Weights], None]], str]:
-    """Gives a copy of the checkpoint with its weights changed."""
+    """Return a function that copies the checkpoint with its weights changed."""
 
     def alter(change: Callable[[Weights], None]) -> str:
         directory = Path(shutil.copytree(checkpoint, tmp_path / "altered"))
@@ -252,7 +251,7 @@ def test_a_renamed_weight_is_an_error(altered: Callable, part: str) -> None:
     assert names[0].split("vision_tower.")[-1] in str(caught.value)
 
 
-def test_a_weight_too_many_is_an_error(altered: Callable) -> None:
+def test_an_unexpected_weight_is_an_error(altered: Callable) -> None:
     with pytest.raises(ValueError, match="unexpected keys.*image_newline"):
         pllava.PllavaForConditionalGeneration.from_pretrained(
             altered(lambda weights: weights.update({"image_newline": torch.zeros(32)}))
@@ -272,15 +271,15 @@ def test_a_weight_of_another_shape_is_an_error(altered: Callable, part: str) -> 
     assert names[0].split("vision_tower.")[-1] in str(caught.value)
 
 
-def test_loading_info_can_be_had(checkpoint: str) -> None:
+def test_loading_info_is_returned_on_request(checkpoint: str) -> None:
     model, info = pllava.PllavaForConditionalGeneration.from_pretrained(checkpoint, output_loading_info=True)
     assert isinstance(model, pllava.PllavaForConditionalGeneration) and not info["missing_keys"]
 
 
-def test_vision_layers_that_are_not_read_are_left_out(
+def test_vision_layers_above_the_one_that_is_read_are_ignored(
     altered: Callable, model: pllava.PllavaForConditionalGeneration, inputs: dict[str, torch.Tensor]
 ) -> None:
-    """As in checkpoints of the original and of LLaVA, which hold all of CLIP's layers."""
+    """Checkpoints of the original and of LLaVA have all of CLIP's layers."""
 
     def add_third_layer(weights: Weights) -> None:
         names = [name for name in weights if "vision_tower" in name and "layers.1." in name]
@@ -295,7 +294,7 @@ def test_vision_layers_that_are_not_read_are_left_out(
 def test_both_names_of_the_vision_tower_load(
     altered: Callable, model: pllava.PllavaForConditionalGeneration, inputs: dict[str, torch.Tensor]
 ) -> None:
-    """Some transformers versions save `vision_tower.vision_model.`, others `vision_tower.`: each loads both."""
+    """Versions of transformers save `vision_tower.vision_model.` or `vision_tower.`; each loads both."""
 
     def change_level(weights: Weights) -> None:
         long, short = "vision_tower.vision_model.", "vision_tower."

@@ -1,4 +1,4 @@
-"""Checkpoints as strangers may write them: refused at once, in one line that names the file or the value."""
+"""Untrusted checkpoints: refused quickly, in one line that names the file or the value."""
 
 import json
 import shutil
@@ -22,21 +22,20 @@ def ours(checkpoint, tmp_path):
 
 @pytest.fixture
 def image_base(tmp_path):
-    """What `convert` takes."""
     return shutil.copytree(IMAGE_BASE, tmp_path / "image_base")
 
 
-def refused(act, *arguments):
-    """What the error says that comes of it: one line, and soon."""
-    began = time.perf_counter()
+def error_of(function, *arguments):
+    """Return the message of the `ValueError`, which must be one line and come soon."""
+    start = time.perf_counter()
     with pytest.raises(ValueError) as caught:
-        act(*arguments)
-    assert time.perf_counter() - began < 5 and "\n" not in str(caught.value), str(caught.value)
+        function(*arguments)
+    assert time.perf_counter() - start < 5 and "\n" not in str(caught.value), str(caught.value)
     return str(caught.value)
 
 
 def edit_config(directory, name, value):
-    """Sets a value of config.json; a dot in its name leads into a part."""
+    """Set a value in config.json; `part.name` is one of a nested config."""
     file = directory / "config.json"
     config = json.loads(file.read_text())
     *part, last = name.split(".")
@@ -45,7 +44,7 @@ def edit_config(directory, name, value):
 
 
 @pytest.mark.parametrize(
-    ("name", "value", "said"),
+    ("name", "value", "expected"),
     [
         ("num_frames", 10**9, ["`num_frames`", "4,096", "1,000,000,000"]),
         ("num_frames", "many", ["its config cannot be used", "'num_frames'", "'many'"]),
@@ -58,47 +57,47 @@ def edit_config(directory, name, value):
         ("vision_config.patch_size", 0, ["`vision_config.patch_size`", "got 0"]),
     ],
 )
-def test_a_config_that_describes_no_model(ours, image_base, tmp_path, name, value, said):
-    for directory, act in ((ours, load_model), (image_base, lambda source: convert(source, tmp_path / "out"))):
+def test_impossible_config_values_are_refused(ours, image_base, tmp_path, name, value, expected):
+    for directory, load in ((ours, load_model), (image_base, lambda source: convert(source, tmp_path / "out"))):
         edit_config(directory, name, value)
-        message = refused(act, directory)
-        assert all(part in message for part in said), message
+        message = error_of(load, directory)
+        assert all(part in message for part in expected), message
     assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(("name", "value"), [("video_token_index", 10**9), ("image_token_index", -1)])
-def test_a_placeholder_outside_the_vocabulary(ours, name, value):
+def test_a_placeholder_outside_the_vocabulary_is_refused(ours, name, value):
     edit_config(ours, name, value)
-    assert f"`{name}` is {value}" in refused(load_model, ours)
+    assert f"`{name}` is {value}" in error_of(load_model, ours)
 
 
 @pytest.mark.parametrize(
-    ("index", "said"),
+    ("index", "expected"),
     [
         ({"metadata": {}, "weight_map": {"lm_head.weight": "../outside.safetensors"}}, "outside the checkpoint's"),
         ({"metadata": {}, "weight_map": {"lm_head.weight": "/outside.safetensors"}}, "outside the checkpoint's"),
         ({"metadata": {}, "weight_map": {"lm_head.weight": "pytorch_model.bin"}}, "read from .safetensors only"),
-        ({"metadata": {}, "weight_map": {"lm_head.weight": 3}}, "is to be in 3"),
+        ({"metadata": {}, "weight_map": {"lm_head.weight": 3}}, "is mapped to 3"),
         ({"metadata": {}, "weight_map": ["model.safetensors"]}, "`weight_map`"),
-        ([], "no JSON object"),
+        ([], "not a JSON object"),
     ],
     ids=str,
 )
-def test_an_index_that_names_no_shards_beside_it(ours, image_base, tmp_path, index, said):
-    for directory, act in ((ours, load_model), (image_base, lambda source: convert(source, tmp_path / "out"))):
+def test_a_shard_index_with_other_files_is_refused(ours, image_base, tmp_path, index, expected):
+    for directory, load in ((ours, load_model), (image_base, lambda source: convert(source, tmp_path / "out"))):
         (directory / "model.safetensors").rename(tmp_path / "outside.safetensors")
         file = directory / "model.safetensors.index.json"
         file.write_text(json.dumps(index))
-        message = refused(act, directory)
-        assert message.startswith(f"{file}: ") and said in message, message
+        message = error_of(load, directory)
+        assert message.startswith(str(file)) and expected in message, message
 
 
 @pytest.mark.parametrize("content", [b"", b"garbage" * 100, None], ids=["empty", "garbage", "truncated"])
-def test_broken_weights(ours, checkpoint, clips, tmp_path, content):
+def test_broken_weights_are_refused(ours, checkpoint, clips, tmp_path, content):
     weights = ours / "model.safetensors"
     content = weights.read_bytes()[:-100] if content is None else content
     weights.write_bytes(content)
-    assert refused(load_model, ours).startswith(f"{weights}: truncated, or no safetensors file")
+    assert error_of(load_model, ours).startswith(f"{weights}: truncated, or not a safetensors file")
     arguments = ["chat", str(clips[0]), "What?", "--model", str(ours)]
     result = CliRunner().invoke(app, arguments, env={"COLUMNS": "1000"})
     assert result.exit_code == 1 and f"{weights}: truncated" in result.stderr, result.stderr
@@ -106,16 +105,16 @@ def test_broken_weights(ours, checkpoint, clips, tmp_path, content):
     adapter = tmp_path / "adapter"
     lora_config().save_pretrained(adapter)
     (adapter / "adapter_model.safetensors").write_bytes(content)
-    message = refused(load_model, checkpoint, adapter)
+    message = error_of(load_model, checkpoint, adapter)
     assert message.startswith(f"{adapter / 'adapter_model.safetensors'}: truncated"), message
 
 
-def test_weights_that_the_config_names_itself(ours, tmp_path):
+def test_a_config_that_chooses_its_weight_file_is_refused(ours, tmp_path):
     torch.save(load_file(ours / "model.safetensors"), ours / "adapter_model.bin")
     shutil.copy(ours / "model.safetensors", tmp_path / "outside.safetensors")
     for weights in ("adapter_model.bin", "../outside.safetensors", "evil.safetensors.index.json"):
         edit_config(ours, "transformers_weights", weights)
-        message = refused(load_model, ours)
+        message = error_of(load_model, ours)
         assert repr(weights) in message and "`transformers_weights`" in message
     with pytest.raises(ValueError, match="without a variant"):
         load_model(ours, variant="fp16")
@@ -132,9 +131,9 @@ def test_weights_that_the_config_names_itself(ours, tmp_path):
         ("vision_config.image_size", 4096),
     ],
 )
-def test_a_config_of_a_larger_model_than_the_files_hold(ours, name, value):
+def test_a_config_larger_than_the_weight_files_is_refused(ours, name, value):
     edit_config(ours, name, value)
-    message = refused(load_model, ours)
+    message = error_of(load_model, ours)
     assert "its config describes" in message and f"{(ours / 'model.safetensors').stat().st_size:,} bytes" in message
 
 
@@ -142,13 +141,13 @@ def test_a_config_of_a_larger_model_than_the_files_hold(ours, name, value):
     "name",
     ["vision_config.hidden_act", "text_config.hidden_act", "projector_hidden_act", "text_config.rope_parameters"],
 )
-def test_a_config_that_names_what_does_not_exist(ours, name):
+def test_unknown_names_in_a_config_are_refused(ours, name):
     edit_config(ours, name, {"rope_type": "evil", "rope_theta": 1.0} if "rope" in name else "evil")
-    message = refused(load_model, ours)
+    message = error_of(load_model, ours)
     assert "its config cannot be used" in message and "evil" in message
 
 
-def test_a_missing_shard(ours):
+def test_a_missing_shard_is_an_error(ours):
     index = {"metadata": {}, "weight_map": {"lm_head.weight": "model-00001-of-00001.safetensors"}}
     (ours / "model.safetensors").unlink()
     (ours / "model.safetensors.index.json").write_text(json.dumps(index))
@@ -156,7 +155,7 @@ def test_a_missing_shard(ours):
         load_model(ours)
 
 
-def test_pickled_weights(ours):
+def test_pickled_weights_are_refused(ours):
     torch.save(load_file(ours / "model.safetensors"), ours / "pytorch_model.bin")
     (ours / "model.safetensors").unlink()
     with pytest.raises(OSError, match="no file named model.safetensors"):

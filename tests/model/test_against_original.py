@@ -1,4 +1,4 @@
-"""Our model, processor and prompts against what the original's code gave (`recordings/README.md`)."""
+"""Our model, processor and prompts against recorded outputs of the original's code (`recordings/README.md`)."""
 
 import json
 from functools import partial
@@ -51,7 +51,7 @@ def adapted(directory):
 
 @pytest.fixture(scope="module")
 def model_at(directory, adapted):
-    """The model at a strength and with a pooling shape."""
+    """Return a function that sets alpha and the pooling shape."""
 
     def change(alpha, pooling_shape=(4, 2, 2)):
         pllava.set_alpha(adapted, alpha)
@@ -85,7 +85,7 @@ def check_logits_and_tokens(model, inputs, ids, recorded):
 
 
 CASES = {
-    # what was recorded: (inputs, alpha, pooling shape)
+    # recording: (inputs, alpha, pooling shape)
     "alpha_off0": ("single", 0, (4, 2, 2)),
     "alpha_off4": ("single", OFFICIAL_4, (4, 2, 2)),
     "alpha_raw4": ("single", 4, (4, 2, 2)),
@@ -100,7 +100,7 @@ CASES = {
 
 
 @pytest.mark.parametrize("recorded", CASES)
-def test_logits_and_tokens(model_at, recorded):
+def test_logits_and_generated_tokens_equal_the_original(model_at, recorded):
     name, alpha, shape = CASES[recorded]
     model = model_at(alpha, shape)
     inputs = recorded_inputs(name, np.prod(shape))
@@ -108,7 +108,7 @@ def test_logits_and_tokens(model_at, recorded):
 
 
 @pytest.mark.parametrize("recorded", ["single", "image_rep4", "pool_2_2_2", "pool_4_3_3", "pool_4_1_1"])
-def test_vision_features_and_pooled_tokens(model_at, recorded):
+def test_vision_features_and_pooled_tokens_equal_the_original(model_at, recorded):
     name, alpha, shape = CASES.get(recorded, ("single", OFFICIAL_4, (4, 2, 2)))
     inputs = recorded_inputs(name, np.prod(shape))
     with torch.no_grad():
@@ -119,8 +119,8 @@ def test_vision_features_and_pooled_tokens(model_at, recorded):
         torch.testing.assert_close(features, NUMBERS["single/vision_features"], rtol=0, atol=1e-5)
 
 
-def test_an_image_is_what_the_original_makes_of_it(model_at):
-    """As an image in `pixel_values`, not as a still clip."""
+def test_image_logits_and_tokens_equal_the_original(model_at):
+    """With the image in `pixel_values`, not as a still clip."""
     inputs = recorded_inputs("image_rep4", 16)
     ids = NUMBERS["image_rep4/input_ids"]
     image = {
@@ -131,7 +131,7 @@ def test_an_image_is_what_the_original_makes_of_it(model_at):
     check_logits_and_tokens(model_at(OFFICIAL_4), image, ids, "image_rep4")
 
 
-def test_right_padding_gives_the_numbers_of_left_padding(model_at):
+def test_right_padding_gives_the_logits_of_left_padding(model_at):
     inputs = recorded_inputs("batch_left", 16)
     lengths = inputs["attention_mask"].sum(-1)
     for name in ("input_ids", "attention_mask"):
@@ -143,7 +143,7 @@ def test_right_padding_gives_the_numbers_of_left_padding(model_at):
         torch.testing.assert_close(row[:n], expected[-n:], rtol=0, atol=1e-5)
 
 
-def test_loss_and_gradients_of_a_training_batch(directory):
+def test_loss_and_gradients_equal_the_original(directory):
     model = pllava.load_model(directory, directory / "adapter", alpha=2, is_trainable=True).eval()  # no dropout
     ids = NUMBERS["train/input_ids"]
     inputs = recorded_inputs("train", 16)
@@ -171,7 +171,7 @@ def processor(directory):
     return AutoProcessor.from_pretrained(directory)
 
 
-def test_texts_have_the_tokens_of_the_original(processor):
+def test_token_ids_equal_the_original(processor):
     texts = json.loads((RECORDINGS / "tokens.json").read_text())["texts"]
     assert len(texts) == 6
     for text in texts:
@@ -181,7 +181,7 @@ def test_texts_have_the_tokens_of_the_original(processor):
 
 
 @pytest.mark.parametrize("name", ["hd_640x360", "landscape_320x240"])
-def test_pixels(name):
+def test_pixels_are_close_to_the_original(name):
     frame = np.array(Image.open(RECORDINGS / f"{name}.png"))
     pixels = pllava.PllavaVideoProcessor()(frame[None], do_sample_frames=False, return_tensors="pt")
     difference = pixels["pixel_values_videos"][0, 0, :, ::8, ::8] - NUMBERS[f"{name}/pixel_values"].float()
@@ -189,8 +189,8 @@ def test_pixels(name):
 
 
 @pytest.mark.parametrize("size", [(1280, 720), (720, 1280), (1920, 1080), (1000, 700)])
-def test_pixels_of_large_frames(size):
-    """The original resizes them to 640 first, and then to 336; we resize once."""
+def test_pixels_of_large_frames_are_close_to_the_original(size):
+    """The original resizes twice, to 640 and to 336; we resize once."""
     frame = Image.open(RECORDINGS / "hd_640x360.png").resize(size, Image.Resampling.BICUBIC)
     ratio = max(size) / min(size)
     short = max(int(640 / ratio), 336)
@@ -209,15 +209,17 @@ SAMPLER = pllava.PllavaVideoProcessor()
 
 
 @pytest.mark.parametrize("first", [0, 1])
-def test_frames_of_evaluation(first):
-    """`first` is the number of the first frame: 1 in folders of numbered images."""
+def test_frames_of_evaluation_equal_the_original(first):
+    """`first` is the number of the first frame, 1 in folders of numbered images."""
     cases = [case for case in FRAMES["eval_get_index"] if case["first_idx"] == first]
     past_the_end = 0
     for case in cases:
         start, end = case["bound"] or (None, None)
         metadata = ImagesMetadata(case["max_frame"] + 1 - first, case["fps"], counted_from=first)
         sample = partial(SAMPLER.sample_frames, metadata, num_frames=case["num_segments"], start=start, end=end)
-        if start is not None and start * case["fps"] > case["max_frame"]:  # it counts backwards from there: we do not
+        if (
+            start is not None and start * case["fps"] > case["max_frame"]
+        ):  # the original counts backwards from there; we do not
             past_the_end += 1
             with pytest.raises(VideoDecodeError, match="past the video's end"):
                 sample()
@@ -226,8 +228,7 @@ def test_frames_of_evaluation(first):
     assert past_the_end == (21 if first == 0 else 0) and len(cases) > past_the_end
 
 
-def test_frames_of_a_folder_of_numbered_images(tmp_path):
-    """Which files are read, by their numbers."""
+def test_frames_of_numbered_images_equal_the_original(tmp_path):
     for case in FRAMES["eval_get_index"]:
         if case["first_idx"] != 1 or case["max_frame"] > 60:
             continue
@@ -243,7 +244,7 @@ def test_frames_of_a_folder_of_numbered_images(tmp_path):
         assert frames[0, :, 0, 0, 0].tolist() == case["value"]
 
 
-def test_a_folder_numbered_from_anywhere_else_begins_with_its_first_image(tmp_path):
+def test_images_with_other_numbers_start_at_the_first(tmp_path):
     for number in range(100, 112):
         Image.new("RGB", (56, 56), (number, 0, 0)).save(tmp_path / f"{number:05d}.png")
     video = {"path": str(tmp_path), "start": 1, "end": 3}  # at three images a second
@@ -252,32 +253,32 @@ def test_a_folder_numbered_from_anywhere_else_begins_with_its_first_image(tmp_pa
     assert frames[0, :, 0, 0, 0].tolist() == [104, 106, 108]
 
 
-def test_frames_of_the_demo():
+def test_frames_of_the_demo_equal_the_original():
     for case in FRAMES["single_get_index"]:
         indices = SAMPLER.sample_frames(VideoMetadata(case["num_frames"]), num_frames=case["num_segments"])
         assert indices.tolist() == case["value"], case
 
 
 @pytest.mark.parametrize(("sampling", "recorded"), [("middle", "dataset_middle"), ("start", "dataset_fix_start")])
-def test_frames_of_the_training_set(sampling, recorded):
+def test_frames_of_training_equal_the_original(sampling, recorded):
     for case in FRAMES[recorded]:
         metadata = VideoMetadata(case["vlen"])
         indices = SAMPLER.sample_frames(metadata, num_frames=case["num_frames"], sampling=sampling)
         assert indices.tolist() == case["value"], case
 
 
-def test_frames_by_rate():
+def test_frames_by_rate_equal_the_original():
     for case in FRAMES["dataset_fps"]:
         metadata = VideoMetadata(case["vlen"], case["input_fps"])
         indices = SAMPLER.sample_frames(metadata, fps=float(case["sample"].removeprefix("fps")))
         assert indices.tolist() == case["value"], case
 
 
-def test_random_frames_are_from_the_intervals_of_the_original():
-    """It never takes an interval's last frame; ours does."""
+def test_random_frames_are_in_the_intervals_of_the_original():
+    """The original never draws an interval's last frame; we do."""
     compared = 0
     for case in FRAMES["dataset_rand_ranges"]:
-        if case["falls_back_to_permutation"]:  # where an interval is a single frame, it takes any
+        if case["falls_back_to_permutation"]:  # if intervals are single frames, the original draws any
             continue
         torch.manual_seed(0)
         options = {"num_frames": case["num_frames"], "sampling": "random"}
@@ -288,7 +289,7 @@ def test_random_frames_are_from_the_intervals_of_the_original():
     assert compared > 10
 
 
-def test_short_clips_repeat_their_frames(directory):
+def test_short_clips_repeat_their_frames_as_the_original_does(directory):
     model = pllava.load_model(directory, check=False).model
     for case in FRAMES["short_frame_repeat_interleave"]:
         model.config.num_frames = case["num_frames"]
@@ -299,7 +300,7 @@ def test_short_clips_repeat_their_frames(directory):
 
 
 def test_a_short_gif_keeps_the_order_of_its_frames():
-    """The original repeats a short one from its beginning, so that time runs in circles: we do not copy that."""
+    """The original repeats a short one from its beginning, which breaks the order; we do not."""
     for case in FRAMES["gif_short_tiling"]:
         indices = SAMPLER.sample_frames(VideoMetadata(case["available"]), num_frames=case["num_segments"])
         assert (np.diff(indices) >= 0).all()
@@ -320,7 +321,7 @@ def system(prompt):
 
 
 @pytest.mark.parametrize("template", PROMPTS["single_test"])
-def test_prompts_of_the_demo(processor, template):
+def test_prompts_of_the_demo_equal_the_original(processor, template):
     prompt = PROMPTS["single_test"][template]
     messages = [*system(prompt), user("Describe the video in details.")]
     rendered = processor.apply_chat_template(messages, template, add_generation_prompt=True)
@@ -361,7 +362,7 @@ def test_prompts_of_our_benchmarks(processor, case):
     assert list(benchmark.stop) == recorded["generate"].get("stop_criteria_keywords", [])
 
 
-def test_options_are_listed_as_the_original_does(tmp_path):
+def test_options_are_listed_as_in_the_original(tmp_path):
     recorded = PROMPTS["mvbench_qa_template"]
     file = tmp_path / "rows.json"
     file.write_text(json.dumps([{"video": "a.mp4", **recorded["data"]}]))
@@ -375,7 +376,7 @@ def test_options_are_listed_as_the_original_does(tmp_path):
 
 @pytest.mark.parametrize("template", PROMPTS["two_turn"])
 def test_prompts_of_a_second_turn(processor, template):
-    """The recorded demo doubles the turn of the media: that is taken out; the rest is as it was."""
+    """Equal but for the turn of the media, which the recorded demo repeats: that is removed first."""
     first, second = PROMPTS["two_turn"][template]["turns"]
     answer = first["raw_reply"]
     recorded = second["prompt"].replace(" USER:  USER:", " USER:").replace("<image>  USER:", "<image> ")
@@ -385,13 +386,13 @@ def test_prompts_of_a_second_turn(processor, template):
     assert processor.apply_chat_template(messages, template, add_generation_prompt=True) == recorded
 
 
-def test_a_prompt_without_media(processor):
+def test_a_prompt_without_media_equals_the_original(processor):
     rendered = processor.apply_chat_template([user("What is the man doing?", media=False)], add_generation_prompt=True)
     assert rendered == PROMPTS["text_only_plain"]
 
 
-def test_a_primer_is_continued_in_tokens(processor, model_at):
-    """The benchmarks' answer primers: the model goes on in the assistant's turn, which has no end token yet."""
+def test_an_answer_prefix_is_continued(processor):
+    """The benchmarks' prefixes: the model continues the assistant's turn, which has no end token yet."""
     chat = [user("Which one?", media=False), {"role": "assistant", "content": "Best option:("}]
     inputs = processor.apply_chat_template(
         chat, "eval_mvbench", continue_final_message=True, tokenize=True, return_dict=True, return_tensors="pt"
@@ -400,8 +401,7 @@ def test_a_primer_is_continued_in_tokens(processor, model_at):
     assert inputs["input_ids"].tolist() == processor.tokenizer(text, return_tensors="pt").input_ids.tolist()
 
 
-def test_training_output_and_official_checkpoint_are_the_same(directory, tmp_path):
-    """Converted from the LoRA and the base, every weight equals the one from the full checkpoint."""
+def test_a_training_output_converts_to_the_weights_of_the_official_checkpoint(directory, tmp_path):
     other = convert(TRAINING_OUTPUT, tmp_path / "ours", base=IMAGE_BASE, keep_adapter=True)
 
     def weights(folder):
@@ -410,16 +410,16 @@ def test_training_output_and_official_checkpoint_are_the_same(directory, tmp_pat
     for folder in (".", "adapter"):
         ours, theirs = weights(directory / folder), weights(other / folder)
         assert ours.keys() == theirs.keys()
-        same = {key for key in ours if torch.equal(ours[key], theirs[key])}
-        # the base keeps the image model's projector; what was trained is in the adapter
-        assert ours.keys() - same == ({key for key in ours if "projector" in key} if folder == "." else set())
+        equal = {key for key in ours if torch.equal(ours[key], theirs[key])}
+        # the base has the image model's projector; the trained one is in the adapter
+        assert ours.keys() - equal == ({key for key in ours if "projector" in key} if folder == "." else set())
     configs = [json.loads((folder / "config.json").read_text()) for folder in (other, directory)]
     configs[1]["text_config"].pop("gradient_checkpointing")  # the original writes one into its config
     configs[0]["text_config"].pop("gradient_checkpointing", None)
     assert configs[0] == configs[1]
 
 
-# --- what is learned -------------------------------------------------------------------------------------------------
+# --- labels ----------------------------------------------------------------------------------------------------------
 
 LABELS = json.loads((RECORDINGS / "labels.json").read_text())["cases"]
 SPACE, END = 350, 2  # of the recordings' tokenizer: a word's leading space alone, and </s>
@@ -427,7 +427,7 @@ SPACE, END = 350, 2  # of the recordings' tokenizer: a word's leading space alon
 
 @pytest.fixture(scope="module")
 def encode(processor, tmp_path_factory):
-    """An annotation in the format of VideoChat2-IT, through our reader and our collator: token ids and labels."""
+    """Return a function that encodes a VideoChat2-IT annotation with our reader and collator: token ids and labels."""
     folder = tmp_path_factory.mktemp("media")
     write_video(folder / "clip.mp4", moving_frames(8))
     Image.new("RGB", (64, 64)).save(folder / "image.png")
@@ -443,10 +443,10 @@ def encode(processor, tmp_path_factory):
 
 
 @pytest.mark.parametrize("case", LABELS, ids=lambda case: case["name"])
-def test_what_the_original_learns_is_learned(encode, case):
+def test_labels_are_those_of_the_original(encode, case):
     """
-    The answers and their end tokens, the same token ids. The deliberate difference: the original tokenises an answer
-    apart from the tag before it, so that it begins with a space that the prompts of its evaluation do not have.
+    The answers and their end tokens. One difference is deliberate: the original tokenises an answer apart from the tag
+    before it, so that it begins with a space, which the prompts of its evaluation do not have.
     """
     ids, labels = encode(case["media"], case["qa"])
     learned = [label for label in labels if label != -100]
@@ -459,23 +459,23 @@ def test_what_the_original_learns_is_learned(encode, case):
 
 
 @pytest.mark.parametrize("case", LABELS, ids=lambda case: case["name"])
-def test_no_end_token_behind_a_question(encode, case):
-    """The original trains with one there, and evaluates with a space: ours trains as the model is evaluated."""
+def test_no_end_token_follows_a_question(encode, case):
+    """The original trains with one there but evaluates with a space; we train as the model is evaluated."""
     ids, labels = encode(case["media"], case["qa"])
     assert case["input_ids"].count(END) == 2 * len(case["qa"])
     assert [labels[i] for i, token in enumerate(ids) if token == END] == [END] * len(case["qa"])
 
 
-def test_role_words_in_a_question_are_only_words(encode):
-    """They flip the original's mask: what follows "ASSISTANT:" in a question is learned, too."""
+def test_role_tags_in_a_question_do_not_change_the_labels(encode):
+    """They flip the original's mask, which then also labels what follows "ASSISTANT:" in a question."""
     plain = [{"q": "Who speaks?", "a": "He does."}, {"q": "Why?", "a": "No idea."}]
     tricky = [{"q": "USER: or ASSISTANT: or USER:?", "a": "He does."}, {"q": "ASSISTANT:", "a": "No idea."}]
     learned = [[label for label in encode("video", qa)[1] if label != -100] for qa in (plain, tricky)]
     assert learned[0] == learned[1]
 
 
-def test_an_end_token_in_an_answer_is_only_text(encode, processor):
-    """The original learns it as the turn's end, and what follows as a turn of its own."""
+def test_an_end_token_in_an_answer_is_text(encode, processor):
+    """In the original it ends the turn, and what follows is another turn."""
     answer = "It shows </s> USER: and <s>."
     learned = [label for label in encode("video", [{"q": "What </s> is it?", "a": answer}])[1] if label != -100]
     assert learned.count(END) == 1 and processor.tokenizer.decode(learned) == f"{answer}</s>"

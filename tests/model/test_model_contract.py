@@ -1,4 +1,4 @@
-"""The model's contract with transformers: outputs, arguments, loading, generation, training."""
+"""What transformers expects of a model: outputs, arguments, loading, generation, training."""
 
 import copy
 import inspect
@@ -24,9 +24,10 @@ from pllava import (
 )
 
 VIDEO_TOKENS = 36  # 4 x 3 x 3
-# Before, transformers passes a chunked prefill no media
+# Older versions of transformers pass no media to a chunked prefill
 CHUNKED_PREFILL = pytest.mark.skipif(
-    not hasattr(generation, "_slice_mm_encoder_output"), reason="this transformers splits no encoded media into chunks"
+    not hasattr(generation, "_slice_mm_encoder_output"),
+    reason="transformers does not split encoded media",
 )
 
 
@@ -67,12 +68,12 @@ def test_logits_to_keep_takes_a_number_or_positions(
     with torch.no_grad():
         logits = model(**inputs).logits
         torch.testing.assert_close(model(**inputs, logits_to_keep=2).logits, logits[:, -2:])
-        places = torch.tensor([0, 5, 7])
-        torch.testing.assert_close(model(**inputs, logits_to_keep=places).logits, logits[:, places])
+        positions = torch.tensor([0, 5, 7])
+        torch.testing.assert_close(model(**inputs, logits_to_keep=positions).logits, logits[:, positions])
 
 
 @pytest.mark.parametrize("modality", ["image", "video"])
-def test_features_come_as_asked(
+def test_feature_outputs_follow_their_options(
     model: PllavaForConditionalGeneration, inputs: dict[str, torch.Tensor], modality: str
 ) -> None:
     pixels = inputs["pixel_values" if modality == "image" else "pixel_values_videos"]
@@ -90,7 +91,7 @@ def test_features_come_as_asked(
 
 
 @pytest.mark.parametrize("option", [{"vision_feature_layer": -1}, {"vision_feature_select_strategy": "full"}])
-def test_options_that_the_tower_was_not_built_for_are_refused(
+def test_other_tower_options_than_the_configs_are_refused(
     model: PllavaForConditionalGeneration, inputs: dict[str, torch.Tensor], option: dict
 ) -> None:
     for call in (
@@ -98,22 +99,22 @@ def test_options_that_the_tower_was_not_built_for_are_refused(
         lambda: model.get_image_features(inputs["pixel_values"], **option),
         lambda: model(**inputs, **option),
     ):
-        with pytest.raises(ValueError, match=f"built for {next(iter(option))}"):
+        with pytest.raises(ValueError, match=f"built for another {next(iter(option))}"):
             call()
     own = {"vision_feature_layer": -2, "vision_feature_select_strategy": "default"}
     assert model(**inputs, **own).logits.isfinite().all()
 
 
-def test_another_layer_set_behind_the_tower_is_refused(
+def test_changing_the_vision_layer_of_a_built_model_is_refused(
     model: PllavaForConditionalGeneration, inputs: dict[str, torch.Tensor]
 ) -> None:
     changed = copy.deepcopy(model)
     changed.config.vision_feature_layer = -1
-    with pytest.raises(ValueError, match="built for vision_feature_layer as it was"):
+    with pytest.raises(ValueError, match="built for another vision_feature_layer"):
         changed(**inputs)
 
 
-def test_all_outputs_have_the_tokens_of_the_media(
+def test_outputs_include_the_pooled_tokens(
     model: PllavaForConditionalGeneration, inputs: dict[str, torch.Tensor]
 ) -> None:
     with torch.no_grad():
@@ -148,7 +149,7 @@ def test_pixels_and_encoded_media_exclude_each_other(
         model(**image_only, mm_encoder_outputs={"videos": encoded["video"]})
 
 
-def test_a_text_model_that_gives_tuples(
+def test_a_text_model_that_returns_tuples(
     model: PllavaForConditionalGeneration, inputs: dict[str, torch.Tensor]
 ) -> None:
     plain = copy.deepcopy(model)
@@ -158,7 +159,7 @@ def test_a_text_model_that_gives_tuples(
 
 
 @pytest.mark.parametrize("shape", [(4, 3, 48, 48), (1, 4, 36, 32), (3, 48, 48)])
-def test_pixels_of_another_shape_are_refused(model: PllavaForConditionalGeneration, shape: tuple[int, ...]) -> None:
+def test_pixels_of_a_wrong_shape_are_refused(model: PllavaForConditionalGeneration, shape: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match=r"must be \(frames, 3, height, width\)"):
         model.get_video_features(torch.zeros(shape))
 
@@ -168,7 +169,7 @@ def test_an_image_without_a_batch_is_refused(model: PllavaForConditionalGenerati
         model.get_image_features(torch.zeros(3, 48, 48))
 
 
-def test_forward_names_what_generation_validates(model: PllavaForConditionalGeneration) -> None:
+def test_generation_validates_the_arguments_of_forward(model: PllavaForConditionalGeneration) -> None:
     named = list(inspect.signature(model.forward).parameters)
     assert named[0] == "input_ids"
     assert {"pixel_values", "pixel_values_videos", "attention_mask", "position_ids", "inputs_embeds"} <= set(named)
@@ -180,7 +181,7 @@ def test_forward_names_what_generation_validates(model: PllavaForConditionalGene
 
 
 @pytest.mark.parametrize("layer", [-99, -4, 0, 4, 99])
-def test_a_vision_feature_layer_that_is_not_there_is_refused(
+def test_a_vision_feature_layer_that_does_not_exist_is_refused(
     config: PllavaConfig, checkpoint: str, layer: int
 ) -> None:
     with pytest.raises(ValueError, match="from 1 to 3 or from -3 to -1"):
@@ -203,7 +204,7 @@ def test_any_vision_layer_can_be_read(config: PllavaConfig, inputs: dict[str, to
 
 @pytest.fixture
 def changed_checkpoint(checkpoint: str, tmp_path: Path):
-    """A function that writes the checkpoint with its weights changed, and gives its path."""
+    """Return a function that writes the checkpoint with its weights changed and returns its path."""
 
     def write(change) -> str:
         weights = load_file(f"{checkpoint}/model.safetensors")
@@ -216,7 +217,7 @@ def changed_checkpoint(checkpoint: str, tmp_path: Path):
     return write
 
 
-def test_only_vision_layers_above_the_one_that_is_read_are_passed_over(changed_checkpoint) -> None:
+def test_only_vision_layers_above_the_one_that_is_read_are_ignored(changed_checkpoint) -> None:
     def add(weights: dict[str, torch.Tensor], old: str, new: str) -> None:
         weights |= {name.replace(old, new): weight.clone() for name, weight in weights.items() if old in name}
 
@@ -234,14 +235,14 @@ def test_only_vision_layers_above_the_one_that_is_read_are_passed_over(changed_c
             PllavaForConditionalGeneration.from_pretrained(path)
 
 
-def test_a_checkpoint_without_a_head_is_refused_by_the_model_with_one(changed_checkpoint) -> None:
+def test_only_the_model_without_a_head_loads_a_checkpoint_without_one(changed_checkpoint) -> None:
     path = changed_checkpoint(lambda weights: weights.pop("lm_head.weight"))
     with pytest.raises(ValueError, match="missing keys.*lm_head.weight"):
         PllavaForConditionalGeneration.from_pretrained(path)
     PllavaModel.from_pretrained(path)
 
 
-def test_saved_and_loaded_it_is_the_same(
+def test_a_saved_and_loaded_model_gives_equal_outputs(
     model: PllavaForConditionalGeneration, inputs: dict[str, torch.Tensor], tmp_path: Path
 ) -> None:
     for part in (model, model.model):
@@ -274,10 +275,10 @@ def test_ways_to_generate_agree(
     assert sequences.tolist() == model.generate(**inputs, **plain).tolist()
 
 
-def test_generation_goes_on_from_a_cache(
+def test_generation_continues_from_a_kv_cache(
     model: PllavaForConditionalGeneration, inputs: dict[str, torch.Tensor]
 ) -> None:
-    """The second turn of a conversation reads what the first has left, and no video."""
+    """The second turn of a conversation uses the first one's cache, without the video."""
     options = {"max_new_tokens": 4, "do_sample": False, "return_dict_in_generate": True}
     first = model.generate(**inputs, **options)
     second = torch.cat([first.sequences, torch.tensor([[5, 6, 7]])], dim=1)
@@ -295,7 +296,7 @@ def test_generation_goes_on_from_a_cache(
 def test_a_text_only_batch_gives_each_trained_weight_a_gradient(
     trainable: PllavaForConditionalGeneration, inputs: dict[str, torch.Tensor], frozen: bool
 ) -> None:
-    """Else processes with videos in their batch would wait for ever."""
+    """Otherwise processes with videos in their batch would wait forever."""
     trainable.model.vision_tower.requires_grad_(not frozen)
 
     def with_gradient(**batch: torch.Tensor) -> set[str]:
@@ -310,7 +311,7 @@ def test_a_text_only_batch_gives_each_trained_weight_a_gradient(
     assert not any(weight.grad.any() for weight in media if weight.grad is not None)
 
 
-def test_a_text_only_batch_is_not_changed_by_it(trainable: PllavaForConditionalGeneration) -> None:
+def test_the_blank_image_does_not_change_a_text_only_batch(trainable: PllavaForConditionalGeneration) -> None:
     ids = torch.tensor([[5, 6, 7, 8]])
     with torch.no_grad():
         torch.testing.assert_close(
@@ -322,15 +323,15 @@ def test_a_text_only_batch_is_not_changed_by_it(trainable: PllavaForConditionalG
 def test_processes_run_the_same_layers_whatever_their_batch(
     trainable: PllavaForConditionalGeneration, inputs: dict[str, torch.Tensor], monkeypatch, sharded: bool
 ) -> None:
-    """Where each layer's weights are gathered from all processes, one that ran it another time would wait for ever."""
+    """ZeRO-3 gathers each layer's weights from all processes: an additional call would wait forever."""
     monkeypatch.setattr(modeling_pllava, "is_deepspeed_zero3_enabled", lambda: sharded)
     calls = Counter()
     for name in ("vision_tower", "multi_modal_projector"):
         module = getattr(trainable.model, name)
         module.register_forward_hook(lambda *_, name=name: calls.update([name]))
     text = {"input_ids": torch.tensor([[5, 6, 7]])}
-    places = torch.full((1, VIDEO_TOKENS), trainable.config.video_token_id)
-    video = {"input_ids": places, "pixel_values_videos": inputs["pixel_values_videos"]}
+    ids = torch.full((1, VIDEO_TOKENS), trainable.config.video_token_id)
+    video = {"input_ids": ids, "pixel_values_videos": inputs["pixel_values_videos"]}
     for batch in (text, video, inputs):
         trainable(**batch)
     assert calls == {"vision_tower": 3, "multi_modal_projector": 3 if sharded else 4}
@@ -342,7 +343,7 @@ def test_processes_run_the_same_layers_whatever_their_batch(
 def test_a_float32_projector_in_a_bfloat16_model(
     model: PllavaForConditionalGeneration, inputs: dict[str, torch.Tensor], wrapped: bool
 ) -> None:
-    """The projector that is trained is in float32; PEFT keeps the original beside it."""
+    """A trained projector is in float32; PEFT keeps the original, too."""
     mixed = copy.deepcopy(model).to(torch.bfloat16)
     if wrapped:
         mixed = get_peft_model(mixed, lora_config(r=4))
@@ -361,7 +362,7 @@ def test_a_float32_projector_in_a_bfloat16_model(
 def test_encoded_media_train_the_projector(
     trainable: PllavaForConditionalGeneration, inputs: dict[str, torch.Tensor]
 ) -> None:
-    """Features that the frozen tower made before, as a cache holds them."""
+    """As with cached features of the frozen tower."""
     trainable.model.vision_tower.requires_grad_(False)
 
     def gradients(**batch) -> dict[str, torch.Tensor]:

@@ -1,4 +1,4 @@
-"""The model: pooling, batches, generation, gradients, numeric types, devices, and clear errors."""
+"""The model: pooling, batches, dtypes, devices, and errors."""
 
 import copy
 from itertools import chain
@@ -7,65 +7,17 @@ from pathlib import Path
 import pytest
 import torch
 from huggingface_hub.errors import StrictDataclassError
+from model_inputs import VIDEO_TOKENS, encode, mixed_chats, pixels, text_with
 from torch import nn
 from transformers import CLIPVisionModel
 
 from pllava import PllavaConfig, PllavaForConditionalGeneration, PllavaModel, PllavaProcessor
 from pllava.modeling_pllava import adaptive_average_pool
 
-VIDEO_TOKENS = 36  # 4 x 3 x 3
-
-
-def user(text: str, *media: dict) -> dict:
-    return {"role": "user", "content": [*media, {"type": "text", "text": text}]}
-
-
-def assistant(text: str) -> dict:
-    return {"role": "assistant", "content": [{"type": "text", "text": text}]}
-
 
 @pytest.fixture(scope="module")
 def chats(clips: list[Path]) -> list[list[dict]]:
-    """Eight chats of every make: no media, an image, one and two videos, both kinds, several turns, a system text."""
-    first, second, third = ({"type": "video", "path": str(clip)} for clip in clips)
-    image = {"type": "image", "image": torch.randint(256, (3, 48, 48), dtype=torch.uint8).numpy()}
-    return [
-        [user("Which of the two is larger?")],
-        [user("What is in the picture?", image)],
-        [user("What happens?", first)],
-        [user("Which of the two is longer, and by how much?", second, third)],
-        [user("Is the picture from the video?", image, third)],
-        [
-            user("What happens?", third),
-            assistant("A red circle moves."),
-            user("And here?", first),
-            assistant("It"),
-            user("?"),
-        ],
-        [{"role": "system", "content": "Be brief."}, user("How often does it bounce?", second)],
-        [user("Hello"), assistant("Hello."), user("Compare them.", first, image, second, image)],
-    ]
-
-
-def encode(processor: PllavaProcessor, chats: list, padding_side: str = "left", **kwargs) -> dict[str, torch.Tensor]:
-    return processor.apply_chat_template(
-        chats,
-        add_generation_prompt=True,
-        tokenize=True,
-        return_dict=True,
-        return_tensors="pt",
-        processor_kwargs={"padding": True, "padding_side": padding_side, **kwargs},
-    )
-
-
-def text_with(processor: PllavaProcessor, videos: int = 0, images: int = 0) -> torch.Tensor:
-    """Token ids `(1, sequence)` of a text with this many videos and images."""
-    placeholders = processor.video_token * VIDEO_TOKENS * videos + processor.image_token * VIDEO_TOKENS * images
-    return processor.tokenizer(f"USER:{placeholders} What happens? ASSISTANT:", return_tensors="pt").input_ids
-
-
-def pixels(videos: int, frames: int = 4, seed: int = 0) -> torch.Tensor:
-    return torch.randn(videos, frames, 3, 48, 48, generator=torch.Generator().manual_seed(seed))
+    return mixed_chats(clips)
 
 
 # --- pooling and the vision tower ------------------------------------------------------------------------------------
@@ -78,7 +30,9 @@ def test_pooling_is_adaptive_average_pooling(shape: tuple[int, ...]) -> None:
     torch.testing.assert_close(adaptive_average_pool(tokens, shape), expected)
 
 
-def test_the_config_holds_the_pooling_shape(model: PllavaForConditionalGeneration, processor: PllavaProcessor) -> None:
+def test_the_pooling_shape_is_read_from_the_config(
+    model: PllavaForConditionalGeneration, processor: PllavaProcessor
+) -> None:
     changed = copy.deepcopy(model)
     changed.config.pooling_shape = [2, 3, 2]
     assert changed.get_video_features(pixels(1)).pooler_output.shape == (1, 12, 32)
@@ -87,7 +41,7 @@ def test_the_config_holds_the_pooling_shape(model: PllavaForConditionalGeneratio
 
 
 def test_tokens_are_in_time_row_column_order(model: PllavaForConditionalGeneration) -> None:
-    """Each pooled token is the projection of the mean of its own frame's and place's features."""
+    """Each pooled token is the mean of the features of its frame and position."""
     pllava = copy.deepcopy(model.model)
     pllava.multi_modal_projector.linear_1 = pllava.multi_modal_projector.act = nn.Identity()
     pllava.multi_modal_projector.linear_2 = nn.Identity()
@@ -98,7 +52,7 @@ def test_tokens_are_in_time_row_column_order(model: PllavaForConditionalGenerati
 
 
 def test_the_last_vision_layer_is_not_built(model: PllavaForConditionalGeneration, config: PllavaConfig) -> None:
-    """What is read is hidden state -2 of the full tower, without CLS."""
+    """The features are hidden state -2 of the full tower, without CLS."""
     full = CLIPVisionModel(config.vision_config).eval()
     tower = model.model.vision_tower
     missing, unexpected = full.load_state_dict(tower.state_dict(), strict=False)
@@ -110,7 +64,7 @@ def test_the_last_vision_layer_is_not_built(model: PllavaForConditionalGeneratio
     torch.testing.assert_close(features, expected)
 
 
-def test_vision_feature_layer_from_the_front(config: PllavaConfig) -> None:
+def test_a_positive_vision_feature_layer_counts_from_the_front(config: PllavaConfig) -> None:
     config = copy.deepcopy(config)
     config.vision_feature_layer = 1
     assert config.num_vision_layers == 1
@@ -122,7 +76,7 @@ def test_vision_feature_layer_from_the_front(config: PllavaConfig) -> None:
 def test_short_clips_repeat_their_frames(
     model: PllavaForConditionalGeneration, given: int, repeated: list[int]
 ) -> None:
-    """Each frame int(4 / n) + 1 times in a row, then cut to 4: the original's rule."""
+    """The original's rule: each frame int(4 / n) + 1 times in a row, then cut to 4."""
     video = pixels(1, frames=given)
     with torch.no_grad():
         short = model.get_video_features(video).pooler_output
@@ -134,17 +88,17 @@ def test_a_video_may_have_any_number_of_frames(
     model: PllavaForConditionalGeneration, processor: PllavaProcessor
 ) -> None:
     """32 frames are pooled to 4: each token is the mean over 8 of them."""
-    ids, slow = text_with(processor, videos=1), pixels(1).repeat_interleave(8, dim=1)
+    ids, repeated = text_with(processor, videos=1), pixels(1).repeat_interleave(8, dim=1)
     with torch.no_grad():
         expected = model(input_ids=ids, pixel_values_videos=pixels(1)).logits
-        torch.testing.assert_close(model(input_ids=ids, pixel_values_videos=slow).logits, expected)
+        torch.testing.assert_close(model(input_ids=ids, pixel_values_videos=repeated).logits, expected)
     generated = model.generate(
         input_ids=ids, pixel_values_videos=pixels(1, frames=32), max_new_tokens=4, do_sample=False
     )
     assert generated.shape[1] == ids.shape[1] + 4
 
 
-def test_videos_of_different_lengths_come_as_a_list(
+def test_videos_of_different_lengths_are_passed_as_a_list(
     model: PllavaForConditionalGeneration, processor: PllavaProcessor
 ) -> None:
     long, short = pixels(1, frames=7)[0], pixels(1, frames=2, seed=1)[0]
@@ -156,7 +110,7 @@ def test_videos_of_different_lengths_come_as_a_list(
     torch.testing.assert_close(together, torch.cat(apart))
 
 
-def test_an_image_is_a_still_video(model: PllavaForConditionalGeneration, processor: PllavaProcessor) -> None:
+def test_an_image_equals_a_still_video(model: PllavaForConditionalGeneration, processor: PllavaProcessor) -> None:
     image = pixels(1, frames=1)[0]
     with torch.no_grad():
         as_image = model(input_ids=text_with(processor, images=1), pixel_values=image).logits
@@ -170,7 +124,7 @@ def test_an_image_is_a_still_video(model: PllavaForConditionalGeneration, proces
 
 
 @pytest.mark.parametrize("padding_side", ["left", "right"])
-def test_a_mixed_batch_equals_its_samples_alone(
+def test_a_mixed_batch_equals_its_samples(
     model: PllavaForConditionalGeneration, processor: PllavaProcessor, chats: list, padding_side: str
 ) -> None:
     batch = encode(processor, chats, padding_side)
@@ -182,7 +136,7 @@ def test_a_mixed_batch_equals_its_samples_alone(
             torch.testing.assert_close(logits[row][batch["attention_mask"][row].bool()], alone, rtol=0, atol=1e-4)
 
 
-def test_a_mixed_batch_generates_what_its_samples_do_alone(
+def test_a_mixed_batch_generates_the_tokens_of_its_samples(
     model: PllavaForConditionalGeneration, processor: PllavaProcessor, chats: list
 ) -> None:
     batch = encode(processor, chats)
@@ -194,203 +148,17 @@ def test_a_mixed_batch_generates_what_its_samples_do_alone(
             :, inputs["input_ids"].shape[1] :
         ].tolist()
     assert together.tolist() == answers
-    assert len(set(map(tuple, answers))) > 4, "the answers depend on the chats"
+    assert len(set(map(tuple, answers))) > 4, "the answers must depend on the chats"
 
 
-# --- generation ------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def pair(processor: PllavaProcessor, chats: list) -> dict[str, torch.Tensor]:
-    """A row with two videos, one with an image between two videos, and one without media."""
-    return encode(processor, [chats[3], chats[7], chats[0]])
-
-
-def merged(model: PllavaForConditionalGeneration, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-    """The text's embeddings with the visual tokens written in: generation from these expands no pixels."""
-    embeds = model.get_input_embeddings()(batch["input_ids"]).detach()
-    for token, features in (
-        (model.config.video_token_id, model.get_video_features(batch["pixel_values_videos"])),
-        (model.config.image_token_id, model.get_image_features(batch["pixel_values"])),
-    ):
-        embeds[batch["input_ids"] == token] = features.pooler_output.flatten(0, 1).detach()
-    return embeds
-
-
-def test_beam_search_keeps_the_videos_of_each_beam_in_order(
-    model: PllavaForConditionalGeneration, pair: dict[str, torch.Tensor]
-) -> None:
-    options = {"num_beams": 3, "num_return_sequences": 2, "max_new_tokens": 6, "do_sample": False}
-    beams = model.generate(**pair, **options)[:, pair["input_ids"].shape[1] :]
-    reference = model.generate(inputs_embeds=merged(model, pair), attention_mask=pair["attention_mask"], **options)
-    assert beams.tolist() == reference.tolist()
-    swapped = {**pair, "pixel_values_videos": pair["pixel_values_videos"][[1, 0, 2, 3]]}
-    assert model.generate(**swapped, **options)[:, pair["input_ids"].shape[1] :].tolist() != beams.tolist()
-
-
-def test_sampling_several_sequences(model: PllavaForConditionalGeneration, pair: dict[str, torch.Tensor]) -> None:
-    """With a top-k of one all three samples of a row are its greedy answer; without, they are drawn."""
-    greedy = model.generate(**pair, max_new_tokens=5, do_sample=False)
-    options = {"do_sample": True, "num_return_sequences": 3, "max_new_tokens": 5}
-    sampled = model.generate(**pair, top_k=1, **options)
-    assert sampled.tolist() == greedy.repeat_interleave(3, 0).tolist()
-    torch.manual_seed(0)
-    assert len(set(map(tuple, model.generate(**pair, top_k=0, **options).tolist()))) > 3
-
-
-def test_static_cache(model: PllavaForConditionalGeneration, pair: dict[str, torch.Tensor]) -> None:
-    dynamic = model.generate(**pair, max_new_tokens=6, do_sample=False)
-    static = model.generate(**pair, max_new_tokens=6, do_sample=False, cache_implementation="static")
-    assert static.tolist() == dynamic.tolist()
-
-
-def test_generation_encodes_the_video_once(model: PllavaForConditionalGeneration, processor: PllavaProcessor) -> None:
-    calls = []
-    hook = model.model.vision_tower.register_forward_hook(lambda *_: calls.append(1))
-    model.generate(
-        input_ids=text_with(processor, videos=1), pixel_values_videos=pixels(1), max_new_tokens=5, num_beams=2
-    )
-    hook.remove()
-    assert len(calls) == 1
-
-
-def test_generation_from_embeddings_and_pixels(
-    model: PllavaForConditionalGeneration, processor: PllavaProcessor
-) -> None:
-    """Placeholders are found among embeddings, too."""
-    ids, video = text_with(processor, videos=2), pixels(2)
-    embeds = model.get_input_embeddings()(ids)
-    with torch.no_grad():
-        expected = model(input_ids=ids, pixel_values_videos=video).logits
-        torch.testing.assert_close(model(inputs_embeds=embeds, pixel_values_videos=video).logits, expected)
-    options = {"pixel_values_videos": video, "max_new_tokens": 5, "do_sample": False}
-    for beams in (1, 2):
-        from_ids = model.generate(input_ids=ids, num_beams=beams, **options)[:, ids.shape[1] :]
-        assert model.generate(inputs_embeds=embeds, num_beams=beams, **options).tolist() == from_ids.tolist()
-
-
-def test_encoded_media_in_place_of_pixels(model: PllavaForConditionalGeneration, processor: PllavaProcessor) -> None:
-    ids, video = text_with(processor, videos=2), pixels(2)
-    with torch.no_grad():
-        encoded = {"video": model.get_video_features(video)}
-        expected = model(input_ids=ids, pixel_values_videos=video).logits
-        torch.testing.assert_close(model(input_ids=ids, mm_encoder_outputs=encoded).logits, expected)
-
-
-def test_compiled_prefill_and_decoding_step(model: PllavaForConditionalGeneration, processor: PllavaProcessor) -> None:
-    """Both are one graph without breaks, and give what the plain model gives."""
-    compiled = torch.compile(model, backend="eager", fullgraph=True)
-    ids, video = text_with(processor, videos=2), pixels(2)
-    with torch.no_grad():
-        prefill = model(input_ids=ids, pixel_values_videos=video, use_cache=True)
-        step = {"input_ids": ids[:, -1:], "past_key_values": copy.deepcopy(prefill.past_key_values)}
-        expected = model(**step).logits
-        again = compiled(input_ids=ids, pixel_values_videos=video, use_cache=True)
-        torch.testing.assert_close(again.logits, prefill.logits)
-        torch.testing.assert_close(
-            compiled(input_ids=ids[:, -1:], past_key_values=again.past_key_values).logits, expected
-        )
-
-
-@pytest.mark.slow  # Inductor compiles for a minute
-def test_generation_with_a_compiled_decoding_step(
-    model: PllavaForConditionalGeneration, processor: PllavaProcessor
-) -> None:
-    inputs = {"input_ids": text_with(processor, videos=1), "pixel_values_videos": pixels(1)}
-    options = {"max_new_tokens": 8, "do_sample": False, "pad_token_id": 0}
-    expected = model.generate(**inputs, **options)
-    compiled = copy.deepcopy(model)
-    compiled.forward = torch.compile(compiled.forward)
-    torch.testing.assert_close(compiled.generate(**inputs, **options, cache_implementation="static"), expected)
-
-
-# --- training --------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def trainable(model: PllavaForConditionalGeneration) -> PllavaForConditionalGeneration:
-    return copy.deepcopy(model).train()
-
-
-@pytest.fixture
-def training_batch(processor: PllavaProcessor, chats: list) -> dict[str, torch.Tensor]:
-    batch = encode(processor, [chats[2], chats[4]], "right")
-    answer = torch.zeros_like(batch["attention_mask"]).bool()
-    answer[:, -5:] = True
-    return {**batch, "labels": batch["input_ids"].masked_fill(~answer | ~batch["attention_mask"].bool(), -100)}
-
-
-def test_loss_is_the_mean_cross_entropy_of_the_labels(
-    model: PllavaForConditionalGeneration, training_batch: dict[str, torch.Tensor]
-) -> None:
-    with torch.no_grad():
-        outputs = model(**training_batch)
-    logits, labels = outputs.logits[:, :-1].log_softmax(-1), training_batch["labels"][:, 1:]
-    chosen = logits.gather(-1, labels.clamp(min=0)[..., None])[..., 0][labels != -100]
-    assert len(chosen) > 3
-    torch.testing.assert_close(outputs.loss, -chosen.mean())
-    with torch.no_grad():
-        accumulated = model(**training_batch, num_items_in_batch=torch.tensor(20)).loss
-    torch.testing.assert_close(accumulated, -chosen.sum() / 20)
-
-
-def saved_shapes(model: PllavaForConditionalGeneration, video: torch.Tensor) -> list[torch.Size]:
-    """The shapes of what encoding a video keeps for the backward pass."""
-    shapes = []
-
-    def pack(tensor: torch.Tensor) -> torch.Tensor:
-        shapes.append(tensor.shape)
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        model.get_video_features(video).pooler_output.sum().backward()
-    return shapes
-
-
-def test_a_frozen_tower_keeps_nothing_for_the_backward_pass(trainable: PllavaForConditionalGeneration) -> None:
-    patches_and_cls = 6 * 6 + 1
-    assert any(patches_and_cls in shape for shape in saved_shapes(trainable, pixels(1)))
-    tower = dict(trainable.model.vision_tower.named_parameters())
-    assert all(tower[name].grad.any() for name in tower if ".mlp." in name)
-
-    trainable.zero_grad()
-    trainable.model.vision_tower.requires_grad_(False)
-    trainable.enable_input_require_grads()  # PEFT does, for checkpointing: on the tower's embeddings as well
-    assert not any(patches_and_cls in shape for shape in saved_shapes(trainable, pixels(1)))
-    assert all(parameter.grad is None for parameter in trainable.model.vision_tower.parameters())
-    assert all(parameter.grad.any() for parameter in trainable.model.multi_modal_projector.parameters())
-    pixels_with_gradient = pixels(1).requires_grad_()
-    trainable.get_video_features(pixels_with_gradient).pooler_output.square().sum().backward()
-    assert pixels_with_gradient.grad.any(), "a gradient may still be asked for the pixels"
-
-
-@pytest.mark.parametrize("frozen", [False, True])
-def test_gradient_checkpointing_gives_equal_gradients(
-    trainable: PllavaForConditionalGeneration, training_batch: dict[str, torch.Tensor], frozen: bool
-) -> None:
-    if frozen:
-        trainable.model.vision_tower.requires_grad_(False)
-
-    def gradients() -> dict[str, torch.Tensor]:
-        trainable.zero_grad()
-        trainable(**training_batch).loss.backward()
-        return {name: p.grad.clone() for name, p in trainable.named_parameters() if p.grad is not None}
-
-    plain = gradients()
-    trainable.gradient_checkpointing_enable({"use_reentrant": False})
-    assert trainable.is_gradient_checkpointing
-    torch.testing.assert_close(gradients(), plain)
-    assert any("vision_tower" in name for name in plain) is not frozen
-
-
-# --- numeric types, devices, attention -------------------------------------------------------------------------------
+# --- dtypes, devices, attention --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision(
     model: PllavaForConditionalGeneration, processor: PllavaProcessor, chats: list, dtype: torch.dtype
 ) -> None:
-    """Pixels may stay in float32, as the processor makes them."""
+    """The processor's pixels stay in float32."""
     half, batch = copy.deepcopy(model).to(dtype), encode(processor, chats[2:5])
     with torch.no_grad():
         expected, logits = model(**batch).logits, half(**batch).logits
@@ -420,14 +188,14 @@ def test_half_precision(
     ],
     ids=["cpu", "auto", "towers on disk", "projector and head on disk"],
 )
-def test_dispatch(
+def test_a_dispatched_model_gives_equal_outputs(
     model: PllavaForConditionalGeneration,
     processor: PllavaProcessor,
     checkpoint: str,
     tmp_path: Path,
     device_map: str | dict[str, str],
 ) -> None:
-    """Weights that are brought in when their module is called show every use that goes around the module."""
+    """Offloaded weights are loaded when their module is called: any other use of them fails."""
     dispatched = PllavaForConditionalGeneration.from_pretrained(
         checkpoint, device_map=device_map, offload_folder=str(tmp_path)
     )
@@ -459,10 +227,10 @@ def test_attention_implementations_agree(
     assert model._supports_flash_attn and model.model.vision_tower._supports_flash_attn
 
 
-# --- what transformers' models offer ---------------------------------------------------------------------------------
+# --- features of transformers' models --------------------------------------------------------------------------------
 
 
-def test_hidden_states_attentions_and_tuples(
+def test_hidden_states_attentions_and_tuples_are_returned(
     model: PllavaForConditionalGeneration, processor: PllavaProcessor
 ) -> None:
     eager = copy.deepcopy(model)
@@ -482,13 +250,13 @@ def test_hidden_states_attentions_and_tuples(
     torch.testing.assert_close(eager.lm_head(base.last_hidden_state), outputs.logits)
 
 
-def test_logits_to_keep(model: PllavaForConditionalGeneration, processor: PllavaProcessor) -> None:
+def test_logits_to_keep_keeps_the_last(model: PllavaForConditionalGeneration, processor: PllavaProcessor) -> None:
     inputs = {"input_ids": text_with(processor, videos=1), "pixel_values_videos": pixels(1)}
     with torch.no_grad():
         torch.testing.assert_close(model(**inputs, logits_to_keep=1).logits, model(**inputs).logits[:, -1:])
 
 
-def test_resize_token_embeddings(model: PllavaForConditionalGeneration, processor: PllavaProcessor) -> None:
+def test_token_embeddings_can_be_resized(model: PllavaForConditionalGeneration, processor: PllavaProcessor) -> None:
     resized = copy.deepcopy(model)
     size = model.config.text_config.vocab_size
     resized.resize_token_embeddings(size + 7)
@@ -500,7 +268,7 @@ def test_resize_token_embeddings(model: PllavaForConditionalGeneration, processo
     torch.testing.assert_close(outputs.logits[..., :size], expected)
 
 
-def test_tied_embeddings(config: PllavaConfig) -> None:
+def test_embeddings_can_be_tied(config: PllavaConfig) -> None:
     config = copy.deepcopy(config)
     config.tie_word_embeddings = config.text_config.tie_word_embeddings = True
     model = PllavaForConditionalGeneration(config)
@@ -511,28 +279,25 @@ def test_tied_embeddings(config: PllavaConfig) -> None:
 
 
 @pytest.mark.parametrize(("videos", "images", "modality"), [(2, 2, "video"), (0, 2, "video"), (1, 1, "image")])
-def test_placeholders_that_do_not_match_name_both_counts(
+def test_the_error_for_a_wrong_number_of_placeholders_has_both_counts(
     model: PllavaForConditionalGeneration, processor: PllavaProcessor, videos: int, images: int, modality: str
 ) -> None:
-    """One video and two images are passed."""
-    found = {"video": videos, "image": images}[modality] * VIDEO_TOKENS
-    made = {"video": 1, "image": 2}[modality] * VIDEO_TOKENS
+    placeholders = {"video": videos, "image": images}[modality] * VIDEO_TOKENS
+    tokens = {"video": 1, "image": 2}[modality] * VIDEO_TOKENS
+    media = {"pixel_values_videos": pixels(1), "pixel_values": pixels(1)[0, :2]}
     with pytest.raises(ValueError) as caught:
-        model(
-            input_ids=text_with(processor, videos, images),
-            pixel_values_videos=pixels(1),
-            pixel_values=pixels(1)[0, :2],
-        )
-    for part in (f"{found} <{modality}>", f"{made} {modality} tokens", "processor", "pooling_shape", "(4, 3, 3)"):
+        model(input_ids=text_with(processor, videos, images), **media)
+    counts = (f"{placeholders} <{modality}>", f"{tokens} {modality} tokens")
+    for part in (*counts, "processor", "pooling_shape", "(4, 3, 3)"):
         assert part in str(caught.value)
 
 
 def test_ids_and_embeddings_exclude_each_other(
     model: PllavaForConditionalGeneration, processor: PllavaProcessor
 ) -> None:
-    with pytest.raises(ValueError, match="`input_ids` or `inputs_embeds`"):
+    with pytest.raises(ValueError, match="one of `input_ids` or `inputs_embeds`"):
         model(pixel_values_videos=pixels(1))
-    with pytest.raises(ValueError, match="`input_ids` or `inputs_embeds`"):
+    with pytest.raises(ValueError, match="one of `input_ids` or `inputs_embeds`"):
         ids = text_with(processor)
         model(input_ids=ids, inputs_embeds=model.get_input_embeddings()(ids))
 
@@ -548,7 +313,7 @@ def test_ids_and_embeddings_exclude_each_other(
         ({"vision_feature_layer": [-2, -1]}, "vision_feature_layer"),
     ],
 )
-def test_a_configuration_that_cannot_work_is_refused(options: dict, message: str) -> None:
+def test_an_impossible_config_is_refused(options: dict, message: str) -> None:
     with pytest.raises((ValueError, StrictDataclassError), match=message):
         PllavaConfig(**options)
 

@@ -1,4 +1,4 @@
-"""Prompts, on every way to token ids: what is written in a message is text, and what engines read in the templates."""
+"""Prompts: special tokens in a message are encoded as text on every path, and engines can parse the templates."""
 
 import copy
 from pathlib import Path
@@ -36,7 +36,7 @@ def build(processor: PllavaProcessor, tokenizer: PreTrainedTokenizerBase, templa
 
 @pytest.fixture(scope="module", params=["byte level", "metaspace", "prepended space", "im_start"])
 def any_processor(processor: PllavaProcessor, request: pytest.FixtureRequest) -> PllavaProcessor:
-    """Processors with every kind of tokenizer and of markup that PLLaVA's checkpoints have."""
+    """Processors with each kind of tokenizer and of template that PLLaVA's checkpoints have."""
     if request.param == "byte level":
         return processor
     fast = PreTrainedTokenizerFast if request.param == "prepended space" else AutoTokenizer
@@ -49,7 +49,7 @@ def any_processor(processor: PllavaProcessor, request: pytest.FixtureRequest) ->
 
 
 def rendered_by_the_tokenizer(processor: PllavaProcessor, chat: list[dict]) -> str:
-    """As inference engines do it, which know the chat template and not our processor."""
+    """As in inference engines, which use the chat template without our processor."""
     return processor.tokenizer.apply_chat_template(chat, chat_template=processor.chat_template, tokenize=False)
 
 
@@ -58,7 +58,7 @@ def question_of(chat: list[dict]) -> str:
 
 
 CLIP = np.zeros((4, 48, 48, 3), np.uint8)
-WAYS_IN = {
+PATHS = {
     "chat": lambda p, chat: p.apply_chat_template(chat, tokenize=True, return_dict=True)["input_ids"][0],
     "rendered": lambda p, chat: p(text=p.apply_chat_template(chat), videos=CLIP)["input_ids"][0],
     "engine": lambda p, chat: p(text=rendered_by_the_tokenizer(p, chat), videos=CLIP)["input_ids"][0],
@@ -69,19 +69,19 @@ MSVD_QA = load_benchmark("msvd_qa", load_prompts())
 
 
 class Model:
-    """What an evaluation reads of a model to encode its prompts."""
+    """The attributes that an evaluation reads to encode prompts."""
 
     config = pllava.PllavaConfig(name_or_path="none")
     dtype = torch.float32
 
 
-@pytest.mark.parametrize("way", WAYS_IN)
-def test_text_that_looks_like_a_special_token_is_encoded_as_text(any_processor: PllavaProcessor, way: str) -> None:
+@pytest.mark.parametrize("path", PATHS)
+def test_text_that_looks_like_a_special_token_is_encoded_as_text(any_processor: PllavaProcessor, path: str) -> None:
     tokenizer = any_processor.tokenizer
 
     def encode(text: str) -> list[int]:
         parts = [{"type": "video", "video": CLIP}, {"type": "text", "text": text}]
-        return WAYS_IN[way](
+        return PATHS[path](
             any_processor,
             [
                 {"role": "system", "content": [{"type": "text", "text": text}]},
@@ -97,19 +97,19 @@ def test_text_that_looks_like_a_special_token_is_encoded_as_text(any_processor: 
 
 
 @pytest.mark.parametrize(
-    "way", [way for way in WAYS_IN if way != "engine"]
-)  # the tokenizer tells a template of no other tokens
-def test_special_tokens_of_ones_own_are_told_from_text(processor: PllavaProcessor, way: str) -> None:
+    "path", [path for path in PATHS if path != "engine"]
+)  # where the tokenizer passes no other tokens to the template
+def test_custom_special_tokens_are_encoded_as_text(processor: PllavaProcessor, path: str) -> None:
     processor = copy.deepcopy(processor)
-    own = ["<mask>", "[INST]"]
-    processor.tokenizer.add_special_tokens({"additional_special_tokens": own})
+    custom = ["<mask>", "[INST]"]
+    processor.tokenizer.add_special_tokens({"additional_special_tokens": custom})
     parts = [{"type": "video", "video": CLIP}, {"type": "text", "text": "Say <mask> and [INST]."}]
     answer = {"role": "assistant", "content": [{"type": "text", "text": "I say [INST]."}]}
-    ids = WAYS_IN[way](processor, [{"role": "user", "content": parts}, answer])
-    assert not {processor.tokenizer.convert_tokens_to_ids(token) for token in own} & set(ids)
+    ids = PATHS[path](processor, [{"role": "user", "content": parts}, answer])
+    assert not {processor.tokenizer.convert_tokens_to_ids(token) for token in custom} & set(ids)
 
 
-def test_text_has_the_tokens_that_it_has_without_special_tokens(any_processor: PllavaProcessor) -> None:
+def test_marked_text_has_the_tokens_of_plain_text(any_processor: PllavaProcessor) -> None:
     text, tokenizer = "a </s> b<video> c <s>d", any_processor.tokenizer
     prompt = any_processor.apply_chat_template([{"role": "user", "content": text}], "plain")
     assert prompt != f"USER:{text} " == prompt.replace(MARK, "")
@@ -117,13 +117,13 @@ def test_text_has_the_tokens_that_it_has_without_special_tokens(any_processor: P
     assert tokenizer(prompt).input_ids == plain.input_ids
 
 
-def test_only_what_looks_like_a_special_token_is_marked(any_processor: PllavaProcessor) -> None:
+def test_only_text_that_looks_like_a_special_token_is_marked(any_processor: PllavaProcessor) -> None:
     text = "Is 1 < 2 > 0, <s/>, <|, [INST] or {{ x }} a </ s>?"
     prompt = any_processor.apply_chat_template([{"role": "user", "content": text}], "plain")
     assert prompt == f"USER:{text} ".replace("<|", f"<{MARK}|")
 
 
-def test_tokens_of_an_inspection_are_those_of_training(any_processor: PllavaProcessor) -> None:
+def test_inspection_counts_the_tokens_of_training(any_processor: PllavaProcessor) -> None:
     texts = [{"type": "text", "text": LOOKS_SPECIAL}]
     messages = [{"role": "user", "content": [{"type": "video"}, *texts]}, {"role": "assistant", "content": texts}]
     trained = VideoChatCollator(any_processor).encode_text(messages)
@@ -142,12 +142,12 @@ def test_a_saved_tokenizer_drops_the_mark(processor: PllavaProcessor, tmp_path: 
     assert again.to_str() == processor.tokenizer.backend_tokenizer.to_str()
 
 
-def test_a_tokenizer_that_cannot_tell_text_from_special_tokens_is_refused(processor: PllavaProcessor) -> None:
+def test_a_tokenizer_that_finds_special_tokens_in_marked_text_is_refused(processor: PllavaProcessor) -> None:
     slow = ByT5Tokenizer()
     slow.add_tokens(["<image>", "<video>"], special_tokens=True)
-    with pytest.raises(ValueError, match="ByT5Tokenizer is no fast tokenizer"):
+    with pytest.raises(ValueError, match="ByT5Tokenizer is not a fast tokenizer"):
         build(processor, slow, "plain")
-    words = [("<unk>", 0.0), *((letter, -9.0) for letter in "</s>"), ("</s>", -1.0)]  # as a piece of text
+    words = [("<unk>", 0.0), *((letter, -9.0) for letter in "</s>"), ("</s>", -1.0)]  # also a piece of text
     pieces = PreTrainedTokenizerFast(
         tokenizer_object=Tokenizer(models.Unigram(words, unk_id=0)), unk_token="<unk>", eos_token="</s>"
     )
@@ -156,12 +156,12 @@ def test_a_tokenizer_that_cannot_tell_text_from_special_tokens_is_refused(proces
         build(processor, pieces, "plain")
 
 
-# --- what engines read in the templates ------------------------------------------------------------------------------
+# --- templates in inference engines ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", CHAT_TEMPLATES)
-def test_engines_see_that_content_is_a_list_of_parts(name: str) -> None:
-    """vLLM looks for a loop over `message['content']`; where it finds none, it leaves the media out of the prompt."""
+def test_vllm_detects_that_content_is_a_list_of_parts(name: str) -> None:
+    """vLLM looks for a loop over `message['content']`; without one it drops the media."""
     tree = _compile_jinja_template(CHAT_TEMPLATES[name]).environment.parse(CHAT_TEMPLATES[name])
     messages = next(loop for loop in tree.find_all(nodes.For) if loop.iter == nodes.Name("messages", "load"))
     content = nodes.Getitem(nodes.Name(messages.target.name, "load"), nodes.Const("content"), "load")

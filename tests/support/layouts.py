@@ -1,4 +1,4 @@
-"""The checkpoint layouts of the original, at tiny size, from its recordings (`recordings/README.md`)."""
+"""Tiny checkpoints in the layouts of the original, from its recordings (`recordings/README.md`)."""
 
 import json
 import math
@@ -12,10 +12,10 @@ RECORDINGS = Path(__file__).parents[1] / "recordings"
 IMAGE_BASE = RECORDINGS / "image_base"
 TRAINING_OUTPUT = RECORDINGS / "training_output"
 NUMBERS = load_file(RECORDINGS / "numbers.safetensors")
-IMAGE_TOKEN, VIDEO_TOKEN = 500, 502  # of the recordings' tokenizer, and what conversion adds to it
-OFFICIAL_4 = 4 * 8 / 128  # the original's scripts set the scale 4 / 128; here r is 8
+IMAGE_TOKEN, VIDEO_TOKEN = 500, 502  # in the recordings' tokenizer, and added by the conversion
+OFFICIAL_4 = 4 * 8 / 128  # alpha for the scale of the original's scripts, 4 / 128, at r = 8
 
-# Of the published models: hidden, layers, intermediate, heads, key-value heads, vocabulary, rope theta
+# The published models: hidden, layers, intermediate, heads, key-value heads, vocabulary, rope theta
 SIZES = {
     "7b": (4096, 32, 11008, 32, 32, 32064, 10000.0),
     "13b": (5120, 40, 13824, 40, 40, 32064, 10000.0),
@@ -49,7 +49,7 @@ def llama_config(
 
 
 def official_weights() -> dict[str, torch.Tensor]:
-    """All weights with the names that PEFT gave them in the original: it wraps the text model."""
+    """All weights, with the names that they have in the original, where PEFT wraps the text model."""
     trained = load_file(TRAINING_OUTPUT / "model.safetensors")
     weights = {}
     for key, tensor in load_file(IMAGE_BASE / "model.safetensors").items():
@@ -61,7 +61,7 @@ def official_weights() -> dict[str, torch.Tensor]:
 
 
 def write_official(directory: Path, shards: int = 1, dtype: torch.dtype = torch.float32) -> Path:
-    """An official checkpoint: `ermu2001/pllava-7b` and its like."""
+    """Write a checkpoint in the layout of `ermu2001/pllava-7b`."""
     shutil.copytree(TRAINING_OUTPUT, directory)
     (directory / "model.safetensors").unlink()
     weights = {key: tensor.to(dtype) for key, tensor in official_weights().items()}
@@ -71,7 +71,7 @@ def write_official(directory: Path, shards: int = 1, dtype: torch.dtype = torch.
     names, weight_map = sorted(weights), {}
     for shard in range(shards):
         file = f"model-{shard + 1:05d}-of-{shards:05d}.safetensors"
-        part = {name: weights[name] for name in names[shard::shards]}  # LoRA and its weight in different files
+        part = {name: weights[name] for name in names[shard::shards]}  # a LoRA and its weight are in different files
         save_file(part, directory / file, metadata={"format": "pt"})
         weight_map |= dict.fromkeys(part, file)
     (directory / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
@@ -79,19 +79,19 @@ def write_official(directory: Path, shards: int = 1, dtype: torch.dtype = torch.
 
 
 def widened(values: torch.Tensor, ids: torch.Tensor, count: int) -> torch.Tensor:
-    """What is beside the original's `ids` (one media token a row at most), its value there repeated `count` times."""
+    """Repeat a tensor's value at the media token of the original's `ids` (at most one per row) `count` times."""
     repeats = torch.where(ids == IMAGE_TOKEN, count, 1)
     return torch.stack([row.repeat_interleave(times) for row, times in zip(values, repeats, strict=True)])
 
 
 def with_placeholders(ids: torch.Tensor, count: int, fill: int = VIDEO_TOKEN) -> torch.Tensor:
-    """The original's ids -> ours, with `count` placeholders in place of its media token, `(batch, sequence)`."""
+    """The original's ids, with `count` placeholders instead of the media token, `(batch, sequence)`."""
     wide = widened(ids, ids, count)
     return wide.masked_fill(wide == IMAGE_TOKEN, fill)
 
 
 def write_sparse(file: Path, shapes: dict[str, tuple[int, ...]], filled: tuple[str, ...] = ()) -> None:
-    """A safetensors file of bfloat16 zeros, which takes no room on the disk; tensors in `filled` begin with a 1."""
+    """Write a sparse safetensors file of bfloat16 zeros; tensors in `filled` begin with two ones."""
     header, size = {}, 0
     for name, shape in shapes.items():
         end = size + math.prod(shape) * 2

@@ -1,0 +1,211 @@
+"""Writing a converted checkpoint: shard by shard, with config, processor, tokenizer and remote code."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from mmap import mmap
+from pathlib import Path
+
+import torch
+from huggingface_hub import split_torch_state_dict_into_shards
+from safetensors.torch import save_file
+from tqdm.auto import tqdm
+from transformers import CLIPImageProcessor, GenerationConfig
+from transformers.dynamic_module_utils import custom_object_save
+from transformers.utils import ADAPTER_SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME
+
+from ..files import is_disk_full
+from ..processing_pllava import PllavaProcessor
+from ..video_processing_pllava import PllavaVideoProcessor
+from .planning import Plan, plan_conversion
+from .reading import Kind, StoredTensor, directory_with
+from .weight_names import VOCABULARY
+
+MAX_SHARD_SIZE = 5_000_000_000  # bytes
+IMAGE_KEYS = (
+    *("do_resize", "size", "resample", "do_center_crop", "crop_size", "do_convert_rgb"),
+    *("do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std"),
+)
+
+
+def convert(
+    source: str | os.PathLike,
+    out: str | os.PathLike,
+    base: str | os.PathLike | None = None,
+    adapter: str | os.PathLike | None = None,
+    alpha: float | None = None,
+    keep_adapter: bool = False,
+    revision: str | None = None,
+    report: Callable[[str], None] = print,
+) -> Path:
+    """
+    Write a directory that `from_pretrained` loads, with processor, tokenizer, remote code and sharded weights.
+
+    It needs memory for one shard, not for the model: headers are compared first, then each output shard is read,
+    merged and written. `out` appears only when it is complete.
+
+    Args:
+        source: Directory or Hub id of (a) an official PLLaVA checkpoint, (b) an output of the original's training
+            script, (c) a llava-hf image checkpoint, LLaVA-1.5 or LLaVA-NeXT, or (d) a PLLaVA of this project, with an
+            `adapter`.
+        out: The directory to write; it must be empty or not exist.
+        base: For (b), the model that was trained: a checkpoint (c) or (d).
+        adapter: For (d), directory or Hub id of a PEFT adapter.
+        alpha: The LoRA's strength (equation 3 of the paper, see [`set_alpha`]). By default 4 for (a) and (b), and the
+            adapter's own for (d).
+        keep_adapter: Write the model without its LoRA, which becomes a PEFT adapter in `out/adapter`; alpha is its
+            `lora_alpha`, which can be changed on loading. By default it is merged: W = W0 + alpha / r * B A.
+        revision: Revision of `source` on the Hub.
+        report: Called with lines of text: the kind of `source`, and which of its weights are not used.
+
+    Raises:
+        ValueError: if a file is missing or broken, or a weight is missing, unexpected or of the wrong shape.
+        OSError: if the disk is full.
+    """
+    out = Path(out)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ValueError(f"{out} exists already: remove it, or choose another name")
+    plan = plan_conversion(source, base, adapter, alpha, keep_adapter, revision)
+    report(f"{source} is {plan.checkpoint.kind.value}")
+    if plan.model.unused:
+        report(f"not used by PLLaVA, left out: {', '.join(sorted(plan.model.unused))}")
+
+    with _complete_or_absent(out) as partial:
+        _save_weights(plan, partial)
+        if plan.keep_adapter:
+            _save_adapter(plan, partial / "adapter", out)
+        custom_object_save(plan.meta_model, partial, config=plan.config)
+        plan.config.save_pretrained(partial)
+        _generation_config(plan).save_pretrained(partial)
+        _processor(plan).save_pretrained(partial)
+    return out
+
+
+@contextmanager
+def _complete_or_absent(out: Path) -> Iterator[Path]:
+    """
+    Give a temporary directory to write into, which is renamed to `out` at the end and removed after an error.
+
+    Raises:
+        OSError: if the disk is full.
+    """
+    partial = out.with_name(f"{out.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)  # left by a run that was killed
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        partial.replace(out)
+    except BaseException as error:
+        shutil.rmtree(partial)
+        if is_disk_full(error):
+            raise OSError(f"The disk is full: {out} was not written. Free some space and run this again") from error
+        raise
+
+
+# --- weights ---------------------------------------------------------------------------------------------------------
+
+
+def _save_weights(plan: Plan, directory: Path) -> None:
+    """Write the model's shards; what was trained is merged into them, unless it is kept as an adapter."""
+    weights = plan.model.weights | ({} if plan.keep_adapter else plan.trained.weights)
+    lora = {} if plan.keep_adapter else plan.trained.lora
+    rows = plan.config.text_config.vocab_size
+    planned = {name: tensor.meta for name, tensor in weights.items()}
+    planned |= {name: planned[name].new_empty(rows, *planned[name].shape[1:]) for name in VOCABULARY}
+    # An output shard is held in memory: it must not be larger than the largest file of the source
+    largest = max(file.stat().st_size for file in {tensor.file for tensor in plan.model.weights.values()})
+    split = split_torch_state_dict_into_shards(planned, max_shard_size=min(MAX_SHARD_SIZE, largest))
+    size = sum(tensor.nbytes for tensor in planned.values())
+    with tqdm(total=size, desc="Converting", unit="B", unit_scale=True) as bar:
+        for file, names in split.filename_to_tensors.items():
+            shard = {}
+            for name in names:
+                shard[name] = weights[name].read()
+                if name in lora:
+                    shard[name] = _merge(shard[name], *lora[name], plan)
+                if name in VOCABULARY:
+                    shard[name] = _add_rows(shard[name], rows)
+                bar.update(shard[name].nbytes)
+            save_file(shard, directory / file, metadata={"format": "pt"})
+    if split.is_sharded:
+        index = {"metadata": {"total_size": size}, "weight_map": split.tensor_to_filename}
+        (directory / SAFE_WEIGHTS_INDEX_NAME).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+
+
+def _merge(weight: torch.Tensor, a: StoredTensor, b: StoredTensor, plan: Plan) -> torch.Tensor:
+    """W0 + alpha / r * B A (equation 3 of the paper), computed in float32, in the dtype of the weight."""
+    rank = len(a.meta)
+    scale = plan.alpha / (math.sqrt(rank) if plan.trained.config.get("use_rslora") else rank)
+    merged, a, b = (_copy_to_mmap(tensor, torch.float32) for tensor in (weight, a.read(), b.read()))
+    return _copy_to_mmap(merged.addmm_(b, a, alpha=scale), weight.dtype)
+
+
+def _copy_to_mmap(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """
+    Copy a tensor into memory that returns to the system when the copy is freed. glibc before 2.38 hardly reuses blocks
+    of this size with torch's alignment, so the heap would grow with every merge (glibc bug 14581).
+    """
+    memory = mmap(-1, tensor.numel() * dtype.itemsize)
+    return torch.frombuffer(memory, dtype=dtype).view(tensor.shape).copy_(tensor)
+
+
+def _add_rows(weight: torch.Tensor, rows: int) -> torch.Tensor:
+    """Add rows that are the mean of all: such a token's logit is the mean logit, so it is never the largest."""
+    if rows == len(weight):
+        return weight
+    mean = weight.float().mean(0, keepdim=True).to(weight.dtype)
+    return torch.cat([weight, mean.expand(rows - len(weight), -1)])
+
+
+def _save_adapter(plan: Plan, directory: Path, base: Path) -> None:
+    config = plan.adapter_config()
+    config.base_model_name_or_path = str(base.resolve())
+    config.inference_mode = True
+    config.save_pretrained(directory)
+    weights = {name: tensor.read() for name, tensor in plan.trained.adapter_tensors().items()}
+    save_file(weights, directory / ADAPTER_SAFE_WEIGHTS_NAME, metadata={"format": "pt"})
+
+
+# --- processor and generation config ---------------------------------------------------------------------------------
+
+
+def _processor(plan: Plan) -> PllavaProcessor:
+    if plan.checkpoint.kind is Kind.PLLAVA:
+        return PllavaProcessor.from_pretrained(plan.model.directory)
+    directory = directory_with("preprocessor_config.json", plan.checkpoint, plan.model) or plan.checkpoint.directory
+    settings, _ = CLIPImageProcessor.get_image_processor_dict(directory)
+    settings = {key: settings[key] for key in IMAGE_KEYS if key in settings}
+    return PllavaProcessor(
+        CLIPImageProcessor(**settings),
+        plan.tokenizer,
+        PllavaVideoProcessor(num_frames=plan.config.num_frames, **settings),
+        pooling_shape=plan.config.pooling_shape,
+        chat_template=_chat_template_name(plan),
+    )
+
+
+def _chat_template_name(plan: Plan) -> str:
+    """Return the chat template for the text model: the one of the original's demo, if it has one."""
+    vocabulary = plan.tokenizer.get_vocab()
+    if "<|im_start|>" in vocabulary:
+        return "eval_vcg_llavanext"
+    if "<|start_header_id|>" in vocabulary:
+        return "llama_3"
+    return "mistral" if plan.config.text_config.model_type == "mistral" else "plain"
+
+
+def _generation_config(plan: Plan) -> GenerationConfig:
+    directory, tokenizer = plan.checkpoint.directory, plan.tokenizer
+    exists = (directory / "generation_config.json").exists()
+    config = GenerationConfig.from_pretrained(directory) if exists else GenerationConfig()
+    config._from_model_config = False
+    turn_ends = {"<|im_end|>", "<|eot_id|>"} & tokenizer.get_vocab().keys()
+    ends = {tokenizer.eos_token_id, *tokenizer.convert_tokens_to_ids(sorted(turn_ends))}
+    config.eos_token_id = sorted(ends) if len(ends) > 1 else tokenizer.eos_token_id
+    config.bos_token_id, config.pad_token_id = tokenizer.bos_token_id, tokenizer.pad_token_id
+    return config

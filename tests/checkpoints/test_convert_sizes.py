@@ -1,0 +1,141 @@
+"""Conversion of large checkpoints: the published sizes are planned, and memory is that of one shard."""
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from layouts import SIZES, TRAINING_OUTPUT, VISION_L, llama_config, write_sparse
+
+from pllava.convert.planning import plan_conversion
+
+PLLAVA = str(Path(sys.executable).with_name("pllava"))
+
+
+def official_shapes(hidden, layers, intermediate, heads, kv_heads, vocabulary, rank=128):
+    """Names and shapes of an official checkpoint, as `recordings/training_output` and the image base have them."""
+    width, kv = hidden, hidden // heads * kv_heads
+    text = "language_model.base_model.model."
+    shapes = {f"{text}model.embed_tokens.weight": (vocabulary, width), f"{text}lm_head.weight": (vocabulary, width)}
+    shapes[f"{text}model.norm.weight"] = (width,)
+    for layer in range(layers):
+        prefix = f"{text}model.layers.{layer}."
+        shapes |= {f"{prefix}{name}_layernorm.weight": (width,) for name in ("input", "post_attention")}
+        shapes |= {f"{prefix}mlp.{name}_proj.weight": (intermediate, width) for name in ("gate", "up")}
+        shapes[f"{prefix}mlp.down_proj.weight"] = (width, intermediate)
+        shapes |= {f"{prefix}self_attn.k_proj.weight": (kv, width), f"{prefix}self_attn.o_proj.weight": (width, width)}
+        for name, rows in (("q", width), ("v", kv)):
+            shapes[f"{prefix}self_attn.{name}_proj.base_layer.weight"] = (rows, width)
+            shapes[f"{prefix}self_attn.{name}_proj.lora_A.default.weight"] = (rank, width)
+            shapes[f"{prefix}self_attn.{name}_proj.lora_B.default.weight"] = (rows, rank)
+    for number, columns in ((1, 1024), (2, width)):
+        shapes[f"multi_modal_projector.linear_{number}.weight"] = (width, columns)
+        shapes[f"multi_modal_projector.linear_{number}.bias"] = (width,)
+    tower = "vision_tower.vision_model."
+    shapes[f"{tower}embeddings.class_embedding"] = (1024,)
+    shapes[f"{tower}embeddings.patch_embedding.weight"] = (1024, 3, 14, 14)
+    shapes[f"{tower}embeddings.position_embedding.weight"] = (577, 1024)
+    norms = [f"{tower}pre_layrnorm", f"{tower}post_layernorm"]
+    for layer in range(24):
+        prefix = f"{tower}encoder.layers.{layer}."
+        norms += [f"{prefix}layer_norm1", f"{prefix}layer_norm2"]
+        for name, (rows, columns) in {"mlp.fc1": (4096, 1024), "mlp.fc2": (1024, 4096)}.items() | {
+            (f"self_attn.{part}_proj", (1024, 1024)) for part in ("q", "k", "v", "out")
+        }:
+            shapes[f"{prefix}{name}.weight"], shapes[f"{prefix}{name}.bias"] = (rows, columns), (rows,)
+    return shapes | {f"{norm}.{part}": (1024,) for norm in norms for part in ("weight", "bias")}
+
+
+def write_true_size(directory, shapes, text_config, shards):
+    shutil.copytree(TRAINING_OUTPUT, directory)
+    (directory / "model.safetensors").unlink()
+    config = json.loads((directory / "config.json").read_text())
+    config |= {"text_config": text_config, "vision_config": VISION_L, "num_frames": 16, "pooling_shape": [16, 12, 12]}
+    (directory / "config.json").write_text(json.dumps(config))
+    names, weight_map = list(shapes), {}
+    for shard in range(shards):
+        file = f"model-{shard + 1:05d}-of-{shards:05d}.safetensors"
+        part = names[len(names) * shard // shards : len(names) * (shard + 1) // shards]
+        filled = tuple(name for name in part if "lora_B" in name)
+        write_sparse(directory / file, {name: shapes[name] for name in part}, filled=filled)
+        weight_map |= dict.fromkeys(part, file)
+    (directory / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_published_sizes_are_planned_without_allocating_them(tmp_path, size):
+    *dimensions, theta = SIZES[size]
+    shapes = official_shapes(*dimensions)
+    write_true_size(tmp_path / "official", shapes, llama_config(*dimensions, theta), shards=16)
+    plan = plan_conversion(tmp_path / "official")
+    assert plan.config.text_config.rope_parameters["rope_theta"] == theta
+    assert plan.config.num_visual_tokens == 2304
+    (a, _), *others = plan.trained.lora.values()
+    assert a.meta.shape[0] == 128 and 1 + len(others) == 2 * dimensions[1]
+    assert plan.model.unused == {"vision layer 23"}
+    sizes = {name: torch.Size(shape).numel() for name, shape in shapes.items()}
+    left_out = sum(sizes[name] for name in shapes if "lora" in name or "layers.23." in name and "vision" in name)
+    assert sum(parameter.numel() for parameter in plan.meta_model.parameters()) == sum(sizes.values()) - left_out
+    assert all(parameter.is_meta for parameter in plan.meta_model.parameters())
+
+
+MEMORY = """
+import re
+import sys
+
+import peft
+import transformers.models.clip.modeling_clip
+import transformers.models.llama.modeling_llama
+
+from pllava.convert import convert
+
+
+def peak():
+    return int(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1]) * 1024
+
+
+before = peak()
+convert(sys.argv[1], sys.argv[2])
+print(peak() - before)
+"""
+
+
+def write_gigabytes(directory, layers):
+    dimensions = (2048, layers, 5632, 16, 16, 32064)
+    write_true_size(directory, official_shapes(*dimensions), llama_config(*dimensions), shards=4)
+
+
+@pytest.mark.parametrize("layers", [2, pytest.param(18, marks=pytest.mark.slow)], ids=["1 GB", "2.8 GB"])
+def test_memory_is_that_of_one_shard(tmp_path, layers):
+    """Measured as the growth of the peak, in a process that has imported everything before."""
+    write_gigabytes(tmp_path / "official", layers)
+    run = subprocess.run(
+        [sys.executable, "-c", MEMORY, tmp_path / "official", tmp_path / "out"], capture_output=True, text=True
+    )
+    assert run.returncode == 0, run.stderr[-3000:]
+    sizes = [file.stat().st_size for file in (tmp_path / "official").glob("*.safetensors")]
+    assert int(run.stdout.splitlines()[-1]) < 1.5 * max(sizes) < 0.9 * sum(sizes)
+    shutil.rmtree(tmp_path / "out")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGKILL])
+def test_a_stopped_process_leaves_no_incomplete_output(tmp_path, sent):
+    write_gigabytes(tmp_path / "official", layers=18)
+    command = [PLLAVA, "convert", tmp_path / "official", tmp_path / "out"]
+    # A shell's background jobs ignore SIGINT, and their children inherit that
+    restore_sigint = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, preexec_fn=restore_sigint)
+    while not list(tmp_path.glob("out.partial/*.safetensors")):
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.01)
+    process.send_signal(sent)
+    process.wait()
+    left = {"official"} if sent == signal.SIGINT else {"official", "out.partial"}
+    assert {file.name for file in tmp_path.iterdir()} == left

@@ -1,0 +1,91 @@
+"""Training the model: loss, gradients, and activations that are saved."""
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+from model_inputs import encode, mixed_chats, pixels
+
+from pllava import PllavaForConditionalGeneration, PllavaProcessor
+
+
+@pytest.fixture(scope="module")
+def chats(clips: list[Path]) -> list[list[dict]]:
+    return mixed_chats(clips)
+
+
+@pytest.fixture
+def trainable(model: PllavaForConditionalGeneration) -> PllavaForConditionalGeneration:
+    return copy.deepcopy(model).train()
+
+
+@pytest.fixture
+def training_batch(processor: PllavaProcessor, chats: list) -> dict[str, torch.Tensor]:
+    batch = encode(processor, [chats[2], chats[4]], "right")
+    answer = torch.zeros_like(batch["attention_mask"]).bool()
+    answer[:, -5:] = True
+    return {**batch, "labels": batch["input_ids"].masked_fill(~answer | ~batch["attention_mask"].bool(), -100)}
+
+
+def test_loss_is_the_mean_cross_entropy_of_the_labels(
+    model: PllavaForConditionalGeneration, training_batch: dict[str, torch.Tensor]
+) -> None:
+    with torch.no_grad():
+        outputs = model(**training_batch)
+    logits, labels = outputs.logits[:, :-1].log_softmax(-1), training_batch["labels"][:, 1:]
+    chosen = logits.gather(-1, labels.clamp(min=0)[..., None])[..., 0][labels != -100]
+    assert len(chosen) > 3
+    torch.testing.assert_close(outputs.loss, -chosen.mean())
+    with torch.no_grad():
+        accumulated = model(**training_batch, num_items_in_batch=torch.tensor(20)).loss
+    torch.testing.assert_close(accumulated, -chosen.sum() / 20)
+
+
+def saved_shapes(model: PllavaForConditionalGeneration, video: torch.Tensor) -> list[torch.Size]:
+    """The shapes of the tensors that encoding a video saves for the backward pass."""
+    shapes = []
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        shapes.append(tensor.shape)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        model.get_video_features(video).pooler_output.sum().backward()
+    return shapes
+
+
+def test_a_frozen_tower_saves_no_activations(trainable: PllavaForConditionalGeneration) -> None:
+    patches_and_cls = 6 * 6 + 1
+    assert any(patches_and_cls in shape for shape in saved_shapes(trainable, pixels(1)))
+    tower = dict(trainable.model.vision_tower.named_parameters())
+    assert all(tower[name].grad.any() for name in tower if ".mlp." in name)
+
+    trainable.zero_grad()
+    trainable.model.vision_tower.requires_grad_(False)
+    trainable.enable_input_require_grads()  # as PEFT does for gradient checkpointing, on the tower's embeddings, too
+    assert not any(patches_and_cls in shape for shape in saved_shapes(trainable, pixels(1)))
+    assert all(parameter.grad is None for parameter in trainable.model.vision_tower.parameters())
+    assert all(parameter.grad.any() for parameter in trainable.model.multi_modal_projector.parameters())
+    pixels_with_gradient = pixels(1).requires_grad_()
+    trainable.get_video_features(pixels_with_gradient).pooler_output.square().sum().backward()
+    assert pixels_with_gradient.grad.any(), "pixels may require a gradient"
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_gradient_checkpointing_gives_equal_gradients(
+    trainable: PllavaForConditionalGeneration, training_batch: dict[str, torch.Tensor], frozen: bool
+) -> None:
+    if frozen:
+        trainable.model.vision_tower.requires_grad_(False)
+
+    def gradients() -> dict[str, torch.Tensor]:
+        trainable.zero_grad()
+        trainable(**training_batch).loss.backward()
+        return {name: p.grad.clone() for name, p in trainable.named_parameters() if p.grad is not None}
+
+    plain = gradients()
+    trainable.gradient_checkpointing_enable({"use_reentrant": False})
+    assert trainable.is_gradient_checkpointing
+    torch.testing.assert_close(gradients(), plain)
+    assert any("vision_tower" in name for name in plain) is not frozen
