@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import AutoConfig, BitsAndBytesConfig
 from transformers.integrations import is_deepspeed_zero3_enabled
-from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
+from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
+from transformers.utils.hub import extract_commit_hash
 from transformers.utils.peft_utils import find_adapter_config_file
 
 from .adapters import add_adapter, check_model, fetch_adapter, read_adapter_config, set_alpha
@@ -81,6 +82,8 @@ def load_config(name: str, **kwargs: Any) -> PllavaConfig:
         if find_adapter_config_file(name, **kwargs):
             raise ValueError(f"{name!r} is an adapter, not a model: pass it as the adapter (--adapter)") from error
         raise
+    if not os.path.isdir(name):  # transformers 5.24 does not set it
+        config._commit_hash = extract_commit_hash(cached_file(name, CONFIG_NAME, **kwargs), None)
     if config.model_type != "pllava":
         raise ValueError(
             f"{name!r} is a {config.model_type!r}, not a PLLaVA: convert it with `pllava convert {name} DIRECTORY`"
@@ -96,7 +99,12 @@ def _load_base_model(name: str, **kwargs: Any) -> PllavaForConditionalGeneration
         if not 0 <= (token := getattr(config, placeholder)) < vocab_size:
             raise ValueError(f"`{placeholder}` is {token}, but the text model's vocabulary ends at {vocab_size - 1}")
     _check_weight_files(name, config, find)
-    return PllavaForConditionalGeneration.from_pretrained(name, use_safetensors=True, **kwargs)
+    commit = getattr(config, "_commit_hash", None)
+    if commit is not None:
+        kwargs["revision"] = commit
+    model = PllavaForConditionalGeneration.from_pretrained(name, use_safetensors=True, **kwargs)
+    model.config._commit_hash = commit
+    return model
 
 
 def _check_weight_files(name: str, config: PllavaConfig, find: Callable[..., str | None]) -> None:

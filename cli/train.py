@@ -22,9 +22,7 @@ def train(
 
     For several processes, use `accelerate launch -m pllava.train`.
     """
-    from trl import DPOConfig, SFTConfig
-
-    from pllava.train.__main__ import main
+    from pllava.train.__main__ import DPOConfig, SFTConfig, main
 
     sys.argv = ["pllava train", *context.args]
     try:

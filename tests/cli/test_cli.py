@@ -10,6 +10,7 @@ import sys
 import time
 from importlib.metadata import version
 from pathlib import Path
+from urllib.request import urlopen
 
 import forked
 import psutil
@@ -254,6 +255,21 @@ def test_model_of_a_hub_repository_that_has_an_adapter_is_refused(adapter, clips
     assert result.stderr.splitlines()[-1] == (
         "Error: 'me/adapter' is an adapter, not a model: pass it as the adapter (--adapter)"
     )
+
+
+def test_revision_of_a_model_on_the_hub_is_recorded_as_its_commit(checkpoint, clips, world, tmp_path):
+    shutil.copytree(checkpoint, tmp_path / "hub" / "me" / "pllava")
+    with local_hub(tmp_path / "hub") as address:
+        commit = json.load(urlopen(f"{address}/api/models/me/pllava"))["sha"]
+        model, options = ["--model", "me/pllava"], {"cwd": tmp_path, **online(address, tmp_path)}
+        named = forked.run("pllava", "caption", clips[0], "--out", "a.jsonl", *model, "--revision", commit, **options)
+        evaluated = forked.run("pllava", "eval", *model, "--revision", commit, "--data", world, **options)
+        unknown = forked.run("pllava", "chat", clips[0], "What?", *model, "--revision", "v9", **options)
+    assert (named.returncode, evaluated.returncode) == (0, 0), (named.stderr, evaluated.stderr)
+    (row,) = read(tmp_path / "a.jsonl")
+    run_file = json.loads((tmp_path / "results" / "nano" / "run.json").read_text())
+    assert row["revision"] == run_file["revision"] == commit
+    assert unknown.returncode == 1 and "v9 is not a valid git identifier" in unknown.stderr.splitlines()[-1]
 
 
 def online(address, folder):
