@@ -27,7 +27,7 @@ BOUNDS = {"start", "end"}  # in a request only if they are given
 def caption(
     paths: Annotated[
         list[str],
-        typer.Argument(help="Videos, folders of frames, and folders that are searched for both.", metavar="PATHS..."),
+        typer.Argument(help="Videos, folders of frames, and folders that are searched for both.", metavar="PATHS"),
     ],
     out: Annotated[
         Path,

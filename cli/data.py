@@ -33,7 +33,7 @@ def inspect_data(
         typer.Argument(
             help="Files, folders or patterns of JSON, JSON Lines, Parquet or WebDataset, datasets on the Hub, and "
             ".yaml files that list such sources, whose paths are all relative to --media.",
-            metavar="PATHS...",
+            metavar="PATHS",
         ),
     ],
     media: Media = None,

@@ -98,7 +98,7 @@ def test_program_starts_without_torch(arguments, output):
 
 @pytest.mark.parametrize(
     "arguments",
-    ["chat {clip} What? --adapter {adapter}", "caption {clip} --out a.jsonl", "eval --data {world}"],
+    ["chat {clip} What? --adapter {adapter} --no-check", "caption {clip} --out a.jsonl", "eval --data {world}"],
 )
 def test_program_prints_nothing_but_its_output_and_bars(adapter, clips, world, tmp_path, arguments):
     """No warnings of libraries at its start, and no progress bars for loading a small model."""
@@ -183,7 +183,7 @@ def test_chat_holds_a_conversation(answer, checkpoint, clips):
     assert [text.strip() for text in answers] == [first.strip(), answer(messages).strip(), ""]
 
 
-def test_chat_reads_as_many_frames_as_it_is_told(answer, processor, checkpoint, clips):
+def test_chat_samples_num_frames(answer, processor, checkpoint, clips):
     result = run("chat", clips[2], "What happens?", "--model", checkpoint, "--num-frames", 9, *SHORT)
     assert result.exit_code == 0, result.stderr
     messages = [message("user", "What happens?", clips[2])]
@@ -295,7 +295,7 @@ def read(file):
     return [json.loads(line) for line in file.read_text().splitlines()]
 
 
-def test_caption_goes_on_where_it_stopped_and_records_failures(answer, caption, clips, tmp_path):
+def test_caption_resumes_and_records_failures(answer, caption, clips, tmp_path):
     out, bad = tmp_path / "new" / "captions.jsonl", tmp_path / "bad.mp4"
     bad.write_bytes(white_png(16000, 16000))
     first = caption(clips[0], "--out", out)
@@ -316,7 +316,7 @@ def test_caption_goes_on_where_it_stopped_and_records_failures(answer, caption, 
     assert len(read(out)) == 4
 
 
-def test_a_caption_says_how_it_was_made(caption, checkpoint, clips, tmp_path, monkeypatch):
+def test_caption_records_how_it_was_made(caption, checkpoint, clips, tmp_path, monkeypatch):
     monkeypatch.chdir(clips[0].parent)
     assert caption(clips[0].name, "--prompt", "What moves?", "--num-frames", 2).exit_code == 0
     (row,) = read(tmp_path / "out.jsonl")
@@ -338,7 +338,7 @@ def test_a_caption_says_how_it_was_made(caption, checkpoint, clips, tmp_path, mo
     }
 
 
-def test_a_file_takes_captions_made_in_one_way(caption, checkpoint, clips, tmp_path):
+def test_file_takes_captions_made_in_one_way(caption, checkpoint, clips, tmp_path):
     out = tmp_path / "out.jsonl"
     assert caption(clips[0]).exit_code == 0
     written = out.read_bytes()
@@ -366,7 +366,7 @@ def test_a_file_takes_captions_made_in_one_way(caption, checkpoint, clips, tmp_p
     assert "0 captioned, 1 done before" in caption(clips[0], "--model", moved).stdout, "the same weights elsewhere"
 
 
-def test_answers_know_how_their_model_is_quantised(checkpoint, tmp_path):
+def test_checkpoint_has_the_quantisation(checkpoint, tmp_path):
     """The same from the configs as from the model that is loaded; of one that was saved quantised, too."""
     for bits, named in ((4, "nf4"), (8, "llm_int8")):
         quantized = {"quantization_config": pllava.quantization_config(bits)}
@@ -378,7 +378,7 @@ def test_answers_know_how_their_model_is_quantised(checkpoint, tmp_path):
     assert Checkpoint.read(checkpoint).quantization is None
 
 
-def test_folders_are_searched_for_videos_and_for_folders_of_frames(answer, caption, clips, tmp_path):
+def test_caption_searches_folders_for_videos_and_folders_of_frames(answer, caption, clips, tmp_path):
     folder, out = tmp_path / "folder", tmp_path / "out.jsonl"
     (folder / "of videos" / "of frames").mkdir(parents=True)
     (folder / "nothing").mkdir()
@@ -399,7 +399,7 @@ def test_folders_are_searched_for_videos_and_for_folders_of_frames(answer, capti
         assert result.exit_code == 1 and result.stderr == f"Error: no videos in {folder / none}\n"
 
 
-def test_an_image_beside_folders_of_frames_keeps_none_of_them_out(caption, tmp_path):
+def test_caption_finds_folders_of_frames_beside_an_image(caption, tmp_path):
     folder = tmp_path / "folder"
     for file in ("cover.jpg", "a/0.png", "a/1.png", "b/0.png", "b/1.png"):
         (folder / file).parent.mkdir(parents=True, exist_ok=True)
@@ -409,17 +409,17 @@ def test_an_image_beside_folders_of_frames_keeps_none_of_them_out(caption, tmp_p
 
 
 @pytest.mark.parametrize(
-    ("content", "said"), [('{"video": "a"}\ngarbage\n', "line 2"), ('{"id": 3}\n', '"video"'), ("[]\n", "line 1")]
+    ("content", "message"), [('{"video": "a"}\ngarbage\n', "line 2"), ('{"id": 3}\n', '"video"'), ("[]\n", "line 1")]
 )
-def test_an_output_file_of_another_kind_is_refused_and_kept(caption, clips, tmp_path, content, said):
+def test_output_file_of_another_kind_is_refused_and_kept(caption, clips, tmp_path, content, message):
     out = tmp_path / "out.jsonl"
     out.write_text(content)
     result = caption(clips[0])
-    assert result.exit_code == 1 and result.stderr.startswith(f"Error: {out}") and said in result.stderr
+    assert result.exit_code == 1 and result.stderr.startswith(f"Error: {out}") and message in result.stderr
     assert result.stderr.count("\n") == 1 and out.read_text() == content
 
 
-def test_a_video_and_an_output_file_are_known_by_any_name(caption, clips, tmp_path, monkeypatch):
+def test_video_and_output_file_are_recognised_by_any_path(caption, clips, tmp_path, monkeypatch):
     from filelock import FileLock
 
     out, link, folder = tmp_path / "out.jsonl", tmp_path / "link.jsonl", clips[0].parent
@@ -433,7 +433,7 @@ def test_a_video_and_an_output_file_are_known_by_any_name(caption, clips, tmp_pa
     assert refused.exit_code == 1 and str(link) in refused.stderr
 
 
-def test_one_process_captions_into_a_file_and_killed_leaves_nothing_running(caption, checkpoint, clips, tmp_path):
+def test_one_process_writes_a_file_and_leaves_no_workers_when_killed(caption, checkpoint, clips, tmp_path):
     out, folder = tmp_path / "out.jsonl", tmp_path / "folder"
     folder.mkdir()
     for number in range(400):
