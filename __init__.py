@@ -5,7 +5,13 @@ Importing this package registers the architecture with transformers' Auto classe
 `trust_remote_code`. `NANO` is the path of the small trained checkpoint in the package.
 """
 
+import logging
+import sys
 from pathlib import Path
+
+# `python -m pllava.nano` imports this first. torchao, which transformers imports, makes torch log a deprecation there
+if sys.argv[:1] == ["-m"]:
+    logging.getLogger("torch.utils._pytree").setLevel(logging.ERROR)
 
 from transformers import (
     AutoConfig,

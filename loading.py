@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import AutoConfig, BitsAndBytesConfig
 from transformers.integrations import is_deepspeed_zero3_enabled
-from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
+from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
+from transformers.utils.hub import extract_commit_hash
+from transformers.utils.peft_utils import find_adapter_config_file
 
 from .adapters import add_adapter, check_model, fetch_adapter, read_adapter_config, set_alpha
 from .checkpoint_files import fingerprint, open_weights, read_shard_index, reading_config
@@ -72,9 +74,16 @@ def load_model(
 
 
 def load_config(name: str, **kwargs: Any) -> PllavaConfig:
-    """Load the config of a PLLaVA; a `ValueError` if it is of another architecture, or cannot be used."""
-    with reading_config(name):
-        config = AutoConfig.from_pretrained(name, **kwargs)
+    """Load the config of a PLLaVA; a `ValueError` if it is another model's or an adapter, or cannot be used."""
+    try:
+        with reading_config(name):
+            config = AutoConfig.from_pretrained(name, **kwargs)
+    except ValueError as error:
+        if find_adapter_config_file(name, **kwargs):
+            raise ValueError(f"{name!r} is an adapter, not a model: pass it as the adapter (--adapter)") from error
+        raise
+    if not os.path.isdir(name):  # transformers 5.24 does not set it
+        config._commit_hash = extract_commit_hash(cached_file(name, CONFIG_NAME, **kwargs), None)
     if config.model_type != "pllava":
         raise ValueError(
             f"{name!r} is a {config.model_type!r}, not a PLLaVA: convert it with `pllava convert {name} DIRECTORY`"
@@ -90,7 +99,12 @@ def _load_base_model(name: str, **kwargs: Any) -> PllavaForConditionalGeneration
         if not 0 <= (token := getattr(config, placeholder)) < vocab_size:
             raise ValueError(f"`{placeholder}` is {token}, but the text model's vocabulary ends at {vocab_size - 1}")
     _check_weight_files(name, config, find)
-    return PllavaForConditionalGeneration.from_pretrained(name, use_safetensors=True, **kwargs)
+    commit = getattr(config, "_commit_hash", None)
+    if commit is not None:
+        kwargs["revision"] = commit
+    model = PllavaForConditionalGeneration.from_pretrained(name, use_safetensors=True, **kwargs)
+    model.config._commit_hash = commit
+    return model
 
 
 def _check_weight_files(name: str, config: PllavaConfig, find: Callable[..., str | None]) -> None:
@@ -179,6 +193,7 @@ class Checkpoint:
         alpha: float | None = None,
         dtype: str = "auto",
         quantization_config: QuantizationConfigMixin | None = None,
+        revision: str | None = None,
     ) -> Checkpoint:
         """
         Read from configs which model [`load_model`] returns for the same arguments.
@@ -187,7 +202,7 @@ class Checkpoint:
             OSError, ValueError: if there is no such model or adapter, or the model is not a PLLaVA.
         """
         lora = adapter and read_adapter_config(fetch_adapter(adapter))
-        config = load_config(model or lora.base_model_name_or_path)
+        config = load_config(model or lora.base_model_name_or_path, revision=revision)
         config.quantization_config = getattr(config, "quantization_config", quantization_config)
         dtype = str(config.dtype).removeprefix("torch.") if dtype == "auto" else dtype
         return cls.of(config, dtype, adapter, lora.lora_alpha if lora and alpha is None else alpha)

@@ -1,26 +1,45 @@
 """
 The `pllava` command.
 
-It is a package beside `pllava`, not in it: importing that loads torch and transformers, and `pllava --help` should not
-wait for them. The commands import what they need when they run.
+It is a package beside `pllava`, not in it: importing `pllava` loads torch and transformers, and `pllava --help` should
+not wait for them. The commands import what they need when they run.
 """
+
+import logging
+import os
+import warnings
+from importlib.metadata import version
+from typing import Annotated
 
 import typer
 
-from .caption import caption
-from .chat import chat
-from .convert import convert
-from .data import data
-from .evaluate import evaluate
+from . import caption, chat, convert, data, evaluate, train
+from .program import make_program
 
-app = typer.Typer(
-    help="PLLaVA: ask about videos, caption them, evaluate models, convert checkpoints, and check training data.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_show_locals=False,
-)
-app.command()(chat)
-app.command()(caption)
-app.command("eval")(evaluate)
-app.command()(convert)
-app.add_typer(data, name="data")
+# Before tqdm is imported, which reads it then: progress bars are for what takes long, such as loading a large model
+os.environ.setdefault("TQDM_DELAY", "2")  # seconds
+# torchao, which transformers imports if it is installed, makes torch log two lines about a deprecation at each start
+logging.getLogger("torch.utils._pytree").setLevel(logging.ERROR)
+warnings.filterwarnings("ignore", category=FutureWarning)  # PEFT and TRL cause some of transformers', for developers
+
+app = make_program("PLLaVA: ask about videos, caption them, train, evaluate and convert models.")
+app.command("chat")(chat.chat)
+app.command("caption")(caption.caption)
+app.command("convert")(convert.convert)
+app.add_typer(data.data, name="data")
+app.command("train", **train.PASS_OPTIONS_ON)(train.train)
+app.command("eval")(evaluate.evaluate)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(version("pllava"))
+        raise typer.Exit
+
+
+@app.callback()
+def _program_options(
+    show_version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None: ...

@@ -1,62 +1,88 @@
-"""`pllava caption`: captions for many videos, batch by batch, into a JSON Lines file that a later run goes on with."""
+"""`pllava caption`: captions for many videos, batch by batch, in a JSON Lines file that a later run continues."""
 
 import os
-from collections.abc import Callable
-from itertools import chain
+from dataclasses import asdict
+from functools import partial
+from itertools import chain, islice
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .options import (
-    AS_SAMPLED,
-    MaxNewTokens,
-    NumFrames,
-    describe_checkpoint,
-    load_pipeline,
-    said_without_traceback,
-    sampled_frames,
-    takes_model,
-)
+from . import options
+from .clips import AS_SAMPLED, End, MaxNewTokens, NumFrames, Start, sample_frames
+from .program import UsageError
 
-NAMES = {"model", "adapter"}  # of a request: their revisions tell whether another name is another model
+if TYPE_CHECKING:
+    import numpy as np
+
+    from pllava import PllavaProcessor, VideoTextToTextPipeline
+
+Row = dict[str, Any]  # a line of the output file
+
+NAMES = {"model", "adapter"}  # in a request: two names are the same model if their revisions are equal
+BOUNDS = {"start", "end"}  # in a request only if they are given
 
 
-@takes_model(load_pipeline)
 def caption(
-    load: Callable[[], Any],
     paths: Annotated[
         list[str],
-        typer.Argument(help="Videos, folders of frames, and folders that are searched for both."),
+        typer.Argument(help="Videos, folders of frames, and folders that are searched for both.", metavar="PATHS"),
     ],
-    out: Annotated[Path, typer.Option(help="Written as it goes; videos that it has a caption for are skipped.")],
-    prompt: Annotated[str, typer.Option(help="What the model is asked about each video.")] = "Describe the video.",
-    batch_size: Annotated[int, typer.Option(min=1, help="Videos captioned together.")] = 8,
+    out: Annotated[
+        Path,
+        typer.Option(help="The JSON Lines file; videos that have a caption there are skipped.", metavar="FILE.jsonl"),
+    ],
+    prompt: Annotated[
+        str, typer.Option(help="The question about each video.", metavar="TEXT")
+    ] = "Describe the video.",
+    start: Start = None,
+    end: End = None,
     num_frames: NumFrames = None,
     max_new_tokens: MaxNewTokens = 256,
+    batch_size: Annotated[int, typer.Option(min=1, help="Videos captioned together.", metavar="N")] = 8,
+    model: options.Model = None,
+    revision: options.Revision = "main",
+    adapter: options.Adapter = None,
+    alpha: options.Alpha = None,
+    dtype: options.Dtype = "auto",
+    device: options.Device = None,
+    device_map: options.DeviceMap = None,
+    load_in_4bit: options.LoadIn4Bit = False,
+    load_in_8bit: options.LoadIn8Bit = False,
+    check: options.Check = True,
 ) -> None:
     """
-    Caption videos: a line for each, with "video", its absolute "path", "caption", and what it was made with (prompt,
-    model, frames), or with the "error" if it cannot be read. A file takes captions made in one way: asked for another
-    prompt, model or choice of frames, the command refuses.
-    """
-    with said_without_traceback():
-        from pllava.files import locked, read_lines
+    Caption videos into a file that a later run continues.
 
-        videos = {_place(_named(video)): video for video in chain.from_iterable(map(_find_videos, paths))}
-        model, processor = describe_checkpoint(**load.keywords)
-        request = {
-            "prompt": prompt,
-            **model,
-            "num_frames": num_frames or processor.num_frames,
-            "sampling": processor.video_processor.sampling,
-            "pooling_shape": processor.pooling_shape,
-            "max_new_tokens": max_new_tokens,
-        }
-        with locked(out):
-            known = _index(read_lines(out), request, out)
-            todo = [video for place, video in videos.items() if "caption" not in known.get(place, {})]
-            failed = _caption_videos(load(), todo, known, request, out, batch_size) if todo else 0
+    A line has "video", its absolute "path", "caption", and how it was made (prompt, model, frames...); or the "error"
+    if the video cannot be read. All captions of a file are made in the same way.
+    """
+    from pllava.files import locked, read_lines
+
+    if out.suffix != ".jsonl":
+        raise UsageError(f"--out {out}: captions are written as JSON Lines; name a file that ends in .jsonl")
+    model_options = options.ModelOptions(
+        model, revision, adapter, alpha, dtype, device, device_map, load_in_4bit, load_in_8bit, check
+    )
+    videos = {_identity(_name(video)): video for video in chain.from_iterable(map(_find_videos, paths))}
+    checkpoint, processor = model_options.read()
+    request = {
+        "prompt": prompt,
+        **asdict(checkpoint),
+        "num_frames": num_frames or processor.num_frames,
+        "sampling": processor.video_processor.sampling,
+        "pooling_shape": processor.pooling_shape,
+        "max_new_tokens": max_new_tokens,
+        **{name: value for name, value in {"start": start, "end": end}.items() if value is not None},
+    }
+    with locked(out):
+        known = _known_rows(read_lines(out), request, out)
+        todo = [video for identity, video in videos.items() if "caption" not in known.get(identity, {})]
+        failed = 0
+        if todo:
+            pipe = model_options.load_pipeline(processor)
+            failed = _caption_videos(pipe, todo, known, request, out, batch_size)
     typer.echo(
         f"{len(todo) - failed} captioned, {len(videos) - len(todo)} done before, {failed} failed"
         + (f' (see the lines with "error" in {out})' if failed else "")
@@ -65,84 +91,92 @@ def caption(
         raise typer.Exit(1)
 
 
-# --- what is asked for, and what of it is there ----------------------------------------------------------------------
+# --- the videos, and which of them have a caption --------------------------------------------------------------------
 
 
 def _find_videos(path: str) -> list[str]:
     """
-    The videos at `path`: itself if it is no folder.
+    Return the videos in a folder, or the path itself if it is not a folder.
 
     Raises:
-        ValueError: if it is a folder without any.
+        ValueError: if there are none.
     """
-    found = _search(Path(path)) if os.path.isdir(path) else [path]
-    if not found:
+    videos = _search(Path(path)) if os.path.isdir(path) else [path]
+    if not videos:
         raise ValueError(f"no videos in {path}")
-    return found
+    return videos
 
 
 def _search(folder: Path) -> list[str]:
-    """The video files in a folder and in those inside; a folder of images is one video if none is below it."""
+    """Search a folder recursively; a folder of images is a video if there are no videos below it."""
     from pllava.files import VIDEO_SUFFIXES
     from pllava.video_images_pllava import IMAGE_SUFFIXES
 
-    found, holds_images = [], False
+    videos, has_images = [], False
     for path in sorted(folder.iterdir()):
         if path.is_dir():
-            found += [] if path.is_symlink() else _search(path)
+            videos += [] if path.is_symlink() else _search(path)
         elif path.suffix.lower() in VIDEO_SUFFIXES:
-            found.append(str(path))
-        holds_images |= path.suffix.lower() in IMAGE_SUFFIXES
-    return found or ([str(folder)] if holds_images else [])
+            videos.append(str(path))
+        has_images |= path.suffix.lower() in IMAGE_SUFFIXES
+    return videos or ([str(folder)] if has_images else [])
 
 
-def _index(rows: list[dict[str, Any]], request: dict[str, Any], out: Path) -> dict[str, dict[str, Any]]:
+def _name(video: str) -> Row:
+    """Return the beginning of a video's row: its name as it was passed, and a file's absolute path."""
+    from pllava.video_source_pllava import is_address
+
+    return {"video": video} if is_address(video) else {"video": video, "path": os.path.abspath(video)}
+
+
+def _identity(row: Row) -> str:
+    """Return what is the same for all names of a video: its absolute path, or its URL."""
+    return row.get("path", row["video"])
+
+
+def _known_rows(rows: list[Row], request: Row, out: Path) -> dict[str, Row]:
     """
-    The newest row of each video, by its place.
+    Return the last row of each video by its identity.
 
     Raises:
-        ValueError: if a caption was made with something else than is requested, or a row is none of this command's.
+        ValueError: if a caption was made in another way than is requested, or a row has no video.
     """
     for row in rows:
         if not isinstance(row.get("video"), str):
-            raise ValueError(f'{out} holds a line without a "video", so no captions: name another --out')
-        other = [name for name in request.keys() - NAMES if row.get(name) != request[name]] if "caption" in row else []
-        if other:
-            was, now = ({name: values.get(name) for name in sorted(other)} for values in (row, request))
-            raise ValueError(f"{out} has captions made with {was}, and not with {now}: name another --out")
-    return {_place(row): row for row in rows}
-
-
-def _place(row: dict[str, str]) -> str:
-    """What is the same however a video was named: where its file is, or its address."""
-    return row.get("path", row["video"])
+            raise ValueError(f'{out} has a line without a "video", so it is not of this command: name another --out')
+        if "caption" in row:
+            compared = (request.keys() | BOUNDS) - NAMES
+            different = sorted(name for name in compared if row.get(name) != request.get(name))
+            if different:
+                old, new = ({name: values.get(name) for name in different} for values in (row, request))
+                raise ValueError(f"{out} has captions made with {old}, not with {new}: name another --out")
+    return {_identity(row): row for row in rows}
 
 
 # --- captioning ------------------------------------------------------------------------------------------------------
 
 
 def _caption_videos(
-    pipe: Any, videos: list[str], known: dict[str, dict[str, Any]], request: dict[str, Any], out: Path, batch_size: int
+    pipe: "VideoTextToTextPipeline",
+    videos: list[str],
+    known: dict[str, Row],
+    request: Row,
+    out: Path,
+    batch_size: int,
 ) -> int:
-    """Appends rows, batch by batch, but for those that are known; returns how many videos could not be read."""
-    from torch.utils.data import DataLoader
+    """Append the rows that are not known, batch by batch; return how many videos could not be read."""
     from tqdm import tqdm
 
     from pllava.files import open_to_append, to_lines
-    from pllava.workers import end_with_parent
+    from pllava.workers import DECODE_TIMEOUT, ordered_map
 
-    decoded = DataLoader(
-        _DecodedVideos(videos, pipe.processor, request["num_frames"]),
-        batch_size=batch_size,
-        num_workers=1,
-        collate_fn=list,
-        worker_init_fn=end_with_parent,
-    )
+    decode = partial(_decode, pipe.processor, request)
+    decoded = ordered_map(decode, videos, 1, 2 * batch_size, DECODE_TIMEOUT, _lost)
     failed = 0
     with open_to_append(out) as lines, tqdm(total=len(videos), desc="Captioning", unit="video") as bar:
-        for batch in decoded:
+        while batch := list(islice(decoded, batch_size)):
             rows = _caption_batch(pipe, batch, request)
-            lines.write(to_lines(row for row in rows if known.get(_place(row)) != row))
+            lines.write(to_lines(row for row in rows if known.get(_identity(row)) != row))
             lines.flush()
             failed += sum("error" in row for row in rows)
             bar.update(len(batch))
@@ -150,46 +184,41 @@ def _caption_videos(
     return failed
 
 
-class _DecodedVideos:
-    """Decodes in the loader's worker, while the model captions the batch before; an error comes as its text."""
+def _decode(processor: "PllavaProcessor", request: Row, video: str) -> "tuple[str, np.ndarray | str]":
+    """Return the video with its frames, or with the error if it cannot be read."""
+    from pllava.video_source_pllava import VideoDecodeError
 
-    def __init__(self, videos: list[str], processor: Any, num_frames: int):
-        self.videos, self.processor, self.num_frames = videos, processor, num_frames
-
-    def __len__(self) -> int:
-        return len(self.videos)
-
-    def __getitem__(self, index: int) -> tuple[str, Any]:
-        from pllava.video_source_pllava import VideoDecodeError
-
-        video = self.videos[index]
-        try:
-            return video, sampled_frames(self.processor, video, self.num_frames)
-        except VideoDecodeError as error:
-            return video, str(error)
+    try:
+        return video, sample_frames(processor, video, request["num_frames"], request.get("start"), request.get("end"))
+    except VideoDecodeError as error:
+        return video, str(error)
 
 
-def _caption_batch(pipe: Any, batch: list[tuple[str, Any]], request: dict[str, Any]) -> list[dict[str, Any]]:
-    """The rows for a batch of videos with their frames, or with what is wrong with them."""
-    rows = [{**_named(video), "error": error} for video, error in batch if isinstance(error, str)]
-    readable = [(video, frames) for video, frames in batch if not isinstance(frames, str)]
-    if not readable:
-        return rows
+def _lost(video: str, reason: str) -> tuple[str, str]:
+    return video, f"Cannot decode {video}: {reason}"
+
+
+def _caption_batch(
+    pipe: "VideoTextToTextPipeline", batch: "list[tuple[str, np.ndarray | str]]", request: Row
+) -> list[Row]:
+    captions = iter(_generate(pipe, [decoded for _, decoded in batch if not isinstance(decoded, str)], request))
+    return [
+        {**_name(video), "error": decoded}
+        if isinstance(decoded, str)
+        else {**_name(video), "caption": next(captions), **request}
+        for video, decoded in batch
+    ]
+
+
+def _generate(pipe: "VideoTextToTextPipeline", videos: "list[np.ndarray]", request: Row) -> list[str]:
+    if not videos:
+        return []
     answers = pipe(
-        [frames for _, frames in readable],
+        videos,
         text=request["prompt"],
-        batch_size=len(readable),
+        batch_size=len(videos),
         max_new_tokens=request["max_new_tokens"],
         generate_kwargs={"do_sample": False},
         processor_kwargs=AS_SAMPLED,
     )
-    for (video, _), answer in zip(readable, answers, strict=True):
-        rows.append({**_named(video), "caption": answer[0]["generated_text"].strip(), **request})
-    return rows
-
-
-def _named(video: str) -> dict[str, str]:
-    """A video as it was given, and where a file is found from any folder."""
-    from pllava.video_source_pllava import is_address
-
-    return {"video": video} if is_address(video) else {"video": video, "path": os.path.abspath(video)}
+    return [answer[0]["generated_text"].strip() for answer in answers]

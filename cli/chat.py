@@ -1,38 +1,48 @@
 """`pllava chat`: one question about a video, or a conversation about it."""
 
-from collections.abc import Callable
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from .options import AS_SAMPLED, MaxNewTokens, NumFrames, load_pipeline, sampled_frames, takes_model
+from . import options
+from .clips import AS_SAMPLED, End, MaxNewTokens, NumFrames, Start, sample_frames
 
 
-@takes_model(load_pipeline)
 def chat(
-    load: Callable[[], Any],
-    video: Annotated[str, typer.Argument(help="Path or URL of a video, a GIF, or a folder of frames.")],
-    question: Annotated[str | None, typer.Argument(help="Asked once; without it a conversation begins.")] = None,
+    video: Annotated[str, typer.Argument(help="Path or URL of a video, or a folder of frames.", metavar="VIDEO")],
+    question: Annotated[
+        str | None, typer.Argument(help="Without a question, a conversation starts.", metavar="QUESTION")
+    ] = None,
+    start: Start = None,
+    end: End = None,
     num_frames: NumFrames = None,
     max_new_tokens: MaxNewTokens = 256,
+    model: options.Model = None,
+    revision: options.Revision = "main",
+    adapter: options.Adapter = None,
+    alpha: options.Alpha = None,
+    dtype: options.Dtype = "auto",
+    device: options.Device = None,
+    device_map: options.DeviceMap = None,
+    load_in_4bit: options.LoadIn4Bit = False,
+    load_in_8bit: options.LoadIn8Bit = False,
+    check: options.Check = True,
 ) -> None:
-    """Ask about a video; the answer is written as it is generated."""
+    """Ask a model about a video. The answer is printed as it is generated."""
     from transformers import TextStreamer
 
-    from pllava.video_source_pllava import VideoDecodeError
-
-    pipe = load()
-    try:
-        frames = sampled_frames(pipe.processor, video, num_frames)
-    except VideoDecodeError as error:
-        raise typer.BadParameter(str(error), param_hint="VIDEO") from error
-    streamer = TextStreamer(pipe.tokenizer, skip_prompt=True, skip_special_tokens=True)
-    content = [{"type": "video", "video": frames}]
-    messages = []
+    model_options = options.ModelOptions(
+        model, revision, adapter, alpha, dtype, device, device_map, load_in_4bit, load_in_8bit, check
+    )
+    _, processor = model_options.read()
+    frames = sample_frames(processor, video, num_frames, start, end)
+    pipe = model_options.load_pipeline(processor)
+    streamer = TextStreamer(processor.tokenizer, skip_prompt=True, skip_special_tokens=True)
     if question is None:
         typer.echo(f"Ask about {video}; an empty line ends the conversation.")
+    messages, media = [], [{"type": "video", "video": frames}]
     while text := question or _read_line():
-        messages.append({"role": "user", "content": [*content, {"type": "text", "text": text}]})
+        messages.append({"role": "user", "content": [*media, {"type": "text", "text": text}]})
         answer = pipe(
             messages,
             max_new_tokens=max_new_tokens,
@@ -41,7 +51,7 @@ def chat(
         )
         if question is not None:
             return
-        messages, content = answer[0]["generated_text"], []
+        messages, media = answer[0]["generated_text"], []
 
 
 def _read_line() -> str:

@@ -1,4 +1,4 @@
-"""`pllava data`: check training data before training on them, and put them on the Hub."""
+"""`pllava data`: check training data, and upload them to the Hub."""
 
 import os
 from pathlib import Path
@@ -6,18 +6,24 @@ from typing import Annotated
 
 import typer
 
-from .options import said_without_traceback
+from .program import make_program
 
-SHOWN = 20  # problems that are written on the screen where a file has them all
+MAX_PRINTED = 20  # problems, if --out has all of them
 
 Media = Annotated[
     str | None,
-    typer.Option(help="The folder that paths of videos and images are relative to; by default the annotations'."),
+    typer.Option(
+        help="The folder that paths of videos and images are relative to.",
+        metavar="FOLDER",
+        show_default="the annotations' folder",
+    ),
 ]
-Workers = Annotated[int, typer.Option(min=0, help="Processes that open clips.", show_default="one a core")]
+Workers = Annotated[
+    int, typer.Option(min=0, help="Processes that open clips.", metavar="N", show_default="one per core")
+]
 CORES = os.cpu_count() or 1
 
-data = typer.Typer(help="Check training data, and put them on the Hub.", no_args_is_help=True)
+data = make_program("Check training data, and upload them to the Hub.")
 
 
 @data.command("inspect")
@@ -25,19 +31,28 @@ def inspect_data(
     paths: Annotated[
         list[str],
         typer.Argument(
-            help="Files, folders or patterns of JSON, JSON Lines, Parquet or WebDataset, datasets of the Hub, and "
-            ".yaml files that list such sources: of one, --media is the folder that all its paths are relative to."
+            help="Files, folders or patterns of JSON, JSON Lines, Parquet or WebDataset, datasets on the Hub, and "
+            ".yaml files that list such sources, whose paths are all relative to --media.",
+            metavar="PATHS",
         ),
     ],
     media: Media = None,
-    model: Annotated[str, typer.Option(help="Directory or Hub id of the PLLaVA whose tokens are counted.")] = "nano",
+    model: Annotated[
+        str, typer.Option(help="Directory or Hub id of the PLLaVA whose tokens are counted.", metavar="NAME")
+    ] = "nano",
+    revision: Annotated[
+        str, typer.Option(help="Branch, tag or commit of the model on the Hub.", metavar="NAME")
+    ] = "main",
     out: Annotated[
-        Path | None, typer.Option(help="A folder for inspection.json, unreadable.jsonl and inspection.png.")
+        Path | None,
+        typer.Option(help="A folder for inspection.json, unreadable.jsonl and inspection.png.", metavar="FOLDER"),
     ] = None,
     workers: Workers = CORES,
 ) -> None:
-    """Find the rows and clips that training would pass over, and how long the others are; decodes little."""
-    with said_without_traceback("train"):
+    """Find the rows and clips that training would skip, and how long the others are. It decodes little."""
+    from pllava.extras import needs_extra
+
+    with needs_extra("train"):
         from transformers import AutoProcessor
 
         import pllava
@@ -45,24 +60,24 @@ def inspect_data(
         from pllava.data.inspection_report import format_reports, write_reports
         from pllava.data.sources import read_sources
 
-        processor = AutoProcessor.from_pretrained(pllava.model_path(model))
-        reports = []
-        for path in paths:
-            listed = path.endswith((".yaml", ".yml"))
-            for source in read_sources([path], media) if listed else read_sources([{"path": path, "media": media}]):
-                reports.append(inspect_source(source, processor, workers))
-                if out:  # after each source, so that what is done stays if the next one fails
-                    write_reports(reports, model, out)
+    processor = AutoProcessor.from_pretrained(pllava.model_path(model), revision=revision)
+    reports = []
+    for path in paths:
+        listed = path.endswith((".yaml", ".yml"))
+        for source in read_sources([path], media) if listed else read_sources([{"path": path, "media": media}]):
+            reports.append(inspect_source(source, processor, workers))
+            if out:  # after each source: its report is kept if the next one fails
+                write_reports(reports, model, out)
     problems = [format_problem(report.source.title, problem) for report in reports for problem in report.problems]
-    for line in problems[: SHOWN if out else None]:
+    for line in problems[: MAX_PRINTED if out else None]:
         typer.echo(line)
-    if out and len(problems) > SHOWN:
-        typer.echo(f"... and {len(problems) - SHOWN} more, in {out / 'unreadable.jsonl'}")
+    if out and len(problems) > MAX_PRINTED:
+        typer.echo(f"... and {len(problems) - MAX_PRINTED} more, in {out / 'unreadable.jsonl'}")
     typer.echo(f"\n{format_reports(reports)}\n")
     if problems:
-        found = [report.summary() for report in reports]
+        summaries = [report.summary() for report in reports]
         missing, unreadable, malformed, skipped, samples = (
-            sum(summary[name] for summary in found)
+            sum(summary[name] for summary in summaries)
             for name in ("missing", "unreadable", "malformed", "skipped", "samples")
         )
         typer.echo(
@@ -74,24 +89,34 @@ def inspect_data(
 
 @data.command()
 def push(
-    path: Annotated[str, typer.Argument(help="A file, a folder or a pattern of JSON, Parquet or WebDataset.")],
-    repo_id: Annotated[str, typer.Argument(help="The dataset on the Hub, USER/NAME; it is made if need be.")],
+    path: Annotated[
+        str, typer.Argument(help="A file, a folder or a pattern of JSON, Parquet or WebDataset.", metavar="PATH")
+    ],
+    repo_id: Annotated[
+        str, typer.Argument(help="The dataset on the Hub; it is created if there is none.", metavar="USER/NAME")
+    ],
     media: Media = None,
     split: Annotated[
-        str, typer.Option(help="Its name on the Hub; rows that are there under it are replaced.")
+        str, typer.Option(help="The split's name on the Hub; rows that are in it are replaced.", metavar="NAME")
     ] = "train",
-    license: Annotated[str | None, typer.Option(help="The terms of the clips, for the card.")] = None,
-    private: Annotated[bool, typer.Option("--private", help="Of a new dataset: not for everyone to see.")] = False,
-    max_shard_size: Annotated[str, typer.Option(help="Of a Parquet file; it is written to the disk first.")] = "500MB",
+    license: Annotated[
+        str | None, typer.Option(help="The license of the clips, for the card.", metavar="NAME")
+    ] = None,
+    private: Annotated[bool, typer.Option("--private", help="Create a new dataset as a private one.")] = False,
+    max_shard_size: Annotated[
+        str, typer.Option(help="Size limit of a Parquet file; each is written to the disk first.", metavar="SIZE")
+    ] = "500MB",
     workers: Workers = CORES,
 ) -> None:
-    """Put a local source on the Hub, its clips in its Parquet files. What cannot be read is left out, and named."""
-    with said_without_traceback("train"):
+    """Upload a local source to the Hub, with its clips in Parquet files. What cannot be read is left out."""
+    from pllava.extras import needs_extra
+
+    with needs_extra("train"):
         from pllava.data.publishing import publish
         from pllava.data.sources import Source
 
-        source = Source(path, media=media, license=license)
-        counts = publish(source, repo_id, split, private, max_shard_size, workers, report=typer.echo)
+    source = Source(path, media=media, license=license)
+    counts = publish(source, repo_id, split, private, max_shard_size, workers, report=typer.echo)
     typer.echo(
         f"{repo_id}, {split}: {counts.samples} samples with {counts.clips} clips and {counts.images} images, "
         f"{counts.bytes / 1e6:.2f} MB in {counts.shards} shards"

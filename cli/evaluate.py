@@ -1,202 +1,190 @@
-"""`pllava eval`: a model's figures on benchmarks, and two models' figures beside each other."""
+"""`pllava eval`: the metrics of a model on benchmarks, and how two models differ."""
 
-from collections.abc import Callable
+from collections.abc import Iterable
+from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
-from .options import asked_quantization, load_checkpoint, named_model, said_without_traceback, takes_model
+from . import evaluate_options as eval_options
+from . import options
+from .program import UsageError
 
 if TYPE_CHECKING:
-    from pllava.eval import LocalModel
+    from pllava.eval import Endpoint, Judge, LocalModel
 
-# Options that are for a judge, for one behind a server, for a model that is loaded here, and for scoring without one
-JUDGE = {"judge_endpoint", "judge_temperature", "judge_rpm", "judge_price"}
-JUDGE_AT_SERVER = {"judge_temperature", "judge_rpm"}
-LOCAL = {"batch_size", "workers", "chat_template", "sweep"}  # beside those that load it
-RESCORE = {"benchmark", "prompts", "concurrency", "judge", *JUDGE, "retry_failed", "rescore", "seed"}
+# The parameters that make sense only together with others, see `_refuse_unused`
+SERVER_JUDGE = {"judge_temperature", "judge_rpm"}
+JUDGE = {"judge_endpoint", "judge_price", *SERVER_JUDGE}
+LOCAL_MODEL = {"batch_size", "workers", "chat_template", "sweep"}
+LOCAL_MODEL |= {field.name for field in fields(options.ModelOptions)} - {"model"}
+RESCORE = {"rescore", "benchmark", "prompts", "concurrency", "judge", "retry_failed", "seed", *JUDGE}
 
 
-@takes_model(load_checkpoint)
 def evaluate(
-    load: Callable[..., Any],
     context: typer.Context,
-    model: Annotated[
-        str | None,
-        typer.Argument(
-            help="Directory or Hub id of a PLLaVA, or its name at the --endpoint; 'nano' ships with the package.",
-            show_default="nano, or the base of --adapter",
-        ),
-    ] = None,
-    benchmark: Annotated[
-        str,
-        typer.Option(
-            help="One or several, with commas: mvbench, vcgbench, msvd_qa, msrvtt_qa, activitynet_qa, tgif_qa "
-            "(videoqa: these four), inter4k, nano, or the .yaml file of one's own."
-        ),
-    ] = "nano",
-    data: Annotated[
-        str | None, typer.Option(help="A folder with the benchmarks' files, or a dataset on the Hub; '.' by default.")
-    ] = None,
-    out: Annotated[Path, typer.Option(help="Gets a folder for each benchmark; what is there is not done again.")] = (
-        Path("results")
-    ),
-    limit: Annotated[int | None, typer.Option(min=1, help="Samples of each task; by default all.")] = None,
-    controls: Annotated[
-        bool, typer.Option("--controls", help="Ask without video, of one frame, of shuffled and reversed ones, too.")
-    ] = False,
-    sweep: Annotated[
-        str | None, typer.Option(help="alpha=0,4,20,32 or pooling_shape=16x12x12,16x8x8: each in place of the own.")
-    ] = None,
-    batch_size: Annotated[
-        int, typer.Option(min=1, help="Questions answered together; fewer where there is not enough memory for them.")
-    ] = 16,
-    workers: Annotated[int, typer.Option(min=0, help="Processes that decode clips ahead.")] = 2,
-    num_frames: Annotated[int | None, typer.Option(min=1, help="Frames of a clip; the model's own number.")] = None,
-    chat_template: Annotated[
-        str | None, typer.Option(help="A name of chat_templates_pllava.py in place of the benchmarks' own.")
-    ] = None,
-    prompts: Annotated[Path | None, typer.Option(help="YAML with other wording: see eval/benchmarks/.")] = None,
-    endpoint: Annotated[
-        str | None,
-        typer.Option(
-            help="An OpenAI-compatible server that has MODEL, http://localhost:8000/v1; several with commas."
-        ),
-    ] = None,
-    concurrency: Annotated[int, typer.Option(min=1, help="Requests under way at a time, to each server.")] = 8,
-    judge: Annotated[
-        str | None, typer.Option(help="What judges open answers: a model of --judge-endpoint, or a local one.")
-    ] = None,
-    judge_endpoint: Annotated[
-        str | None,
-        typer.Option(help="An OpenAI-compatible server, its key in OPENAI_API_KEY; 'openai' is OpenAI's own."),
-    ] = None,
-    judge_temperature: Annotated[float, typer.Option(help="Of the judge's sampling.")] = 0.0,
-    judge_rpm: Annotated[float | None, typer.Option(help="Requests a minute that the judge is sent at most.")] = None,
-    judge_price: Annotated[
-        tuple[float, float] | None, typer.Option(help="US dollars for a million tokens: of prompts, and of replies.")
-    ] = None,
-    retry_failed: Annotated[
-        bool, typer.Option("--retry-failed", help="Try again what failed: clips, a server's and a judge's replies.")
-    ] = False,
-    rescore: Annotated[
-        Path | None,
-        typer.Option(help="A folder of results: scores and judges the answers in it again, without the model."),
-    ] = None,
-    compare: Annotated[
-        tuple[Path, Path] | None, typer.Option(help="Two folders of results: prints in what they differ.")
-    ] = None,
-    seed: Annotated[int, typer.Option(help="Of the intervals' resampling.")] = 0,
+    model_argument: eval_options.ModelArgument = None,
+    model: options.Model = None,
+    revision: options.Revision = "main",
+    adapter: options.Adapter = None,
+    alpha: options.Alpha = None,
+    dtype: options.Dtype = "auto",
+    device: options.Device = None,
+    device_map: options.DeviceMap = None,
+    load_in_4bit: options.LoadIn4Bit = False,
+    load_in_8bit: options.LoadIn8Bit = False,
+    check: options.Check = True,
+    endpoint: eval_options.Endpoint = None,
+    concurrency: eval_options.Concurrency = 8,
+    benchmark: eval_options.Benchmark = "nano",
+    data: eval_options.Data = ".",
+    limit: eval_options.Limit = None,
+    controls: eval_options.Controls = False,
+    sweep: eval_options.Sweep = None,
+    num_frames: eval_options.NumFrames = None,
+    chat_template: eval_options.ChatTemplate = None,
+    prompts: eval_options.Prompts = None,
+    batch_size: eval_options.BatchSize = 16,
+    workers: eval_options.Workers = 2,
+    judge: eval_options.Judge = None,
+    judge_endpoint: eval_options.JudgeEndpoint = None,
+    judge_temperature: eval_options.JudgeTemperature = 0.0,
+    judge_rpm: eval_options.JudgeRpm = None,
+    judge_price: eval_options.JudgePrice = None,
+    out: eval_options.Out = Path("results"),
+    retry_failed: eval_options.RetryFailed = False,
+    rescore: eval_options.Rescore = None,
+    compare: eval_options.Compare = None,
+    seed: eval_options.Seed = 0,
 ) -> None:
-    """Evaluate a model: predictions, metrics with intervals and coverage, and a report, in a folder a benchmark."""
-    with said_without_traceback("eval"):
-        from pllava import eval as evaluation
-        from pllava.eval.report.compare import format_differences
-        from pllava.eval.report.formatting import format_summary
-        from pllava.eval.report.variant_results import format_sweep, read_sweeps
-        from pllava.eval.run import hold
+    """
+    Evaluate a model on benchmarks.
 
-        named = _named(context)
-        if compare:
-            _refuse(named, named.keys() - {"compare"}, "--compare takes the figures as they are")
-            for name, comparison in evaluation.compare(*compare).items():
-                typer.echo(f"{name}\n{format_differences(comparison)}\n")
-            return
-        if rescore:
-            _refuse(named, named.keys() - RESCORE, "--rescore takes the answers as they are")
+    The results are predictions, metrics with confidence intervals and coverage, and a report.
+    """
+    from pllava import eval as evaluation
+
+    _refuse_unused(context)
+    if compare:
+        _print_comparison(*compare)
+        return
+    wording = evaluation.load_prompts(prompts)
+    benchmarks = evaluation.load_benchmarks(benchmark, wording)
+
+    def load_judge(folder: Path) -> "Judge | None":
         if not judge:
-            _refuse(named, JUDGE, "There is no --judge")
-        if not judge_endpoint:
-            _refuse(named, JUDGE_AT_SERVER, "A judge without --judge-endpoint is greedy, and no server")
-        if not endpoint and not judge_endpoint:
-            _refuse(named, {"concurrency"}, "There is neither --endpoint nor --judge-endpoint")
-        if endpoint:
-            of_local = LOCAL | load.keywords.keys() - {"model"}
-            _refuse(named, of_local, "What is set for a local model is not for an --endpoint")
-            if model is None:
-                raise ValueError(f"Name the model that {endpoint} is to be asked for")
-        wording = evaluation.load_prompts(prompts)
-        benchmarks = evaluation.load_benchmarks(benchmark, wording)
-        state = evaluation.join_processes()
+            return None
+        url = None if judge_endpoint == "openai" else judge_endpoint
+        chat = (
+            evaluation.ChatServer(judge, url, concurrency, judge_rpm)
+            if judge_endpoint
+            else evaluation.LocalChat(judge, evaluation.join_processes().device)
+        )
+        cache = folder / "judge_cache.jsonl"
+        return evaluation.Judge(chat, wording["judge"], cache, judge_temperature, judge_price, retry_failed)
 
-        def load_judge(folder: Path) -> evaluation.Judge | None:
-            if not judge or not state.is_main_process:
-                return None
-            url = None if judge_endpoint == "openai" else judge_endpoint
-            chat = (
-                evaluation.ChatServer(judge, url, concurrency, judge_rpm)
-                if judge_endpoint
-                else evaluation.LocalChat(judge, state.device)
-            )
-            cache = folder / "judge_cache.jsonl"
-            return evaluation.Judge(chat, wording["judge"], cache, judge_temperature, judge_price, retry_failed)
-
-        def show(folder: Path, found: dict[str, dict[str, Any]]) -> None:
-            for metrics in found.values():
-                typer.echo(format_summary(metrics))
-            for swept in read_sweeps(folder).items() if sweep else ():
-                typer.echo(f"\n{format_sweep(*swept)}")
-            typer.echo(f"See {folder}")
-
-        if rescore:
-            declared = {each.name: each for each in benchmarks}
-            for folder, name in evaluation.result_folders(rescore).items() if state.is_main_process else ():
-                its = declared.get(name) or evaluation.load_benchmark(name, wording)
-                show(folder, evaluation.rescore(folder, its, load_judge(folder.parent), seed))
-            return
-        variants = [] if sweep and not controls else [evaluation.PLAIN]
-        variants += evaluation.CONTROL_VARIANTS if controls else []
-        variants += evaluation.parse_sweep(sweep) if sweep else []
-        # Before a model is loaded, so that what is wrong with the data is said at once
-        samples = [evaluation.read_samples(each, data or ".", limit) for each in benchmarks]
-        judging = load_judge(out)
-        if endpoint:
-            answerer = evaluation.Endpoint(
-                evaluation.ChatServer(model, endpoint, concurrency),
-                **({"num_frames": num_frames} if num_frames else {}),
-            )
-        else:
-            answerer = _local_model(load, chat_template, batch_size, workers, num_frames)
-        later = []
-        with hold(out, benchmarks):
-            for each, asked in zip(benchmarks, samples, strict=True):
-                collected = evaluation.collect(each, answerer, asked, out, variants, limit, retry_failed)
-                if state.num_processes > 1 and judge:
-                    later.append(collected)  # other processes must not wait for a judge, which may take hours
-                elif state.is_main_process:
-                    show(collected.folder, evaluation.conclude(collected, judging, seed))
-            for collected in later if state.is_main_process else []:
-                show(collected.folder, evaluation.conclude(collected, judging, seed))
+    if rescore:
+        folder = next(iter(evaluation.result_folders(rescore))).parent
+        _print_results(evaluation.rescore_suite(rescore, benchmarks, wording, load_judge(folder), seed))
+        return
+    variants = [] if sweep and not controls else [evaluation.PLAIN]
+    variants += evaluation.CONTROL_VARIANTS if controls else []
+    variants += evaluation.parse_sweep(sweep) if sweep else []
+    samples = [evaluation.read_samples(each, data, limit) for each in benchmarks]
+    loaded_judge = load_judge(out)
+    if endpoint:
+        answerer = _endpoint(model or model_argument, endpoint, concurrency, num_frames)
+    else:
+        model_options = options.ModelOptions(
+            model or model_argument,
+            *(revision, adapter, alpha, dtype, device, device_map, load_in_4bit, load_in_8bit, check),
+        )
+        answerer = _local_model(model_options, num_frames, chat_template, batch_size, workers)
+    _print_results(
+        evaluation.evaluate_suite(
+            benchmarks, samples, answerer, out, variants, loaded_judge, limit, seed, retry_failed
+        ),
+        with_sweeps=bool(sweep),
+    )
 
 
-def _named(context: typer.Context) -> dict[str, str]:
-    """The parameters that this call names, and how they are written there."""
-    return {
-        each.name: each.opts[0] if each.param_type_name == "option" else each.name.upper()
+def _refuse_unused(context: typer.Context) -> None:
+    """
+    Raises:
+        UsageError: if a parameter of this call would have no effect, or two of them contradict each other.
+    """
+    values = context.params
+    passed = {
+        each.name: each.opts[0] if each.param_type_name == "option" else "MODEL"
         for each in context.command.params
         if context.get_parameter_source(each.name).name != "DEFAULT"
     }
 
+    def refuse(unused: set[str], reason: str) -> None:
+        if names := [written for name, written in passed.items() if name in unused]:
+            raise UsageError(f"{reason}: leave {', '.join(names)} out")
 
-def _refuse(named: dict[str, str], unused: set[str], why: str) -> None:
-    """What would be ignored is refused."""
-    if written := [text for name, text in named.items() if name in unused]:
-        raise ValueError(f"{why}: leave {', '.join(written)} out")
+    if values["compare"]:
+        refuse(passed.keys() - {"compare"}, "--compare reads saved results as they are")
+    if values["rescore"]:
+        refuse(passed.keys() - RESCORE, "--rescore reads saved answers as they are")
+    if not values["judge"]:
+        refuse(JUDGE, "There is no --judge")
+    if not values["judge_endpoint"]:
+        refuse(SERVER_JUDGE, "A judge without --judge-endpoint is greedy, and no server")
+    if not values["endpoint"] and not values["judge_endpoint"]:
+        refuse({"concurrency"}, "There is neither --endpoint nor --judge-endpoint")
+    if values["endpoint"]:
+        refuse(LOCAL_MODEL, "Options for a local model have no effect on an --endpoint")
+    names = {values["model_argument"], values["model"]} - {None}
+    if len(names) > 1:
+        raise UsageError(
+            f"MODEL and --model are the same option; got {values['model_argument']} and {values['model']}"
+        )
 
 
 def _local_model(
-    load: Callable[..., Any], chat_template: str | None, batch_size: int, workers: int, num_frames: int | None
+    model_options: options.ModelOptions,
+    num_frames: int | None,
+    chat_template: str | None,
+    batch_size: int,
+    workers: int,
 ) -> "LocalModel":
-    """The model of these options, which is loaded for the first answer that is not there yet."""
-    from transformers import AutoProcessor
+    """Return a model whose weights are loaded when the first answer is needed."""
+    from pllava.eval import LocalModel
 
-    from pllava.eval import Checkpoint, LocalModel
-
-    model, adapter, alpha, dtype = (load.keywords[name] for name in ("model", "adapter", "alpha", "dtype"))
-    quantization = asked_quantization(*(load.keywords[name] for name in ("load_in_4bit", "load_in_8bit")))
-    checkpoint = Checkpoint.read(named_model(model, adapter), adapter, alpha, dtype, quantization)
-    processor = AutoProcessor.from_pretrained(checkpoint.model)
+    checkpoint, processor = model_options.read()
     if num_frames:
         processor.video_processor.num_frames = num_frames
-    return LocalModel(lambda: load()[0], processor, adapter, chat_template, batch_size, workers, checkpoint)
+    return LocalModel(
+        model_options.load, processor, model_options.adapter, chat_template, batch_size, workers, checkpoint
+    )
+
+
+def _endpoint(model: str | None, url: str, concurrency: int, num_frames: int | None) -> "Endpoint":
+    from pllava.eval import ChatServer, Endpoint
+
+    if model is None:
+        raise UsageError(f"Name the model of {url}: --model")
+    return Endpoint(ChatServer(model, url, concurrency), **({"num_frames": num_frames} if num_frames else {}))
+
+
+def _print_results(results: Iterable[tuple[Path, dict[str, dict[str, Any]]]], with_sweeps: bool = False) -> None:
+    from pllava.eval.report.formatting import format_summary
+    from pllava.eval.report.variant_results import format_sweep, read_sweeps
+
+    for folder, metrics in results:
+        for each in metrics.values():
+            typer.echo(format_summary(each))
+        for sweep in read_sweeps(folder).items() if with_sweeps else ():
+            typer.echo(f"\n{format_sweep(*sweep)}")
+        typer.echo(f"See {folder}")
+
+
+def _print_comparison(first: Path, second: Path) -> None:
+    from pllava.eval import compare
+    from pllava.eval.report.compare import format_differences
+
+    for name, comparison in compare(first, second).items():
+        typer.echo(f"{name}\n{format_differences(comparison)}\n")

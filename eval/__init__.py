@@ -19,6 +19,7 @@ with needs_extra("eval"):
     from .rescore import rescore, result_folders
     from .run import Collected, collect, conclude, evaluate
     from .scoring.judge import Judge
+    from .suite import evaluate_suite, rescore_suite
 
 METRICS = str(Path(__file__).with_name("metrics"))  # modules for `evaluate.load`
 
@@ -40,6 +41,7 @@ __all__ = [
     "compare",
     "conclude",
     "evaluate",
+    "evaluate_suite",
     "join_processes",
     "load_benchmark",
     "load_benchmarks",
@@ -47,5 +49,6 @@ __all__ = [
     "parse_sweep",
     "read_samples",
     "rescore",
+    "rescore_suite",
     "result_folders",
 ]

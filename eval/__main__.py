@@ -1,8 +1,8 @@
 """`python -m pllava.eval`, or `accelerate launch -m pllava.eval` for several processes: the same as `pllava eval`."""
 
-import typer
+import sys
 
-from pllava_cli.evaluate import evaluate
+from pllava_cli import app
 
 if __name__ == "__main__":
-    typer.run(evaluate)
+    app(["eval", *sys.argv[1:]], prog_name="pllava")

@@ -5,9 +5,11 @@ from typing import Annotated
 
 import typer
 
-from pllava_cli.options import said_without_traceback
+from pllava_cli.program import make_program
 
-app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False, pretty_exceptions_show_locals=False)
+from ..extras import needs_extra
+
+app = make_program(__doc__, add_completion=False)
 
 Seed = Annotated[int, typer.Option(help="The same seed gives the same clips and questions.")]
 TRAIN_SEED, HELD_OUT_SEED = 0, 1
@@ -35,7 +37,7 @@ def train(
     seed: Seed = TRAIN_SEED,
 ) -> None:
     """Train the checkpoint that ships with the project from scratch."""
-    with said_without_traceback("train"):
+    with needs_extra("train"):
         from .train import train
 
     train(output, work, clips, image_steps, video_steps, seed)
@@ -47,9 +49,8 @@ def evaluate(
     clips: Annotated[int, typer.Option(min=1, help="Held-out clips.")] = 1000,
     seed: Seed = HELD_OUT_SEED,
 ) -> None:
-    """Measure the accuracy on held-out clips, with and without the video, and write it to the checkpoint's card."""
-    with said_without_traceback("eval"):
-        from .evaluate import evaluate
+    """Measure the accuracy on held-out clips, with and without the video, and write it into the checkpoint's card."""
+    from .evaluate import evaluate
 
     evaluate(model, clips, seed)
 

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 from transformers import AutoModelForImageTextToText, AutoProcessor, pipeline
+from transformers.utils import logging
 
 from .. import NANO
 from ..hub_cards.nano_card import MAIN
@@ -21,6 +22,7 @@ def demo(seed: int) -> None:
     seconds = world.NUM_FRAMES / world.FPS
     print(f"Rendered {CLIP}: {seconds:.0f} seconds of a world of moving shapes. nano was not trained on this clip.\n")
 
+    logging.disable_progress_bar()  # nano loads in a moment
     model, processor = AutoModelForImageTextToText.from_pretrained(NANO), AutoProcessor.from_pretrained(NANO)
     pipe = pipeline("video-text-to-text", model, processor=processor)
     answers = pipe([str(CLIP)] * len(rows), [row["question"] for row in rows], batch_size=len(rows))

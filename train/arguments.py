@@ -4,7 +4,7 @@ import argparse
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 from transformers import TrainingArguments
 from transformers.hf_argparser import HfArg
@@ -42,6 +42,10 @@ class TrainingParser(TrlParser):
                 if config.setdefault(trl_name, value) != value:
                     raise ValueError(f"The recipe has {name}: {value} and {trl_name}: {config[trl_name]}; remove one")
         return super().set_defaults_with_config(**config)
+
+    def error(self, message: str) -> NoReturn:
+        """Exit with one line, without the usage: it has hundreds of options."""
+        self.exit(2, f"Error: {' '.join(message.split())}\n")
 
 
 class StoreOnce(argparse.Action):

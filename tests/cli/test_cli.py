@@ -1,23 +1,32 @@
 """The command line, with the tiny random model."""
 
+import importlib
 import json
+import os
+import re
 import shutil
 import subprocess
 import sys
 import time
+from importlib.metadata import version
 from pathlib import Path
+from urllib.request import urlopen
 
+import forked
 import psutil
 import pytest
 from conftest import TOKENS
+from local_hub import local_hub
 from peft import get_peft_model
 from PIL import Image
+from trl import DPOConfig, SFTConfig
 from typer.testing import CliRunner
 from video_files import white_png
 
 import pllava
 from pllava.checkpoint_files import fingerprint
 from pllava.eval import Checkpoint
+from pllava.nano.data import render
 from pllava_cli import app
 
 PLLAVA = str(Path(sys.executable).with_name("pllava"))
@@ -26,7 +35,21 @@ SHORT = ("--max-new-tokens", TOKENS)
 
 def run(*arguments, **options):
     """Runs the command in this process."""
-    return CliRunner().invoke(app, list(map(str, arguments)), env={"COLUMNS": "1000"}, **options)
+    return CliRunner().invoke(app, list(map(str, arguments)), prog_name="pllava", **options)
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("world")
+    render(folder, clips=1, seed=3)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def adapter(checkpoint, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("adapter")
+    get_peft_model(pllava.load_model(checkpoint), pllava.lora_config(r=2)).save_pretrained(folder)
+    return folder
 
 
 def message(role, text, video=None):
@@ -34,11 +57,111 @@ def message(role, text, video=None):
     return {"role": role, "content": [*media, {"type": "text", "text": text}]}
 
 
-def test_help_lists_the_commands_without_loading_torch():
-    result = run("--help")
-    assert "chat" in result.stdout and "caption" in result.stdout
-    check = "import sys, pllava_cli; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", check]).returncode == 0
+# --- the program -----------------------------------------------------------------------------------------------------
+
+COMMANDS = ["chat", "caption", "convert", "data", "train", "eval"]
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["-h"], []])
+def test_help_lists_the_commands(arguments):
+    result = run(*arguments)
+    assert result.exit_code == 0 and not result.stderr
+    assert all(re.search(rf"^\W+{command} ", result.stdout, re.MULTILINE) for command in COMMANDS)
+
+
+@pytest.mark.parametrize("command", ["chat", "caption", "convert", "data", "data inspect", "data push", "eval"])
+def test_command_has_help(command):
+    long, short = run(*command.split(), "--help"), run(*command.split(), "-h")
+    assert long.exit_code == 0 and long.stdout == short.stdout and f"pllava {command}" in long.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "output"),
+    [
+        (["--version"], f"{version('pllava')}\n"),
+        (["--help"], "Usage: pllava"),
+        (["--show-completion", "bash"], "_PLLAVA_COMPLETE"),
+    ],
+)
+def test_program_starts_without_torch(arguments, output):
+    """Python lists its imports on standard error."""
+    result = subprocess.run(
+        [sys.executable, "-X", "importtime", PLLAVA, *arguments],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION": "1"},
+    )
+    assert output in result.stdout, result
+    imported = {line.split("|")[-1].strip() for line in result.stderr.splitlines()}
+    assert "typer" in imported and not imported & {"torch", "transformers", "pllava"}
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    ["chat {clip} What? --adapter {adapter} --no-check", "caption {clip} --out a.jsonl", "eval --data {world}"],
+)
+def test_program_prints_nothing_but_its_output_and_bars(adapter, clips, world, tmp_path, arguments):
+    """No warnings of libraries at its start, and no progress bars for loading a small model."""
+    arguments = arguments.format(adapter=adapter, clip=clips[0], world=world).split()
+    result = subprocess.run([PLLAVA, *arguments], cwd=tmp_path, capture_output=True, text=True)
+    assert result.returncode == 0 and result.stdout
+    assert [line for line in re.split("[\r\n]", result.stderr) if line and not re.match("Captioning|nano", line)] == []
+
+
+def test_module_prints_no_warnings(tmp_path):
+    result = subprocess.run(
+        [sys.executable, "-m", "pllava.nano", "demo"], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert (result.returncode, result.stderr) == (0, "")
+
+
+def test_loading_shows_progress_on_standard_error(checkpoint, clips):
+    """The delay is what keeps the bar away where loading is quick."""
+    command = [PLLAVA, "chat", clips[0], "What?", "--model", checkpoint, *map(str, SHORT)]
+    result = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "TQDM_DELAY": "0"})
+    assert result.returncode == 0, result.stderr
+    assert "Loading weights: 100%" in result.stderr and "Loading" not in result.stdout
+
+
+# --- train -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def argv(monkeypatch):
+    monkeypatch.setattr(sys, "argv", sys.argv)  # `pllava train` sets it for the training's own parser
+
+
+@pytest.mark.parametrize("option", ["--help", "-h"])
+def test_train_shows_the_options_of_training(argv, option):
+    result = run("train", option)
+    assert result.exit_code == 0
+    assert "usage: pllava train" in result.stdout and "--feature_cache_size" in result.stdout
+    assert "--beta" not in result.stdout and "--beta" in run("train", "--dpo", option).stdout
+
+
+def test_train_passes_all_options_on(argv, monkeypatch):
+    calls = []
+    monkeypatch.setattr("pllava.train.__main__.main", lambda config_class: calls.append((config_class, sys.argv[1:])))
+    options = ["--config", "nano.yaml", "--max_steps", "-1", "--learning_rate=1e-4", "--datasets", "a", "b", "-x"]
+    assert run("train", *options).exit_code == 0 and run("train", "--max_steps", 3, "--dpo").exit_code == 0
+    assert calls == [(SFTConfig, options), (DPOConfig, ["--max_steps", "3"])]
+
+
+def test_train_shows_a_wrong_option_in_one_line_and_a_failure_with_its_traceback(argv, monkeypatch, tmp_path):
+    result = run("train", "--output_dir", tmp_path, "--max_steps", "many")
+    assert result.exit_code == 2
+    assert result.stderr == "Error: argument --max_steps/--max-steps: invalid int value: 'many'\n"
+
+    def fail(config_class):
+        raise RuntimeError("CUDA error")
+
+    monkeypatch.setattr("pllava.train.__main__.main", fail)
+    result = run("train")
+    assert result.exit_code == 1
+    assert "Traceback" in result.stderr and "in fail\n" in result.stderr and "CUDA error" in result.stderr
+
+
+# --- chat ------------------------------------------------------------------------------------------------------------
 
 
 def test_chat_answers_one_question(answer, checkpoint, clips):
@@ -60,7 +183,7 @@ def test_chat_holds_a_conversation(answer, checkpoint, clips):
     assert [text.strip() for text in answers] == [first.strip(), answer(messages).strip(), ""]
 
 
-def test_chat_reads_as_many_frames_as_it_is_told(answer, processor, checkpoint, clips):
+def test_chat_samples_num_frames(answer, processor, checkpoint, clips):
     result = run("chat", clips[2], "What happens?", "--model", checkpoint, "--num-frames", 9, *SHORT)
     assert result.exit_code == 0, result.stderr
     messages = [message("user", "What happens?", clips[2])]
@@ -72,19 +195,86 @@ def test_chat_reads_as_many_frames_as_it_is_told(answer, processor, checkpoint, 
     assert result.stdout.strip() == expected.strip()
 
 
+def test_chat_sees_the_part_from_start_to_end(answer, checkpoint, clips):
+    part = {"start": 1, "end": 2.5}
+    result = run("chat", clips[2], "What happens?", "--model", checkpoint, "--start", 1, "--end", 2.5, *SHORT)
+    assert result.exit_code == 0, result.stderr
+    (chat,) = [message("user", "What happens?", clips[2])]
+    whole = answer([chat])
+    chat["content"][0].update(part)
+    assert result.stdout.strip() == answer([chat]).strip() != whole.strip()
+
+
+# --- errors ----------------------------------------------------------------------------------------------------------
+
+
 @pytest.mark.parametrize(
-    ("video", "options", "complaint"),
+    ("arguments", "code", "message"),
     [
-        ("missing.mp4", [], "missing.mp4"),
-        ("{clip}", ["--model", "no/such/dir"], "no/such/dir"),
-        ("{clip}", ["--dtype", "float31"], "float31"),
+        (["chat"], 2, "Missing argument 'VIDEO'."),
+        (["chat", "{clip}", "What?", "--modle", "nano"], 2, "No such option: --modle (Possible options: --model)"),
+        (["chat", "{clip}", "What?", "--dtype", "float31"], 2, "--dtype float31 is not a dtype of torch; try float32"),
+        (["chat", "{clip}", "What?", "--device", "cpu", "--device-map", "auto"], 2, "Choose one of --device and"),
+        (["chat", "{clip}", "What?", "--num-frames", "0"], 2, "Invalid value for '--num-frames'"),
+        (["chat", "missing.mp4", "What?"], 1, "Cannot decode missing.mp4: there is no such file"),
+        (["chat", "{clip}", "What?", "--model", "no/such/dir"], 1, "no/such/dir"),
+        (["chat", "{clip}", "What?", "--start", "9"], 1, "{clip}"),
+        (["chat", "{clip}", "What?", "--model", "{adapter}"], 1, "'{adapter}' is an adapter, not a model: pass it"),
+        (
+            ["caption", "{clip}", "--out", "a.jsonl", "--model", "{adapter}"],
+            1,
+            "'{adapter}' is an adapter, not a model",
+        ),
+        (["eval", "{adapter}", "--data", "{world}"], 1, "'{adapter}' is an adapter, not a model: pass it"),
+        (["eval", "one", "--model", "other"], 2, "MODEL and --model are the same option; got one and other"),
+        (
+            ["caption", "{clip}", "--out", "a.csv"],
+            2,
+            "--out a.csv: captions are written as JSON Lines; name a file that",
+        ),
+        (["convert", "nano", "out"], 1, f"{pllava.NANO} is a PLLaVA checkpoint"),
+        (["data", "inspect", "no.jsonl"], 1, "no.jsonl"),
+        (["transcribe"], 2, "No such command 'transcribe'."),
     ],
 )
-def test_what_is_wrong_is_said_without_a_traceback(checkpoint, clips, video, options, complaint):
-    result = run("chat", video.format(clip=clips[0]), "What?", *(options or ["--model", checkpoint]))
-    assert result.exit_code == 2
-    assert complaint in result.stderr
-    assert "Traceback" not in result.stderr
+def test_error_is_one_line(adapter, clips, world, tmp_path, monkeypatch, arguments, code, message):
+    monkeypatch.chdir(tmp_path)
+    names = {"clip": clips[0], "adapter": adapter, "world": world}
+    result = run(*(argument.format(**names) for argument in arguments))
+    assert result.exit_code == code, result.output
+    *_, line = lines = result.stderr.splitlines()
+    assert len(lines) == 1 and line.startswith("Error: ") and message.format(**names) in line, result.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_model_of_a_hub_repository_that_has_an_adapter_is_refused(adapter, clips, tmp_path):
+    shutil.copytree(adapter, tmp_path / "hub" / "me" / "adapter")
+    with local_hub(tmp_path / "hub") as address:
+        result = forked.run("pllava", "chat", clips[0], "What?", "--model", "me/adapter", **online(address, tmp_path))
+    assert result.returncode == 1
+    assert result.stderr.splitlines()[-1] == (
+        "Error: 'me/adapter' is an adapter, not a model: pass it as the adapter (--adapter)"
+    )
+
+
+def test_revision_of_a_model_on_the_hub_is_recorded_as_its_commit(checkpoint, clips, world, tmp_path):
+    shutil.copytree(checkpoint, tmp_path / "hub" / "me" / "pllava")
+    with local_hub(tmp_path / "hub") as address:
+        commit = json.load(urlopen(f"{address}/api/models/me/pllava"))["sha"]
+        model, options = ["--model", "me/pllava"], {"cwd": tmp_path, **online(address, tmp_path)}
+        named = forked.run("pllava", "caption", clips[0], "--out", "a.jsonl", *model, "--revision", commit, **options)
+        evaluated = forked.run("pllava", "eval", *model, "--revision", commit, "--data", world, **options)
+        unknown = forked.run("pllava", "chat", clips[0], "What?", *model, "--revision", "v9", **options)
+    assert (named.returncode, evaluated.returncode) == (0, 0), (named.stderr, evaluated.stderr)
+    (row,) = read(tmp_path / "a.jsonl")
+    run_file = json.loads((tmp_path / "results" / "nano" / "run.json").read_text())
+    assert row["revision"] == run_file["revision"] == commit
+    assert unknown.returncode == 1 and "v9 is not a valid git identifier" in unknown.stderr.splitlines()[-1]
+
+
+def online(address, folder):
+    """The environment of a process that uses a stand-in for the Hub."""
+    return {"HF_ENDPOINT": address, "HF_HUB_OFFLINE": "0", "HF_HOME": str(folder / "home")}
 
 
 # --- caption ---------------------------------------------------------------------------------------------------------
@@ -105,7 +295,7 @@ def read(file):
     return [json.loads(line) for line in file.read_text().splitlines()]
 
 
-def test_caption_goes_on_where_it_stopped_and_records_failures(answer, caption, clips, tmp_path):
+def test_caption_resumes_and_records_failures(answer, caption, clips, tmp_path):
     out, bad = tmp_path / "new" / "captions.jsonl", tmp_path / "bad.mp4"
     bad.write_bytes(white_png(16000, 16000))
     first = caption(clips[0], "--out", out)
@@ -126,7 +316,7 @@ def test_caption_goes_on_where_it_stopped_and_records_failures(answer, caption, 
     assert len(read(out)) == 4
 
 
-def test_a_caption_says_how_it_was_made(caption, checkpoint, clips, tmp_path, monkeypatch):
+def test_caption_records_how_it_was_made(caption, checkpoint, clips, tmp_path, monkeypatch):
     monkeypatch.chdir(clips[0].parent)
     assert caption(clips[0].name, "--prompt", "What moves?", "--num-frames", 2).exit_code == 0
     (row,) = read(tmp_path / "out.jsonl")
@@ -148,7 +338,7 @@ def test_a_caption_says_how_it_was_made(caption, checkpoint, clips, tmp_path, mo
     }
 
 
-def test_a_file_takes_captions_made_in_one_way(caption, checkpoint, clips, tmp_path):
+def test_file_takes_captions_made_in_one_way(caption, checkpoint, clips, tmp_path):
     out = tmp_path / "out.jsonl"
     assert caption(clips[0]).exit_code == 0
     written = out.read_bytes()
@@ -176,7 +366,7 @@ def test_a_file_takes_captions_made_in_one_way(caption, checkpoint, clips, tmp_p
     assert "0 captioned, 1 done before" in caption(clips[0], "--model", moved).stdout, "the same weights elsewhere"
 
 
-def test_answers_know_how_their_model_is_quantised(checkpoint, tmp_path):
+def test_checkpoint_has_the_quantisation(checkpoint, tmp_path):
     """The same from the configs as from the model that is loaded; of one that was saved quantised, too."""
     for bits, named in ((4, "nf4"), (8, "llm_int8")):
         quantized = {"quantization_config": pllava.quantization_config(bits)}
@@ -188,7 +378,7 @@ def test_answers_know_how_their_model_is_quantised(checkpoint, tmp_path):
     assert Checkpoint.read(checkpoint).quantization is None
 
 
-def test_folders_are_searched_for_videos_and_for_folders_of_frames(answer, caption, clips, tmp_path):
+def test_caption_searches_folders_for_videos_and_folders_of_frames(answer, caption, clips, tmp_path):
     folder, out = tmp_path / "folder", tmp_path / "out.jsonl"
     (folder / "of videos" / "of frames").mkdir(parents=True)
     (folder / "nothing").mkdir()
@@ -209,7 +399,7 @@ def test_folders_are_searched_for_videos_and_for_folders_of_frames(answer, capti
         assert result.exit_code == 1 and result.stderr == f"Error: no videos in {folder / none}\n"
 
 
-def test_an_image_beside_folders_of_frames_keeps_none_of_them_out(caption, tmp_path):
+def test_caption_finds_folders_of_frames_beside_an_image(caption, tmp_path):
     folder = tmp_path / "folder"
     for file in ("cover.jpg", "a/0.png", "a/1.png", "b/0.png", "b/1.png"):
         (folder / file).parent.mkdir(parents=True, exist_ok=True)
@@ -219,17 +409,17 @@ def test_an_image_beside_folders_of_frames_keeps_none_of_them_out(caption, tmp_p
 
 
 @pytest.mark.parametrize(
-    ("content", "said"), [('{"video": "a"}\ngarbage\n', "line 2"), ('{"id": 3}\n', '"video"'), ("[]\n", "line 1")]
+    ("content", "message"), [('{"video": "a"}\ngarbage\n', "line 2"), ('{"id": 3}\n', '"video"'), ("[]\n", "line 1")]
 )
-def test_an_output_file_of_another_kind_is_refused_and_kept(caption, clips, tmp_path, content, said):
+def test_output_file_of_another_kind_is_refused_and_kept(caption, clips, tmp_path, content, message):
     out = tmp_path / "out.jsonl"
     out.write_text(content)
     result = caption(clips[0])
-    assert result.exit_code == 1 and result.stderr.startswith(f"Error: {out}") and said in result.stderr
+    assert result.exit_code == 1 and result.stderr.startswith(f"Error: {out}") and message in result.stderr
     assert result.stderr.count("\n") == 1 and out.read_text() == content
 
 
-def test_a_video_and_an_output_file_are_known_by_any_name(caption, clips, tmp_path, monkeypatch):
+def test_video_and_output_file_are_recognised_by_any_path(caption, clips, tmp_path, monkeypatch):
     from filelock import FileLock
 
     out, link, folder = tmp_path / "out.jsonl", tmp_path / "link.jsonl", clips[0].parent
@@ -243,7 +433,7 @@ def test_a_video_and_an_output_file_are_known_by_any_name(caption, clips, tmp_pa
     assert refused.exit_code == 1 and str(link) in refused.stderr
 
 
-def test_one_process_captions_into_a_file_and_killed_leaves_nothing_running(caption, checkpoint, clips, tmp_path):
+def test_one_process_writes_a_file_and_leaves_no_workers_when_killed(caption, checkpoint, clips, tmp_path):
     out, folder = tmp_path / "out.jsonl", tmp_path / "folder"
     folder.mkdir()
     for number in range(400):
@@ -264,3 +454,33 @@ def test_one_process_captions_into_a_file_and_killed_leaves_nothing_running(capt
     third = caption(folder / "0.mp4", clips[1])
     assert "1 captioned, 1 done before, 0 failed" in third.stdout and captioned < 400
     assert len({row["video"] for row in read(out)}) == len(read(out)) == captioned + 1
+
+
+def test_caption_of_a_part_is_recorded_as_such(answer, caption, clips, tmp_path):
+    part = {"start": 1, "end": 2.5}
+    assert caption(clips[2], "--start", 1, "--end", 2.5).exit_code == 0
+    (row,) = read(tmp_path / "out.jsonl")
+    chat = message("user", "Describe the video.", clips[2])
+    chat["content"][0].update(part)
+    assert row.items() >= {**part, "caption": answer([chat]).strip()}.items()
+    whole = caption(clips[2])
+    assert whole.exit_code == 1 and "captions made with {'end': 2.5, 'start': 1.0}, not with" in whole.stderr
+    assert "0 captioned, 1 done before" in caption(clips[2], "--start", 1, "--end", 2.5).stdout
+
+
+def test_clip_that_takes_too_long_to_decode_is_recorded_as_an_error(caption, clips, tmp_path, monkeypatch):
+    module = importlib.import_module("pllava_cli.caption")
+    sample_frames = module.sample_frames
+
+    def sample_slowly(processor, video, *options):
+        if video == str(clips[1]):
+            time.sleep(60)
+        return sample_frames(processor, video, *options)
+
+    monkeypatch.setattr(module, "sample_frames", sample_slowly)
+    monkeypatch.setattr("pllava.workers.DECODE_TIMEOUT", 5)
+    result = caption(*clips, "--batch-size", 2)
+    assert result.exit_code == 1 and "2 captioned, 0 done before, 1 failed" in result.stdout
+    rows = {row["video"]: row for row in read(tmp_path / "out.jsonl")}
+    assert rows[str(clips[1])]["error"].startswith(f"Cannot decode {clips[1]}: it took more than 5 seconds")
+    assert rows[str(clips[0])]["caption"] and rows[str(clips[2])]["caption"]

@@ -61,6 +61,7 @@ NEED = [
     ("eval", ["pllava", "eval", "nano"]),
     ("eval", ["pllava.eval", "nano"]),
     ("eval", ["pllava.nano", "evaluate", "--clips", "1"]),
+    ("train", ["pllava", "train", "--config", "train/recipes/nano.yaml"]),
     ("train", ["pllava", "data", "inspect", "rows.jsonl"]),
     ("train", ["pllava", "data", "push", "rows.jsonl", "me/rows"]),
     ("train", ["pllava.train", "--config", "train/recipes/nano.yaml"]),

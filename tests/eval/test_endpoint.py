@@ -171,17 +171,17 @@ def test_command_evaluates_and_judges_at_servers(data, tmp_path):
     assert found["judge"]["asked"] + found["judge"]["from_cache"] == 4  # in the first run; the second had all grades
     nameless = ["eval", "--endpoint", url, "--data", str(data), "--benchmark", "msvd_qa", "--out", str(tmp_path)]
     finished = runner.invoke(app, nameless)
-    assert finished.exit_code == 1 and "Name the model" in finished.output
+    assert finished.exit_code == 2 and "Name the model" in finished.output
     for options, message in {
         "--chat-template plain": "for a local model",
         "--adapter mine": "for a local model",
-        "--batch-size 16 --alpha 2": "leave --batch-size, --alpha out",
-        "--dtype float16 --load-in-4bit --workers 3": "leave --workers, --dtype, --load-in-4bit out",
+        "--batch-size 16 --alpha 2": "leave --alpha, --batch-size out",
+        "--dtype float16 --load-in-4bit --workers 3": "leave --dtype, --load-in-4bit, --workers out",
         f"--judge-endpoint {judge_url}": "--judge",
     }.items():
         values = ["eval", "served", "--endpoint", url, "--data", str(data), "--benchmark", "msvd_qa", *options.split()]
         finished = runner.invoke(app, [*values, "--out", str(tmp_path)])
-        assert finished.exit_code == 1 and message in finished.output, options
+        assert finished.exit_code == 2 and message in finished.output, options
 
 
 def test_processes_share_the_requests_and_one_process_judges(data, tmp_path):

@@ -175,7 +175,7 @@ def test_rescoring_judges_saved_answers(nano, tmp_path):
     ("arguments", "problem"),
     [
         (["nano", "--data", "x", "--controls"], "leave MODEL, --data, --controls out"),
-        (["--batch-size", 3, "--num-frames", 8, "--alpha", 2], "leave --batch-size, --num-frames, --alpha out"),
+        (["--batch-size", 3, "--num-frames", 8, "--alpha", 2], "leave --alpha, --num-frames, --batch-size out"),
         ([], "lacks answers of its run"),
     ],
 )
@@ -184,7 +184,7 @@ def test_rescoring_refuses_model_options_and_incomplete_answers(unbroken, tmp_pa
     rows = lines(unbroken)
     (tmp_path / "nano" / "predictions.jsonl").write_text(to_lines(rows[:-1]))
     finished = invoke(*arguments, "--rescore", tmp_path / "nano")
-    assert finished.exit_code == 1 and problem in finished.stderr
+    assert finished.exit_code == (2 if arguments else 1) and problem in finished.stderr
     assert lines(tmp_path / "nano") == rows[:-1]
     empty = tmp_path / "empty"
     empty.mkdir()
@@ -233,5 +233,5 @@ def test_invalid_results_file_is_reported_by_name(unbroken, tmp_path, name, text
 def test_options_without_effect_are_refused(tmp_path, monkeypatch, arguments, problem):
     monkeypatch.chdir(tmp_path)
     finished = invoke(*arguments.split())
-    assert finished.exit_code == 1 and problem in finished.stderr
+    assert finished.exit_code == 2 and problem in finished.stderr
     assert not list(tmp_path.iterdir())

@@ -62,9 +62,11 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _read(self, path: str) -> tuple:
         prefix = ["datasets"] if path.startswith("datasets/") else []
-        organisation, name, _, _, *file = path.split("/")[len(prefix) :]
+        organisation, name, _, revision, *file = path.split("/")[len(prefix) :]
         repository = self.folder.joinpath(*prefix, organisation, name)
         content = repository.joinpath(*file)
+        if repository.is_dir() and revision not in ("main", _revision(repository)):
+            return 404, b"", {"X-Error-Code": "RevisionNotFound"}
         if not content.is_file():
             return 404, b"", {"X-Error-Code": "EntryNotFound"}
         body = content.read_bytes()
