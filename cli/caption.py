@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from . import options
-from .clips import AS_SAMPLED, End, MaxNewTokens, NumFrames, Start, sample_frames
+from .options import AS_SAMPLED, sample_frames
 from .program import UsageError
 
 if TYPE_CHECKING:
@@ -36,10 +36,10 @@ def caption(
     prompt: Annotated[
         str, typer.Option(help="The question about each video.", metavar="TEXT")
     ] = "Describe the video.",
-    start: Start = None,
-    end: End = None,
-    num_frames: NumFrames = None,
-    max_new_tokens: MaxNewTokens = 256,
+    start: options.Start = None,
+    end: options.End = None,
+    num_frames: options.NumFrames = None,
+    max_new_tokens: options.MaxNewTokens = 256,
     batch_size: Annotated[int, typer.Option(min=1, help="Videos captioned together.", metavar="N")] = 8,
     model: options.Model = None,
     revision: options.Revision = "main",

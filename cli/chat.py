@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from . import options
-from .clips import AS_SAMPLED, End, MaxNewTokens, NumFrames, Start, sample_frames
+from .options import AS_SAMPLED, sample_frames
 
 
 def chat(
@@ -13,10 +13,10 @@ def chat(
     question: Annotated[
         str | None, typer.Argument(help="Without a question, a conversation starts.", metavar="QUESTION")
     ] = None,
-    start: Start = None,
-    end: End = None,
-    num_frames: NumFrames = None,
-    max_new_tokens: MaxNewTokens = 256,
+    start: options.Start = None,
+    end: options.End = None,
+    num_frames: options.NumFrames = None,
+    max_new_tokens: options.MaxNewTokens = 256,
     model: options.Model = None,
     revision: options.Revision = "main",
     adapter: options.Adapter = None,

@@ -1,4 +1,4 @@
-"""The options that name a model and say how to load it, for the commands that run one."""
+"""The options that commands share: which model is loaded and how, and which frames of a clip it sees."""
 
 from dataclasses import dataclass
 from functools import partial
@@ -9,6 +9,7 @@ import typer
 from .program import UsageError
 
 if TYPE_CHECKING:
+    import numpy as np
     from transformers import BitsAndBytesConfig, PreTrainedModel
 
     from pllava import PllavaProcessor, VideoTextToTextPipeline
@@ -132,3 +133,36 @@ class ModelOptions:
         model = model.get_base_model() if hasattr(model, "get_base_model") else model  # pipelines reject PEFT's class
         device = {} if getattr(model, "hf_device_map", None) else {"device": model.device}
         return pipeline("video-text-to-text", model, processor=processor, **device)
+
+
+# --- clips ---
+
+NumFrames = Annotated[
+    int | None,
+    typer.Option(min=1, help="Frames that are sampled.", metavar="N", show_default="as many as in training"),
+]
+Start = Annotated[
+    float | None, typer.Option(min=0, help="Where the clip starts in the video.", metavar="SECONDS", show_default="0")
+]
+End = Annotated[
+    float | None,
+    typer.Option(min=0, help="Where the clip ends.", metavar="SECONDS", show_default="the end of the video"),
+]
+MaxNewTokens = Annotated[int, typer.Option(min=1, help="Length limit of an answer, in tokens.", metavar="N")]
+
+AS_SAMPLED = {"do_sample_frames": False, "do_resize": False}  # `processor_kwargs` for the frames of `sample_frames`
+
+
+def sample_frames(
+    processor: "PllavaProcessor", video: str, num_frames: int | None, start: float | None, end: float | None
+) -> "np.ndarray":
+    """Return the frames that the model sees, resized, `(frames, height, width, 3)` uint8."""
+    frames = processor.video_processor(
+        {"video": video, "start": start, "end": end},
+        num_frames=num_frames,
+        return_tensors="pt",
+        do_center_crop=False,
+        do_rescale=False,
+        do_normalize=False,
+    )
+    return frames["pixel_values_videos"][0].permute(0, 2, 3, 1).numpy()
