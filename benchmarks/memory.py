@@ -207,7 +207,7 @@ def tables(batch: int) -> str:
     vision = configs["7b"].vision_config
     shape = configs["7b"].num_frames, (vision.image_size // vision.patch_size) ** 2, vision.hidden_size
     half, full = (f"{math.prod(shape) * number:,} bytes" for number in (BFLOAT16, FLOAT32))
-    clip = "A clip in a cache of vision features: {} frames x {} patches x {} values, ".format(*shape)
+    clip = "A clip in a cache of vision features: {} frames x {} patches x {} values,\n".format(*shape)
     clip += f"{half} in bfloat16, {full} in float32."
     return "\n\n".join([*(size_table(name, batch) for name in SIZES), _table([["activations", *SIZES], *terms]), clip])
 

@@ -15,7 +15,8 @@ from trl import DPOConfig, SFTConfig
 from .. import load_model, lora_config, model_path, quantization_config
 from ..data.mixture import load_sources
 from ..data.sources import load_source, read_sources
-from .arguments import EvaluationArguments, TrainingParser, check_evaluation, check_options
+from .arguments import EvaluationArguments, TrainingParser, check_evaluation
+from .refused_options import check_options
 from .saving import check_output_dir, exit_if_disk_is_full
 from .trainer import build_trainer
 

@@ -13,10 +13,9 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from ..data.sources import Source
 from ..hub_cards.trained_model_card import build_trained_model_card
 from .arguments import global_batch_size
-from .callbacks import EpochCallback, GradientNormCallback, StreamProgressCallback
+from .callbacks import EpochCallback, GradientNormCallback, StreamProgressCallback, Throughput
 from .loader.stream_loader import StreamLoader, redistribute
 from .saving import PickleFreeMixin, check_output_dir, last_checkpoint, steps_done
-from .throughput import Throughput
 
 
 class StreamingMixin(PickleFreeMixin):

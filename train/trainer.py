@@ -22,12 +22,13 @@ from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
 from ..data.mixture import Mixture, as_mixture
 from ..data.sources import Source
-from .arguments import check_options, global_batch_size
+from .arguments import global_batch_size
 from .loader.collator import IGNORE_INDEX, PreferenceCollator, VideoChatCollator
 from .loader.feature_cache import FeatureCache
 from .loader.skipped import SkippedExamples
 from .loader.stream import RowStream
 from .loader.stream_loader import StreamLoader
+from .refused_options import check_options
 from .stream_trainer import StreamingMixin
 
 
