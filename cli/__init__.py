@@ -14,6 +14,7 @@ from typing import Annotated
 import typer
 
 from . import caption, chat, convert, data, evaluate, train
+from .options import ModelCommand
 from .program import make_program
 
 # Before tqdm is imported, which reads it then: progress bars are for what takes long, such as loading a large model
@@ -23,12 +24,12 @@ logging.getLogger("torch.utils._pytree").setLevel(logging.ERROR)
 warnings.filterwarnings("ignore", category=FutureWarning)  # PEFT and TRL cause some of transformers', for developers
 
 app = make_program("PLLaVA: ask about videos, caption them, train, evaluate and convert models.")
-app.command("chat")(chat.chat)
-app.command("caption")(caption.caption)
+app.command("chat", cls=ModelCommand)(chat.chat)
+app.command("caption", cls=ModelCommand)(caption.caption)
 app.command("convert")(convert.convert)
 app.add_typer(data.data, name="data")
 app.command("train", **train.PASS_OPTIONS_ON)(train.train)
-app.command("eval")(evaluate.evaluate)
+app.command("eval", cls=ModelCommand)(evaluate.evaluate)
 
 
 def _print_version(wanted: bool) -> None:

@@ -25,6 +25,7 @@ BOUNDS = {"start", "end"}  # in a request only if they are given
 
 
 def caption(
+    context: typer.Context,
     paths: Annotated[
         list[str],
         typer.Argument(help="Videos, folders of frames, and folders that are searched for both.", metavar="PATHS"),
@@ -41,16 +42,6 @@ def caption(
     num_frames: options.NumFrames = None,
     max_new_tokens: options.MaxNewTokens = 256,
     batch_size: Annotated[int, typer.Option(min=1, help="Videos captioned together.", metavar="N")] = 8,
-    model: options.Model = None,
-    revision: options.Revision = "main",
-    adapter: options.Adapter = None,
-    alpha: options.Alpha = None,
-    dtype: options.Dtype = "auto",
-    device: options.Device = None,
-    device_map: options.DeviceMap = None,
-    load_in_4bit: options.LoadIn4Bit = False,
-    load_in_8bit: options.LoadIn8Bit = False,
-    check: options.Check = True,
 ) -> None:
     """
     Caption videos into a file that a later run continues.
@@ -62,11 +53,9 @@ def caption(
 
     if out.suffix != ".jsonl":
         raise UsageError(f"--out {out}: captions are written as JSON Lines; name a file that ends in .jsonl")
-    model_options = options.ModelOptions(
-        model, revision, adapter, alpha, dtype, device, device_map, load_in_4bit, load_in_8bit, check
-    )
+    model: options.ModelOptions = context.obj
     videos = {_identity(_name(video)): video for video in chain.from_iterable(map(_find_videos, paths))}
-    checkpoint, processor = model_options.read()
+    checkpoint, processor = model.read()
     request = {
         "prompt": prompt,
         **asdict(checkpoint),
@@ -81,7 +70,7 @@ def caption(
         todo = [video for identity, video in videos.items() if "caption" not in known.get(identity, {})]
         failed = 0
         if todo:
-            pipe = model_options.load_pipeline(processor)
+            pipe = model.load_pipeline(processor)
             failed = _caption_videos(pipe, todo, known, request, out, batch_size)
     typer.echo(
         f"{len(todo) - failed} captioned, {len(videos) - len(todo)} done before, {failed} failed"

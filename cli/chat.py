@@ -9,6 +9,7 @@ from .options import AS_SAMPLED, sample_frames
 
 
 def chat(
+    context: typer.Context,
     video: Annotated[str, typer.Argument(help="Path or URL of a video, or a folder of frames.", metavar="VIDEO")],
     question: Annotated[
         str | None, typer.Argument(help="Without a question, a conversation starts.", metavar="QUESTION")
@@ -17,26 +18,14 @@ def chat(
     end: options.End = None,
     num_frames: options.NumFrames = None,
     max_new_tokens: options.MaxNewTokens = 256,
-    model: options.Model = None,
-    revision: options.Revision = "main",
-    adapter: options.Adapter = None,
-    alpha: options.Alpha = None,
-    dtype: options.Dtype = "auto",
-    device: options.Device = None,
-    device_map: options.DeviceMap = None,
-    load_in_4bit: options.LoadIn4Bit = False,
-    load_in_8bit: options.LoadIn8Bit = False,
-    check: options.Check = True,
 ) -> None:
     """Ask a model about a video. The answer is printed as it is generated."""
     from transformers import TextStreamer
 
-    model_options = options.ModelOptions(
-        model, revision, adapter, alpha, dtype, device, device_map, load_in_4bit, load_in_8bit, check
-    )
-    _, processor = model_options.read()
+    model: options.ModelOptions = context.obj
+    _, processor = model.read()
     frames = sample_frames(processor, video, num_frames, start, end)
-    pipe = model_options.load_pipeline(processor)
+    pipe = model.load_pipeline(processor)
     streamer = TextStreamer(processor.tokenizer, skip_prompt=True, skip_special_tokens=True)
     if question is None:
         typer.echo(f"Ask about {video}; an empty line ends the conversation.")

@@ -1,7 +1,7 @@
 """`pllava eval`: the metrics of a model on benchmarks, and how two models differ."""
 
 from collections.abc import Iterable
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,17 +24,7 @@ RESCORE = {"rescore", "benchmark", "prompts", "concurrency", "judge", "retry_fai
 
 def evaluate(
     context: typer.Context,
-    model_argument: eval_options.ModelArgument = None,
-    model: options.Model = None,
-    revision: options.Revision = "main",
-    adapter: options.Adapter = None,
-    alpha: options.Alpha = None,
-    dtype: options.Dtype = "auto",
-    device: options.Device = None,
-    device_map: options.DeviceMap = None,
-    load_in_4bit: options.LoadIn4Bit = False,
-    load_in_8bit: options.LoadIn8Bit = False,
-    check: options.Check = True,
+    model_name: eval_options.ModelArgument = None,
     endpoint: eval_options.Endpoint = None,
     concurrency: eval_options.Concurrency = 8,
     benchmark: eval_options.Benchmark = "nano",
@@ -66,6 +56,7 @@ def evaluate(
     from pllava import eval as evaluation
 
     _refuse_unused(context)
+    model_options = replace(context.obj, model=context.obj.model or model_name)
     if compare:
         _print_comparison(*compare)
         return
@@ -94,12 +85,8 @@ def evaluate(
     samples = [evaluation.read_samples(each, data, limit) for each in benchmarks]
     loaded_judge = load_judge(out)
     if endpoint:
-        answerer = _endpoint(model or model_argument, endpoint, concurrency, num_frames)
+        answerer = _endpoint(model_options.model, endpoint, concurrency, num_frames)
     else:
-        model_options = options.ModelOptions(
-            model or model_argument,
-            *(revision, adapter, alpha, dtype, device, device_map, load_in_4bit, load_in_8bit, check),
-        )
         answerer = _local_model(model_options, num_frames, chat_template, batch_size, workers)
     _print_results(
         evaluation.evaluate_suite(
@@ -137,11 +124,9 @@ def _refuse_unused(context: typer.Context) -> None:
         refuse({"concurrency"}, "There is neither --endpoint nor --judge-endpoint")
     if values["endpoint"]:
         refuse(LOCAL_MODEL, "Options for a local model have no effect on an --endpoint")
-    names = {values["model_argument"], values["model"]} - {None}
+    names = {values["model_name"], context.obj.model} - {None}
     if len(names) > 1:
-        raise UsageError(
-            f"MODEL and --model are the same option; got {values['model_argument']} and {values['model']}"
-        )
+        raise UsageError(f"MODEL and --model are the same option; got {values['model_name']} and {context.obj.model}")
 
 
 def _local_model(

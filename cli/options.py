@@ -1,10 +1,11 @@
 """The options that commands share: which model is loaded and how, and which frames of a clip it sees."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 from .program import UsageError
 
@@ -49,25 +50,24 @@ Check = Annotated[bool, option(help="Check that the answers depend on the video,
 
 @dataclass(frozen=True)
 class ModelOptions:
-    """
-    The options that name a model and say how to load it.
+    """The options that name a model and say how to load it. A [`ModelCommand`] has them."""
 
-    Raises:
-        UsageError: if they contradict each other, or `dtype` is not one of torch.
-    """
+    model: Model = None
+    revision: Revision = "main"
+    adapter: Adapter = None
+    alpha: Alpha = None
+    dtype: Dtype = "auto"
+    device: Device = None
+    device_map: DeviceMap = None
+    load_in_4bit: LoadIn4Bit = False
+    load_in_8bit: LoadIn8Bit = False
+    check: Check = True
 
-    model: str | None
-    revision: str
-    adapter: str | None
-    alpha: float | None
-    dtype: str
-    device: str | None
-    device_map: str | None
-    load_in_4bit: bool
-    load_in_8bit: bool
-    check: bool
-
-    def __post_init__(self) -> None:
+    def validate(self) -> None:
+        """
+        Raises:
+            UsageError: if the options contradict each other, or `dtype` is not one of torch.
+        """
         import torch
 
         if self.dtype != "auto" and not isinstance(getattr(torch, self.dtype, None), torch.dtype):
@@ -96,6 +96,7 @@ class ModelOptions:
 
     def read(self) -> "tuple[Checkpoint, PllavaProcessor]":
         """Read which model it is, and its processor, without loading weights."""
+        self.validate()
         from transformers import AutoProcessor
 
         from pllava.loading import Checkpoint
@@ -133,6 +134,19 @@ class ModelOptions:
         model = model.get_base_model() if hasattr(model, "get_base_model") else model  # pipelines reject PEFT's class
         device = {} if getattr(model, "hf_device_map", None) else {"device": model.device}
         return pipeline("video-text-to-text", model, processor=processor, **device)
+
+
+class ModelCommand(TyperCommand):
+    """A command that also has the options of [`ModelOptions`]. Its function finds them in `context.obj`."""
+
+    def __init__(self, *args: Any, params: list[Any], **kwargs: Any):
+        only_model = typer.Typer(add_completion=False)
+        only_model.command()(ModelOptions)
+        super().__init__(*args, params=[*typer.main.get_command(only_model).params, *params], **kwargs)
+
+    def invoke(self, ctx: typer.Context) -> Any:
+        ctx.obj = ModelOptions(**{field.name: ctx.params.pop(field.name) for field in fields(ModelOptions)})
+        return super().invoke(ctx)
 
 
 # --- clips ---
