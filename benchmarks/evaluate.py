@@ -16,6 +16,7 @@ from transformers import AutoProcessor
 
 import pllava
 from pllava.eval import PLAIN, LocalModel, load_benchmark, load_prompts, read_samples
+from pllava.eval.models.answerer import Work
 from pllava.nano.data import read_questions, render
 
 
@@ -55,7 +56,7 @@ def main(clips: int = 60, batch_size: int = 16) -> None:
         began = time.perf_counter()
         answers = {
             sample.id: answer.texts[0]
-            for _, answered in answerer.answers(benchmark, samples, [PLAIN], lambda variant, sample: False)
+            for _, answered in answerer.answers(Work(benchmark, samples, [PLAIN]))
             for sample, answer in answered
         }
         seconds = time.perf_counter() - began

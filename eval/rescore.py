@@ -40,19 +40,20 @@ def rescore(folder: Path, benchmark: Benchmark, judge: Judge | None = None, seed
         ValueError: if answers are missing, the folder is a variant's, or a run is writing to it.
     """
     with locked(folder):
-        results, samples = {}, []
+        results, samples = {}, {}
         for run_folder, run in _runs(folder):
             if run_folder == folder and _is_variant(folder, run):
                 raise ValueError(
                     f"{folder} has a variant's answers only, which belong to a plain run: pass its parent folder"
                 )
             result = Results(run_folder, run)
-            samples = [from_row(row)[0] for row in result.rows.values()]
-            if digest_samples(samples) != run["samples"]:
+            variant = Variant("" if run_folder == folder else run_folder.name)
+            samples[variant] = [from_row(row)[0] for row in result.rows.values()]
+            if digest_samples(samples[variant]) != run["samples"]:
                 raise ValueError(f"{run_folder} lacks answers of its run: resume the run first")
             result.rows = {key: _rescored(benchmark, row) for key, row in result.rows.items()}
             result.save()
-            results[Variant("" if run_folder == folder else run_folder.name)] = result
+            results[variant] = result
         return conclude(Collected(benchmark, folder, samples, results, asdict(Timing())), judge, seed)
 
 

@@ -24,7 +24,7 @@ from .benchmarks.readers import MAX_UNREADABLE, read_samples
 from .benchmarks.samples import Sample, digest_samples
 from .controls_and_sweeps import PLAIN, Variant
 from .distributed import WorkClaims, join_processes
-from .models.answerer import Answerer, Timing
+from .models.answerer import Answerer, Timing, Work
 from .report.report import write_report
 from .scoring.judge import Judge
 from .scoring.score import score_answer
@@ -38,7 +38,7 @@ class Collected:
 
     benchmark: Benchmark
     folder: Path
-    samples: list[Sample]
+    samples: dict[Variant, list[Sample]]
     results: dict[Variant, Results]
     time: dict[str, float]
 
@@ -127,7 +127,7 @@ def collect(
     state.wait_for_everyone()
     if state.is_main_process:
         shutil.rmtree(claims.folder)
-    return Collected(benchmark, folder, samples, results, asdict(timing))
+    return Collected(benchmark, folder, dict.fromkeys(variants, samples), results, asdict(timing))
 
 
 def _answer(
@@ -150,7 +150,7 @@ def _answer(
     with tqdm(
         total=total, initial=done, desc=benchmark.title, unit="answer", disable=not state.is_main_process
     ) as bar:
-        for variant, answers in answerer.answers(benchmark, samples, list(results), is_done, claims.claim):
+        for variant, answers in answerer.answers(Work(benchmark, samples, list(results), is_done, claims.claim)):
             rows = [to_row(sample, answer, score_answer(benchmark, sample, answer)) for sample, answer in answers]
             results[variant].append(rows)
             timing.answered += len(rows)
@@ -180,8 +180,9 @@ def conclude(collected: Collected, judge: Judge | None = None, seed: int = 0) ->
     """
     benchmark, metrics = collected.benchmark, {}
     for variant, results in collected.results.items():
-        rows, judging = results.merge(collected.samples), {}
-        _check_failures(collected, results.folder, rows)
+        samples = collected.samples[variant]
+        rows, judging = results.merge(samples), {}
+        _check_failures(benchmark, results.folder, samples, rows)
         if benchmark.score == "caption":
             from .scoring.captions import score_captions  # its libraries take a second to import
 
@@ -197,7 +198,7 @@ def conclude(collected: Collected, judge: Judge | None = None, seed: int = 0) ->
         metrics[variant.name] = {
             "benchmark": benchmark.name,
             "variant": variant.name,
-            **summarise(benchmark, collected.samples, rows, seed),
+            **summarise(benchmark, samples, rows, seed),
             **_judge_metrics(rows, judging, previous.get("judge", {})),
             "run": results.run,
             "time": collected.time if collected.time["answered"] else previous.get("time", collected.time),
@@ -208,11 +209,11 @@ def conclude(collected: Collected, judge: Judge | None = None, seed: int = 0) ->
     return metrics
 
 
-def _check_failures(collected: Collected, folder: Path, rows: Sequence[Row]) -> None:
+def _check_failures(benchmark: Benchmark, folder: Path, samples: Sequence[Sample], rows: Sequence[Row]) -> None:
     errors = [row["error"] for row in rows if "error" in row]
-    if len(errors) > MAX_UNREADABLE * len(collected.samples):
+    if len(errors) > MAX_UNREADABLE * len(samples):
         raise ValueError(
-            f"{collected.benchmark.title}: {len(errors)} of {len(collected.samples)} samples in {folder} have no "
+            f"{benchmark.title}: {len(errors)} of {len(samples)} samples in {folder} have no "
             f"answer; the first failed with: {errors[0]}. Nothing is scored; --retry-failed tries them again"
         )
 

@@ -12,6 +12,7 @@ from transformers.integrations import TensorBoardCallback, is_deepspeed_zero3_en
 from ..eval.benchmarks.benchmark import Benchmark
 from ..eval.benchmarks.samples import Sample
 from ..eval.controls_and_sweeps import PLAIN
+from ..eval.models.answerer import Work
 from ..eval.models.local_model import LocalModel
 from ..eval.scoring.score import score_answer
 from ..eval.store import to_row
@@ -79,9 +80,8 @@ class PredictionsCallback(TrainerCallback):
         world_size, rank = self.trainer.args.world_size, self.trainer.args.process_index
         rows = []
         with self.trainer.accelerator.autocast():
-            for _, answers in self.model.answers(
-                self.benchmark, self.samples, [PLAIN], lambda *_: False, lambda piece: piece % world_size == rank
-            ):
+            work = Work(self.benchmark, self.samples, [PLAIN], claim=lambda piece: piece % world_size == rank)
+            for _, answers in self.model.answers(work):
                 for sample, answer in answers:
                     scores = score_answer(self.benchmark, sample, answer)
                     rows.append({"step": step, **to_row(sample, answer, scores)})

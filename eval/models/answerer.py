@@ -47,6 +47,24 @@ class Timing:
     processes: int = 1
 
 
+@dataclass(frozen=True)
+class Work:
+    """
+    The questions that a model is asked.
+
+    Args:
+        variants: The ways in which each sample is asked.
+        is_done: Whether a variant of a sample has its answer already.
+        claim: Whether this process does piece number `piece` of the work; by default it does all.
+    """
+
+    benchmark: Benchmark
+    samples: Sequence[Sample]
+    variants: Sequence[Variant]
+    is_done: Callable[[Variant, Sample], bool] = lambda variant, sample: False
+    claim: Callable[[int], bool] = lambda piece: True
+
+
 class Answerer(Protocol):
     """
     A model that answers questions: a [`LocalModel`], or an [`Endpoint`] for a model behind a server. It adds the
@@ -63,18 +81,5 @@ class Answerer(Protocol):
             ValueError: if the model cannot answer in this variant.
         """
 
-    def answers(
-        self,
-        benchmark: Benchmark,
-        samples: Sequence[Sample],
-        variants: Sequence[Variant],
-        is_done: Callable[[Variant, Sample], bool],
-        claim: Callable[[int], bool] = lambda piece: True,
-    ) -> Iterator[tuple[Variant, list[tuple[Sample, Answer]]]]:
-        """
-        Yield the missing answers as they come.
-
-        Args:
-            is_done: Whether there is an answer already.
-            claim: Whether this process does piece number `piece` of the work; by default it does all.
-        """
+    def answers(self, work: Work) -> Iterator[tuple[Variant, list[tuple[Sample, Answer]]]]:
+        """Yield the missing answers as they come."""

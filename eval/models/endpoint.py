@@ -3,7 +3,7 @@
 import base64
 import io
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from ...video_processing_pllava import PllavaVideoProcessor
 from ..benchmarks.benchmark import Benchmark
 from ..benchmarks.samples import Sample
 from ..controls_and_sweeps import Variant, choose_frames
-from .answerer import Answer, Answerer, Timing
+from .answerer import Answer, Answerer, Timing, Work
 from .openai_client import ChatServer
 
 MIME_SUBTYPES = {".mp4": "mp4", ".webm": "webm", ".mkv": "x-matroska", ".mov": "quicktime", ".avi": "x-msvideo"}
@@ -47,20 +47,13 @@ class Endpoint(Answerer):
             "control": variant.control,
         }
 
-    def answers(
-        self,
-        benchmark: Benchmark,
-        samples: Sequence[Sample],
-        variants: Sequence[Variant],
-        is_done: Callable[[Variant, Sample], bool],
-        claim: Callable[[int], bool] = lambda piece: True,
-    ) -> Iterator[tuple[Variant, list[tuple[Sample, Answer]]]]:
+    def answers(self, work: Work) -> Iterator[tuple[Variant, list[tuple[Sample, Answer]]]]:
         """Yield the missing answers one by one, in the order in which the server replies."""
-        pairs = [(variant, sample) for sample in samples for variant in variants]
-        missing = [index for index, pair in enumerate(pairs) if not is_done(*pair)]
+        pairs = [(variant, sample) for sample in work.samples for variant in work.variants]
+        missing = [index for index, pair in enumerate(pairs) if not work.is_done(*pair)]
 
         def answer(index: int) -> Answer | None:
-            return self._answer(benchmark, *pairs[index]) if claim(index // REQUESTS_PER_CLAIM) else None
+            return self._answer(work.benchmark, *pairs[index]) if work.claim(index // REQUESTS_PER_CLAIM) else None
 
         for number, answered in self.server.map(answer, missing):
             if answered is not None:

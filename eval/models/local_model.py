@@ -7,7 +7,7 @@ the vision tower once. `generation.py` does the same for the language model.
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from functools import cache, cached_property, partial
@@ -25,7 +25,7 @@ from ...loading import Checkpoint
 from ..benchmarks.benchmark import Benchmark
 from ..benchmarks.samples import ClipKey, Sample
 from ..controls_and_sweeps import Variant, choose_frames
-from .answerer import Answer, Answerer, Timing
+from .answerer import Answer, Answerer, Timing, Work
 from .batching import plan_batches
 from .clip_decoding import DecodedClip, decode_clips
 from .generation import Generator, Prompt, out_of_memory_error
@@ -93,14 +93,7 @@ class LocalModel(Answerer):
             "control": variant.control,
         }
 
-    def answers(
-        self,
-        benchmark: Benchmark,
-        samples: Sequence[Sample],
-        variants: Sequence[Variant],
-        is_done: Callable[[Variant, Sample], bool],
-        claim: Callable[[int], bool] = lambda piece: True,
-    ) -> Iterator[tuple[Variant, list[tuple[Sample, Answer]]]]:
+    def answers(self, work: Work) -> Iterator[tuple[Variant, list[tuple[Sample, Answer]]]]:
         """
         Yield the missing answers batch by batch.
 
@@ -108,37 +101,37 @@ class LocalModel(Answerer):
         an answer may depend on its batch, so a resumed run gives exactly the answers of an uninterrupted one, with any
         number of processes.
         """
-        encode = cache(partial(self.encode, benchmark))
-        lengths = [max(sum(map(len, encode(text, True))) for text in sample.questions) for sample in samples]
-        claimed = deque()  # windows whose clips are being decoded: (work, keys of the clips)
+        encode = cache(partial(self.encode, work.benchmark))
+        lengths = [max(sum(map(len, encode(text, True))) for text in sample.questions) for sample in work.samples]
+        claimed = deque()  # windows whose clips are being decoded: (batches and missing variants, keys of the clips)
 
         def sources() -> Iterator[dict[str, Any]]:
             """Yield the clips to decode. Workers read ahead, so a window is claimed when its decoding begins."""
-            for number, window in enumerate(plan_batches(samples, lengths, self.batch_size)):
-                work = [
-                    (batch, missing)
-                    for batch in window
-                    if (missing := [v for v in variants if not all(is_done(v, sample) for sample in batch)])
-                ]
-                if work and claim(number):
-                    clips = {sample.clip: sample.source for batch, _ in work for sample in batch}
-                    claimed.append((work, list(clips)))
+            for number, window in enumerate(plan_batches(work.samples, lengths, self.batch_size)):
+                todo = [(batch, missing) for batch in window if (missing := self._missing_variants(work, batch))]
+                if todo and work.claim(number):
+                    clips = {sample.clip: sample.source for batch, _ in todo for sample in batch}
+                    claimed.append((todo, list(clips)))
                     yield from clips.values()
 
         dtype = getattr(torch, self.checkpoint.dtype)
         decoded = self._timed(decode_clips(self.processor, sources(), dtype, self.num_workers))
         for first in decoded:
-            work, keys = claimed.popleft()
+            todo, keys = claimed.popleft()
             clips = dict(zip(keys, [first, *islice(decoded, len(keys) - 1)], strict=True))
             features: dict[ClipKey, torch.Tensor] = {}
-            for index, (batch, missing) in enumerate(work):
+            for index, (batch, missing) in enumerate(todo):
                 began = time.perf_counter()
-                results = list(self._answer_batch(benchmark, encode, batch, missing, clips, features))
+                results = list(self._answer_batch(work.benchmark, encode, batch, missing, clips, features))
                 self.timing.model_seconds += time.perf_counter() - began
                 for variant, answered in results:
-                    yield variant, [pair for pair in answered if not is_done(variant, pair[0])]
-                still_needed = {sample.clip for later, _ in work[index + 1 :] for sample in later}
+                    yield variant, [pair for pair in answered if not work.is_done(variant, pair[0])]
+                still_needed = {sample.clip for later, _ in todo[index + 1 :] for sample in later}
                 features = {key: value for key, value in features.items() if key in still_needed}
+
+    @staticmethod
+    def _missing_variants(work: Work, batch: list[Sample]) -> list[Variant]:
+        return [each for each in work.variants if not all(work.is_done(each, sample) for sample in batch)]
 
     def _timed(self, decoded: Iterator[DecodedClip]) -> Iterator[DecodedClip]:
         began = time.perf_counter()

@@ -12,7 +12,7 @@ from transformers import AutoProcessor
 from typer.testing import CliRunner
 
 import pllava
-from pllava.eval import PLAIN, Checkpoint, LocalModel, Variant, evaluate, load_benchmark
+from pllava.eval import PLAIN, Checkpoint, LocalModel, Variant, evaluate, load_benchmark, parse_sweep
 from pllava.files import to_lines
 from pllava.nano.data import render
 from pllava_cli import app
@@ -129,6 +129,18 @@ def test_rescoring_needs_no_model_and_no_data(unbroken, tmp_path, monkeypatch):
     assert again == found
     assert lines(tmp_path / "nano" / "no_video") == lines(unbroken / "no_video")
     assert (tmp_path / "nano" / "report.md").read_text() == (unbroken / "report.md").read_text()
+
+
+def test_rescoring_keeps_the_samples_of_each_variant(nano, world, tmp_path):
+    """A sweep over a part of the samples, beside a run over all of them."""
+    evaluate(benchmark("nano"), nano, str(world), tmp_path)
+    sweep = parse_sweep("pooling_shape=8x3x3")
+    evaluate(benchmark("nano"), nano, str(world), tmp_path, sweep, limit=1)
+    folders = tmp_path / "nano", tmp_path / "nano" / sweep[0].name
+    before = [metrics(folder) for folder in folders]
+    assert before[0]["expected"] > before[1]["expected"]
+    assert invoke("--rescore", tmp_path).exit_code == 0
+    assert [metrics(folder) for folder in folders] == before
 
 
 def test_rescoring_applies_a_changed_rule(nano, world, tmp_path):

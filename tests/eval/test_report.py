@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -41,9 +42,9 @@ class ScriptedModel:
         shape = list(variant.pooling_shape or (16, 3, 3))
         return {"model": self.model, "control": variant.control, "alpha": variant.alpha, "pooling_shape": shape}
 
-    def answers(self, benchmark, samples, variants, is_done, take):
-        for variant in variants:
-            for number, sample in enumerate(samples):
+    def answers(self, work):
+        for variant in work.variants:
+            for number, sample in enumerate(work.samples):
                 right = sample.options.index(sample.reference) if sample.options else 0
                 index = right if variant == PLAIN and number % 4 else (right + 1) % max(len(sample.options), 1)
                 text = sample.options[index] if sample.options else "Ran."
@@ -172,9 +173,9 @@ def test_accuracy_legacy_is_left_out_if_no_answer_has_a_letter(tmp_path):
 
 def test_unreadable_clips_are_a_task_of_the_legacy_table(tmp_path):
     class Blind(ScriptedModel):
-        def answers(self, benchmark, samples, variants, is_done, take):
-            yield PLAIN, [(samples[1], Answer(error="no such file"))]
-            yield from super().answers(benchmark, [samples[0], *samples[2:]], variants, is_done, take)
+        def answers(self, work):
+            yield PLAIN, [(work.samples[1], Answer(error="no such file"))]
+            yield from super().answers(replace(work, samples=[work.samples[0], *work.samples[2:]]))
 
     found = run(tmp_path, answerer=Blind())[0][""]
     assert found["legacy"]["error_reading_video"] == 0 and found["legacy"]["Avg"] == 100 * found["accuracy_legacy"]
