@@ -1,5 +1,5 @@
 """
-Draw the rooms of the repository with their lines of Python and the imports between them, and write
+Draw the rooms of the repository and the imports between them, and write
 docs/figures/rooms_light.png and rooms_dark.png. All is measured from the code:
 
     python docs/draw_rooms.py
@@ -10,7 +10,7 @@ If an import points upwards, or files import each other, nothing is drawn: these
 import sys
 
 from figure_style import DARK, LIGHT, arrow, box, canvas, save, text
-from rooms import ROOMS, ROOT, check_rooms, measure_imports, room_of
+from rooms import ROOMS, check_rooms, measure_imports, room_of
 
 HALF_HEIGHT = 26
 # The centre of each room and half its width, in CSS pixels, and what it holds
@@ -52,9 +52,6 @@ def room_imports(imports: dict[str, set[str]]) -> dict[str, set[str]]:
 
 
 def draw(imports: dict[str, set[str]]) -> None:
-    lines = dict.fromkeys(DRAWN, 0)
-    for file in imports:
-        lines[room_of(file, ROOMS)] += len((ROOT / file).read_text(encoding="utf-8").splitlines())
     for theme in (LIGHT, DARK):
         figure, axes = canvas(height=568)
         for upper, lower in ((upper, lower) for upper, rooms in room_imports(imports).items() for lower in rooms):
@@ -62,14 +59,13 @@ def draw(imports: dict[str, set[str]]) -> None:
             start = min(max(x1, x0 - half0 + 15), x0 + half0 - 15), y0 + HALF_HEIGHT
             end = min(max(start[0], x1 - half1 + 15), x1 + half1 - 15), y1 - HALF_HEIGHT - 1
             arrow(axes, start, end, theme.line)
-        left, right = ({"ha": side, "va": "baseline", "zorder": 4} for side in ("left", "right"))
+        left = {"ha": "left", "va": "baseline", "zorder": 4}
         for room, (x, y, half, content) in DRAWN.items():
             box(axes, x - half, y - HALF_HEIGHT, 2 * half, 2 * HALF_HEIGHT, theme.line, theme.quiet, zorder=3)
             text(axes, x - half + 9, y - 6, room, theme.text, 13, **left, weight="bold")
-            text(axes, x + half - 9, y - 6, f"{lines[room]:,}", theme.muted, **right)
             text(axes, x - half + 9, y + 14, content, theme.muted, 12, **left)
         note = "An arrow is an import; those that\nother arrows imply are left out."
-        text(axes, 4, 16, f"{sum(lines.values()):,} lines of Python\n{note}", theme.muted, ha="left", va="top")
+        text(axes, 4, 16, note, theme.muted, ha="left", va="top")
         save(figure, "rooms", theme)
 
 
