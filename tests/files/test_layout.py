@@ -64,7 +64,7 @@ def test_setup_cfg_installs_all_files():
     setup = configparser.ConfigParser()
     setup.read(rooms.ROOT / "setup.cfg")
     packages = setup["options"]["packages"].split()
-    patterns = setup["options.package_data"]["pllava"].split(", ")
+    patterns = setup["options.package_data"]["pllava"].split()
     checkpoint = [name for name in rooms.repository_files() if name.startswith("nano/checkpoint/")]
     for name in [*checkpoint, *rooms.product_files()]:
         file = PurePosixPath(name)
