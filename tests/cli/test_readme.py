@@ -24,17 +24,21 @@ SNIPPETS = [(page, *snippet) for page, snippets in PAGES.items() for snippet in 
 
 
 @pytest.fixture(scope="module")
-def directory(tmp_path_factory):
-    """A folder with demo.mp4 and the benchmarks' files; snippets find what earlier snippets wrote there."""
-    directory = tmp_path_factory.mktemp("readme")
+def directories(tmp_path_factory):
+    """A folder for each page, with demo.mp4 and the benchmarks' files; snippets find what earlier ones wrote there."""
+    shared = tmp_path_factory.mktemp("shared")
     demo = subprocess.run(
-        [sys.executable, "-m", "pllava.nano", "demo"], cwd=directory, capture_output=True, text=True, timeout=240
+        [sys.executable, "-m", "pllava.nano", "demo"], cwd=shared, capture_output=True, text=True, timeout=240
     )
     assert demo.returncode == 0, demo.stderr
     right, asked = map(int, re.search(r"(\d+) of (\d+) answers are exactly right", demo.stdout).groups())
     assert right == asked, demo.stdout
-    write_all(directory / "DATAS")
-    return directory
+    write_all(shared / "DATAS")
+    directories = {page: tmp_path_factory.mktemp(Path(page).stem) for page in PAGES}
+    for directory in directories.values():
+        for name in ("demo.mp4", "DATAS"):
+            (directory / name).symlink_to(shared / name)
+    return directories
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +66,7 @@ def server():
 @pytest.mark.parametrize(
     ("page", "language", "code", "output"), SNIPPETS, ids=lambda value: value.strip().split("\n")[0][:40]
 )
-def test_snippet_runs(page, language, code, output, directory, hub, server):
+def test_snippet_runs(page, language, code, output, directories, hub, server):
     if "make " in code:
         for target in re.findall(r"make ([\w-]+)", code):
             assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
@@ -78,10 +82,10 @@ def test_snippet_runs(page, language, code, output, directory, hub, server):
         "HF_HUB_DISABLE_XET": "1",
         "HF_TOKEN": "hf_x",
     }
-    environment |= {"HF_HOME": str(directory / "home"), "ACCELERATE_USE_CPU": "true"}
+    environment |= {"HF_HOME": str(directories[page] / "home"), "ACCELERATE_USE_CPU": "true"}
     environment |= {"OPENAI_BASE_URL": server, "OPENAI_API_KEY": "none"}
     result = subprocess.run(
-        command, cwd=directory, env={**os.environ, **environment}, capture_output=True, text=True, timeout=400
+        command, cwd=directories[page], env={**os.environ, **environment}, capture_output=True, text=True, timeout=400
     )
     assert result.returncode == 0, result.stderr
     assert result.stdout.strip().endswith(output.strip()), result.stdout
