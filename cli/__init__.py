@@ -6,7 +6,6 @@ not wait for them. The commands import what they need when they run.
 """
 
 import logging
-import os
 import warnings
 from importlib.metadata import version
 from typing import Annotated
@@ -17,8 +16,6 @@ from . import caption, chat, convert, data, evaluate, train
 from .options import ModelCommand
 from .program import make_program
 
-# Before tqdm is imported, which reads it then: progress bars are for what takes long, such as loading a large model
-os.environ.setdefault("TQDM_DELAY", "2")  # seconds
 # torchao, which transformers imports if it is installed, makes torch log two lines about a deprecation at each start
 logging.getLogger("torch.utils._pytree").setLevel(logging.ERROR)
 warnings.filterwarnings("ignore", category=FutureWarning)  # PEFT and TRL cause some of transformers', for developers

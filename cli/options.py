@@ -1,5 +1,7 @@
 """The options that commands share: which model is loaded and how, and which frames of a clip it sees."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
@@ -16,6 +18,7 @@ if TYPE_CHECKING:
     from pllava import PllavaProcessor, VideoTextToTextPipeline
     from pllava.loading import Checkpoint
 
+BAR_DELAY = 2  # seconds
 PANEL = "Model"  # the heading of these options in the help
 option = partial(typer.Option, rich_help_panel=PANEL)
 
@@ -113,16 +116,17 @@ class ModelOptions:
         import pllava
 
         device_map = self.device_map or (self.device if self.quantization else None)  # quantised models do not move
-        model = pllava.load_model(
-            self.path,
-            self.adapter,
-            self.alpha,
-            self.check,
-            dtype=self.dtype,
-            device_map=device_map,
-            quantization_config=self.quantization,
-            revision=self.revision,
-        )
+        with _bars_of_slow_loads():
+            model = pllava.load_model(
+                self.path,
+                self.adapter,
+                self.alpha,
+                self.check,
+                dtype=self.dtype,
+                device_map=device_map,
+                quantization_config=self.quantization,
+                revision=self.revision,
+            )
         if device_map is None and not self.quantization:
             model.to(self.device or PartialState().device)  # the device of this process, if there are several
         return model
@@ -134,6 +138,18 @@ class ModelOptions:
         model = model.get_base_model() if hasattr(model, "get_base_model") else model  # pipelines reject PEFT's class
         device = {} if getattr(model, "hf_device_map", None) else {"device": model.device}
         return pipeline("video-text-to-text", model, processor=processor, **device)
+
+
+@contextmanager
+def _bars_of_slow_loads() -> Iterator[None]:
+    """Delay transformers' progress bars, so that only those of large models appear."""
+    from transformers.utils import logging
+
+    previous = logging.set_tqdm_hook(lambda bar, args, kwargs: bar(*args, **{"delay": BAR_DELAY, **kwargs}))
+    try:
+        yield
+    finally:
+        logging.set_tqdm_hook(previous)
 
 
 class ModelCommand(TyperCommand):

@@ -53,7 +53,7 @@ def load_sources(sources: list[Source], stopping_strategy: str = "all_exhausted_
         if weights != [None] * len(sources) or None in lengths:
             raise ValueError(
                 "Give all sources of a mixture a `weight`, or none of them; all need one if a source is streamed, "
-                f"since its length is not known. Got { ({source.title: source.weight for source in sources}) }"
+                f"since its length is not known. Got {weights} for {[source.title for source in sources]}"
             )
         weights = lengths
     probabilities = [weight / sum(weights) for weight in weights] if len(parts) > 1 else None

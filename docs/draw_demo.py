@@ -16,7 +16,8 @@ from PIL import Image, ImageDraw, ImageFont
 from transformers import AutoModelForImageTextToText, AutoProcessor, pipeline
 
 from pllava import NANO
-from pllava.nano import drawing, questions, world
+from pllava.nano import drawing
+from pllava.nano.demo import demo_clip
 
 SEED = 12  # of `python -m pllava.nano demo`
 SCALE = 2  # pixels of the file for each displayed pixel
@@ -30,7 +31,7 @@ FONTS = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
 
 
 def main() -> None:
-    scene, rows = demo_clip()
+    scene, rows = demo_clip(SEED)
     frames = drawing.draw(scene)
     caption, *shown = (next(row for row in rows if row["type"] == kind) for kind in ("caption", *SHOWN))
     answers = ask(frames, [row["question"] for row in (caption, *shown)])
@@ -48,11 +49,6 @@ def main() -> None:
     durations = [FRAME_MS] * (len(pictures) - 1) + [END_MS]
     pictures[0].save(file, save_all=True, append_images=pictures[1:], duration=durations, loop=0)
     print(f"Wrote {file}, {file.stat().st_size / 1000:.0f} kB")
-
-
-def demo_clip() -> tuple[world.Scene, list[dict[str, str]]]:
-    """Return the scene of nano's demo, the first with three shapes, and the rows of what can be asked about it."""
-    return next(clip for clip in (questions.clip(SEED, i) for i in range(1000)) if len(clip[0].actors) == 3)
 
 
 def ask(frames: np.ndarray, texts: list[str]) -> list[str]:

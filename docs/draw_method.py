@@ -6,12 +6,13 @@ method_dark.png. The frames are those of nano's demo clip; the sizes are those o
 """
 
 import numpy as np
-from draw_demo import demo_clip
+from draw_demo import SEED
 from figure_style import DARK, LIGHT, Theme, arrow, box, canvas, save, text
 from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 
 from pllava.nano import drawing
+from pllava.nano.demo import demo_clip
 
 NUM_FRAMES, PATCHES, POOLED = 16, 24, 12
 MIDDLE = 92  # of the upper row, from the video to the pooled tokens
@@ -19,7 +20,7 @@ LOWER = 290  # the middle of the lower row, from the prompt to the answer
 
 
 def main() -> None:
-    frames = drawing.draw(demo_clip()[0])
+    frames = drawing.draw(demo_clip(SEED)[0])
     frames = frames[:: len(frames) // NUM_FRAMES]
     for theme in (LIGHT, DARK):
         draw(frames, theme)

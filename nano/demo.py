@@ -13,11 +13,15 @@ from . import drawing, questions, world
 CLIP = Path("demo.mp4")
 
 
+def demo_clip(seed: int) -> tuple[world.Scene, list[dict[str, str]]]:
+    """Return the seed's first scene with three shapes, so that there are shapes to tell apart, and its questions."""
+    clips = (questions.clip(seed, index) for index in range(1000))
+    return next(clip for clip in clips if len(clip[0].actors) == 3)
+
+
 def demo(seed: int) -> None:
     """Render demo.mp4, and print nano's answers next to the correct ones."""
-    # The seed's first clip with three shapes, so that there are shapes to tell apart
-    index = next(i for i in range(1000) if len(questions.clip(seed, i)[0].actors) == 3)
-    scene, rows = questions.clip(seed, index)
+    scene, rows = demo_clip(seed)
     drawing.write_clip(CLIP, drawing.draw(scene))
     seconds = world.NUM_FRAMES / world.FPS
     print(f"Rendered {CLIP}: {seconds:.0f} seconds of a world of moving shapes. nano was not trained on this clip.\n")
