@@ -1,1 +1,5 @@
-"""Cards for the Hub: of published datasets, of trained models, and of nano."""
+"""Cards for the Hub, and uploads: models, adapters, training data, captions, results, Spaces."""
+
+from pathlib import Path
+
+TEMPLATES = Path(__file__).parent / "templates"

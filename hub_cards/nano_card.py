@@ -7,6 +7,8 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from safetensors import safe_open
 
+from . import TEMPLATES
+
 # Keys of "accuracy" in evaluation.json
 MAIN, NO_VIDEO, SHUFFLED = "video", "no video", "frames shuffled"
 
@@ -23,7 +25,7 @@ def write_nano_card(checkpoint: Path, results: dict[str, Any], sections: tuple[t
     weights = checkpoint / "model.safetensors"
     card = ModelCard.from_template(
         card_data=_metadata(results),
-        template_path=str(Path(__file__).with_name("nano_card.md")),
+        template_path=str(TEMPLATES / "nano.md"),
         parameters=f"{_count_parameters(weights):,}",
         megabytes=f"{weights.stat().st_size / 1e6:.1f}",
         num_frames=config["num_frames"],

@@ -12,6 +12,8 @@ import transformers
 import trl
 from huggingface_hub import ModelCard, ModelCardData
 
+from . import TEMPLATES
+
 LIBRARIES = (transformers, trl, peft, accelerate, datasets, torch)
 
 
@@ -39,7 +41,7 @@ def build_trained_model_card(
             tags=["pllava", "lora", "trl", trainer._name.lower()] if adapter else ["pllava", "trl"],
             datasets=hub_datasets or None,
         ),
-        template_path=str(Path(__file__).with_name("trained_model_card.md")),
+        template_path=str(TEMPLATES / "trained_model.md"),
         name=name.split("/")[-1],
         repository=name,
         base=base,

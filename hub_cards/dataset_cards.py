@@ -1,9 +1,10 @@
-"""The card of a dataset that `pllava data push` publishes."""
+"""Cards of datasets: training data that `pllava data push` publishes."""
 
-from pathlib import Path
 from typing import Any
 
 from huggingface_hub import DatasetCard, DatasetCardData
+
+from . import TEMPLATES
 
 LICENSE_IDS = {"apache-2.0", "mit", "cc0-1.0", "odbl", "odc-by"} | {  # that the Hub knows
     f"cc-by{terms}-{version}.0" for terms in ("", "-sa", "-nc", "-nd", "-nc-sa", "-nc-nd") for version in (3, 4)
@@ -23,7 +24,7 @@ def build_dataset_card(repo_id: str, splits: dict[str, dict[str, Any]]) -> Datas
             tags=["pllava", "video"],
             configs=[{"config_name": "default", "data_files": data_files}],
         ),
-        template_path=str(Path(__file__).with_name("dataset_card.md")),
+        template_path=str(TEMPLATES / "training_data.md"),
         repo_id=repo_id,
         splits=splits,
         preferences="chosen" in next(iter(splits.values()))["columns"],

@@ -1,0 +1,89 @@
+"""Uploading a folder to the Hub in one commit, with one clear error for each way in which it can fail."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from huggingface_hub import CommitInfo, HfApi, constants
+from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError, RepositoryNotFoundError
+from huggingface_hub.utils import httpx
+
+LOGIN = "log in with `hf auth login`, or set HF_TOKEN to a token that may write"
+RESUME = "run the same command again: files that were uploaded are not uploaded twice"
+# What to do, by the status of the Hub's reply
+ADVICE = {
+    401: LOGIN,
+    403: "your token may not do this: it cannot write there, or the quota is used up",
+    409: "the name is taken, or another commit was being made: choose another name, or run this again",
+    412: "the repository has changed in the meantime: run this again",
+    413: "the Hub takes no file of this size",
+    429: f"the Hub limits how often you may ask: wait, and {RESUME}",
+}
+
+
+def upload(
+    folder: Path,
+    repo_id: str,
+    repo_type: str = "model",
+    commit_message: str = "Upload with pllava",
+    private: bool = False,
+    revision: str | None = None,
+    create_pr: bool = False,
+    parent_commit: str | None = None,
+) -> CommitInfo:
+    """
+    Upload all files of a folder, in one commit if they are few and small; the Hub client resumes an upload of large
+    files that was cut when it is called again. The repository and the branch are created if they do not exist.
+
+    Args:
+        private: Create the repository as a private one.
+        revision: The branch.
+        create_pr: Open a pull request.
+        parent_commit: The commit that the repository must be at.
+
+    Raises:
+        OSError: if the Hub cannot be reached or refuses: the message says what to do.
+        ValueError: if `private` is asked for and the repository is public.
+    """
+    api = HfApi()
+    with explaining_errors(repo_id):
+        if not (create_pr and api.repo_exists(repo_id, repo_type=repo_type)):  # which may be another user's
+            sdk = "gradio" if repo_type == "space" else None
+            repo_id = api.create_repo(
+                repo_id, repo_type=repo_type, private=private or None, exist_ok=True, space_sdk=sdk
+            ).repo_id
+        if private and not api.repo_info(repo_id, repo_type=repo_type).private:
+            raise ValueError(
+                f"{repo_id} exists and is public: make it private in its settings, or leave --private out"
+            )
+        if revision is not None and not revision.startswith("refs/"):
+            api.create_branch(repo_id, branch=revision, repo_type=repo_type, exist_ok=True)
+        return api.upload_folder(
+            repo_id=repo_id,
+            repo_type=repo_type,
+            folder_path=folder,
+            commit_message=commit_message,
+            revision=revision,
+            create_pr=create_pr,
+            parent_commit=parent_commit,
+        )
+
+
+@contextmanager
+def explaining_errors(repo_id: str) -> Iterator[None]:
+    """Replace errors of the Hub client by an `OSError` that says, in one line, what failed and what to do."""
+    try:
+        yield
+    except LocalTokenNotFoundError as error:
+        raise OSError(f"{repo_id}: no token for the Hub: {LOGIN}") from error
+    except RepositoryNotFoundError as error:
+        raise OSError(f"{repo_id}: there is no such repository, or your token cannot see it: {LOGIN}") from error
+    except HfHubHTTPError as error:
+        status = error.response.status_code
+        advice = ADVICE.get(status) or (
+            f"the Hub has a problem: {RESUME}" if status >= 500 else "see the reason above"
+        )
+        reason = " ".join((error.server_message or str(error)).split())
+        raise OSError(f"{repo_id}: the Hub replied {status} ({reason}): {advice}") from error
+    except httpx.TransportError as error:
+        raise OSError(f"{repo_id}: {constants.ENDPOINT} cannot be reached ({error}): {RESUME}") from error
