@@ -116,6 +116,11 @@ def add_adapter(model: PreTrainedModel, directory: Path, is_trainable: bool) -> 
     return model if is_trainable else model.eval()
 
 
+def plain_model(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
+    """Return the model inside PEFT's, or the model itself."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
 # --- checking what was loaded ----------------------------------------------------------------------------------------
 
 
@@ -153,7 +158,7 @@ def check_model(model: PllavaForConditionalGeneration | PeftModel) -> None:
 
 def _logits_after_videos(model: PllavaForConditionalGeneration | PeftModel, frames: torch.Tensor) -> torch.Tensor:
     """`(videos, 1, 3, height, width)` -> logits after a few visual tokens of each video, `(videos, vocab_size)`."""
-    pllava = model.get_base_model() if hasattr(model, "get_base_model") else model
+    pllava = plain_model(model)
     tokens = pllava.get_video_features(frames).pooler_output[:, :CHECKED_TOKENS]
     ids = torch.full(tokens.shape[:2], model.config.video_token_id, device=tokens.device)
     encoded = {"video": BaseModelOutputWithPooling(pooler_output=tokens)}

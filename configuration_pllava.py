@@ -48,7 +48,7 @@ LIMITS = {
 @strict
 class PllavaConfig(LlavaConfig):
     r"""
-    Configuration of a [`PllavaForConditionalGeneration`]: that of LLaVA (`LlavaConfig`) with four more values.
+    Configuration of a [`PllavaForConditionalGeneration`]: that of LLaVA (`LlavaConfig`) with five more values.
 
     Args:
         num_frames (`int`, *optional*, defaults to 16):
@@ -61,6 +61,10 @@ class PllavaConfig(LlavaConfig):
             Id of the `<video>` placeholder, also available as `video_token_id`.
         image_token_index (`int`, *optional*, defaults to 32000):
             Id of the `<image>` placeholder, also available as `image_token_id`.
+        origin (`dict`, *optional*):
+            How the weights were made: the `kind` of their source, the `source` and, where there is one, the `base` and
+            the `adapter`, each with its id and commit on the Hub and a fingerprint of what was read; and the `alpha`
+            at which a LoRA was merged. `pllava convert` and the trainers write it.
 
     Raises:
         ValueError: if the pooling shape is not three positive numbers, a value exceeds its maximum in `LIMITS`, or the
@@ -83,6 +87,7 @@ class PllavaConfig(LlavaConfig):
     pooling_shape: list[int] | tuple[int, ...] = (16, 12, 12)
     video_token_index: int = 32001
     vision_feature_layer: int = -2
+    origin: dict | None = None
 
     def __post_init__(self, **kwargs):
         kwargs = {"auto_map": dict(AUTO_MAP), "custom_pipelines": dict(CUSTOM_PIPELINES), **kwargs}

@@ -13,6 +13,7 @@ from transformers.models.llava.modeling_llava import LlavaMultiModalProjector, L
 from transformers.utils import can_return_tuple
 
 from .configuration_pllava import PllavaConfig
+from .model_card_pllava import CardOnPush
 
 TOWER_OPTIONS = ("vision_feature_layer", "vision_feature_select_strategy")  # arguments of LLaVA; here the config's
 
@@ -33,7 +34,7 @@ class PllavaCausalLMOutputWithPast(CausalLMOutputWithPast):
     video_hidden_states: Tensor | None = None
 
 
-class PllavaPreTrainedModel(LlavaPreTrainedModel):
+class PllavaPreTrainedModel(CardOnPush, LlavaPreTrainedModel):
     config: PllavaConfig
     input_modalities = ("image", "video", "text")
 
@@ -47,8 +48,7 @@ class PllavaPreTrainedModel(LlavaPreTrainedModel):
             del problems["mismatched_keys"]
         messages = [f"{kind.replace('_', ' ')}: {sorted(map(str, keys))}" for kind, keys in problems.items() if keys]
         if messages:
-            source = str(pretrained_model_name_or_path)
-            raise ValueError(f"The weights in {source!r} do not fit {cls.__name__}; {'; '.join(messages)}")
+            raise ValueError(f"{pretrained_model_name_or_path} does not fit {cls.__name__}; {'; '.join(messages)}")
         return (model, info) if kwargs.get("output_loading_info") else model
 
 

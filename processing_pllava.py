@@ -13,6 +13,7 @@ from transformers.processing_utils import MultiModalData, ProcessingKwargs, Proc
 from transformers.utils import cached_file
 
 from .chat_templates_pllava import CHAT_TEMPLATES, MARK
+from .model_card_pllava import CardOnPush
 from .video_images_pllava import read_image
 from .video_processing_pllava import PllavaVideosKwargs, flatten_videos
 
@@ -24,7 +25,7 @@ class PllavaProcessorKwargs(ProcessingKwargs, total=False):
     _defaults = {}  # transformers 5.19 requires it to process chats
 
 
-class PllavaProcessor(ProcessorMixin):
+class PllavaProcessor(CardOnPush, ProcessorMixin):
     r"""
     An image processor, a video processor and a tokenizer in one. Each `<video>` and each `<image>` in the text is
     expanded to the T' * h' * w' placeholder tokens that the model fills with the pooled tokens of that video or image.

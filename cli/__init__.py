@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from . import caption, chat, convert, data, evaluate, train
+from . import caption, chat, convert, data, evaluate, publish, train
 from .options import ModelCommand
 from .program import make_program
 
@@ -27,6 +27,8 @@ app.command("convert")(convert.convert)
 app.add_typer(data.data, name="data")
 app.command("train", **train.PASS_OPTIONS_ON)(train.train)
 app.command("eval", cls=ModelCommand)(evaluate.evaluate)
+app.command("push")(publish.push)
+app.command("card")(publish.card)
 
 
 def _print_version(wanted: bool) -> None:

@@ -134,8 +134,9 @@ class ModelOptions:
     def load_pipeline(self, processor: "PllavaProcessor") -> "VideoTextToTextPipeline":
         from transformers import pipeline
 
-        model = self.load()
-        model = model.get_base_model() if hasattr(model, "get_base_model") else model  # pipelines reject PEFT's class
+        from pllava.adapters import plain_model
+
+        model = plain_model(self.load())  # pipelines reject PEFT's class
         device = {} if getattr(model, "hf_device_map", None) else {"device": model.device}
         return pipeline("video-text-to-text", model, processor=processor, **device)
 

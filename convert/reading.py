@@ -20,7 +20,7 @@ from ..checkpoint_files import fetch, open_weights, read_shard_index
 from ..files import read_object
 from .weight_names import ADAPTER_PREFIX, LORA, UNUSED, lora_names, pllava_name
 
-FILE_PATTERNS = ["*.json", "*.safetensors", "*.jinja"]
+FILE_PATTERNS = ["*.json", "*.safetensors", "*.jinja", "README.md"]
 PICKLE_PATTERNS = ["*.bin", "*.pt", "*.pth", "*.ckpt"]
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 

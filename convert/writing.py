@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from mmap import mmap
 from pathlib import Path
+from typing import Any
 
 import torch
 from huggingface_hub import split_torch_state_dict_into_shards
@@ -20,6 +21,8 @@ from transformers.dynamic_module_utils import custom_object_save
 from transformers.utils import ADAPTER_SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME
 
 from ..files import is_disk_full
+from ..hub_cards.model_card import write_model_card
+from ..origins import ModelSource
 from ..processing_pllava import PllavaProcessor
 from ..video_processing_pllava import PllavaVideoProcessor
 from .planning import Plan, plan_conversion
@@ -44,7 +47,8 @@ def convert(
     report: Callable[[str], None] = print,
 ) -> Path:
     """
-    Write a directory that `from_pretrained` loads, with processor, tokenizer, remote code and sharded weights.
+    Write a directory that `from_pretrained` loads, with processor, tokenizer, remote code, card and sharded weights.
+    Its config records the source: id and commit on the Hub, a fingerprint of what was read, and alpha.
 
     It needs memory for one shard, not for the model: headers are compared first, then each output shard is read,
     merged and written. `out` appears only when it is complete.
@@ -77,12 +81,14 @@ def convert(
 
     with _complete_or_absent(out) as partial:
         _save_weights(plan, partial)
-        if plan.keep_adapter:
-            _save_adapter(plan, partial / "adapter", out)
         custom_object_save(plan.meta_model, partial, config=plan.config)
+        plan.config.origin = _origin(plan)
         plan.config.save_pretrained(partial)
         _generation_config(plan).save_pretrained(partial)
         _processor(plan).save_pretrained(partial)
+        if plan.keep_adapter:
+            _save_adapter(plan, partial / "adapter", out)
+        write_model_card(partial, out.name)
     return out
 
 
@@ -169,6 +175,22 @@ def _save_adapter(plan: Plan, directory: Path, base: Path) -> None:
     config.save_pretrained(directory)
     weights = {name: tensor.read() for name, tensor in plan.trained.adapter_tensors().items()}
     save_file(weights, directory / ADAPTER_SAFE_WEIGHTS_NAME, metadata={"format": "pt"})
+    _processor(plan).save_pretrained(directory)
+    base_source = ModelSource(None, None, None, origin=plan.config.origin)
+    write_model_card(directory, f"{base.name}/{directory.name}", base_source)
+
+
+def _origin(plan: Plan) -> dict[str, Any]:
+    """Return what config.json says about where the weights come from."""
+    kind = "merged" if plan.checkpoint.kind is Kind.PLLAVA else plan.checkpoint.kind.name.lower()
+    origin = {"kind": kind, "source": ModelSource.of(plan.checkpoint.directory).to_dict()}
+    if plan.model is not plan.checkpoint:
+        origin["base"] = ModelSource.of(plan.model.directory).to_dict()
+    if plan.trained.kind is Kind.ADAPTER:
+        origin["adapter"] = ModelSource.of(plan.trained.directory).to_dict()
+    if plan.trained.lora and not plan.keep_adapter:
+        origin |= {"alpha": plan.alpha, "rank": len(next(iter(plan.trained.lora.values()))[0].meta)}
+    return origin
 
 
 # --- processor and generation config ---------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """
 Draw PLLaVA's method (arXiv 2404.16994) from a video to an answer, and write docs/figures/method_light.png and
-method_dark.png. The frames are those of nano's demo clip; the sizes are those of the paper's models.
+method_dark.png, and hub_cards/method.png for model cards. The frames are those of nano's demo clip; the sizes are
+those of the paper's models.
 
     python docs/draw_method.py
 """
@@ -11,6 +12,7 @@ from figure_style import DARK, LIGHT, Theme, arrow, box, canvas, save, text
 from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 
+from pllava.hub_cards.model_card import METHOD_FIGURE
 from pllava.nano import drawing
 from pllava.nano.demo import demo_clip
 
@@ -45,6 +47,8 @@ def draw(frames: np.ndarray, theme: Theme) -> None:
     for start, end in ((284, 312), (672, 700)):
         arrow(axes, (start, LOWER), (end, LOWER), theme.line)
     save(figure, "method", theme)
+    if theme is LIGHT:  # cards have one picture, for light and dark pages
+        figure.savefig(METHOD_FIGURE, dpi=150, facecolor=theme.page, metadata={"Software": None})
 
 
 def step(axes: Axes, x: float, width: float, name: str, kind: str, theme: Theme) -> None:

@@ -26,7 +26,7 @@ ROOMS = [
     {"loading": "loading.py __init__.py"},
     {"adapters": "adapters.py"},
     {"model files": "*_pllava.py"},
-    {"checkpoint_files": "checkpoint_files.py"},
+    {"checkpoint_files": "checkpoint_files.py origins.py"},
     {"workers": "workers.py"},
     {"files": "files.py"},
     {"extras": "extras.py"},

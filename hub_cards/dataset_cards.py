@@ -4,7 +4,7 @@ from typing import Any
 
 from huggingface_hub import DatasetCard, DatasetCardData
 
-from . import TEMPLATES
+from .rendering import TEMPLATES
 
 LICENSE_IDS = {"apache-2.0", "mit", "cc0-1.0", "odbl", "odc-by"} | {  # that the Hub knows
     f"cc-by{terms}-{version}.0" for terms in ("", "-sa", "-nc", "-nd", "-nc-sa", "-nc-nd") for version in (3, 4)

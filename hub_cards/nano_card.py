@@ -1,77 +1,69 @@
-"""nano's model card. All figures come from the files that training and evaluation write."""
+"""What nano's card has in addition to that of other models. All figures are from files that its scripts write."""
 
-import json
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from huggingface_hub import EvalResult
 from safetensors import safe_open
+from transformers.utils import SAFE_WEIGHTS_NAME
 
-from . import TEMPLATES
+from ..files import read_object
+from .rendering import render
 
+TRAINING_FILE, EVALUATION_FILE = "training.json", "evaluation.json"
 # Keys of "accuracy" in evaluation.json
 MAIN, NO_VIDEO, SHUFFLED = "video", "no video", "frames shuffled"
+SUMMARY = (
+    "A small video model of a synthetic world of moving shapes, [PLLaVA](https://arxiv.org/abs/2404.16994): with it, "
+    "all parts of the project can be tried in seconds, on any computer."
+)
 
 
-def write_nano_card(checkpoint: Path, results: dict[str, Any], sections: tuple[tuple[str, ...], ...]) -> None:
-    """
-    Write README.md into the folder `checkpoint`, from its other files and the `results` of the evaluation.
-
-    Args:
-        sections: The question types, grouped as in the table.
-    """
-    config = json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))
-    training = json.loads((checkpoint / "training.json").read_text(encoding="utf-8"))
-    weights = checkpoint / "model.safetensors"
-    card = ModelCard.from_template(
-        card_data=_metadata(results),
-        template_path=str(TEMPLATES / "nano.md"),
+def nano_options(checkpoint: Path) -> dict[str, Any]:
+    """Return the summary, the metadata and the section of nano's card; nothing for other models."""
+    files = checkpoint / TRAINING_FILE, checkpoint / EVALUATION_FILE
+    if not all(file.exists() for file in files):
+        return {}
+    training, results = (read_object(file) for file in files)
+    weights = checkpoint / SAFE_WEIGHTS_NAME
+    section = render(
+        "nano.md",
         parameters=f"{_count_parameters(weights):,}",
         megabytes=f"{weights.stat().st_size / 1e6:.1f}",
-        num_frames=config["num_frames"],
-        pooling_shape=" x ".join(map(str, config["pooling_shape"])),
         training=training,
         results=results,
-        table=_table(results, sections),
+        table=_table(results),
     )
-    card.save(checkpoint / "README.md")
+    metadata = {"model_name": "PLLaVA nano", "license": "apache-2.0", "eval_results": _eval_results(results)}
+    return {"summary": SUMMARY, "metadata": metadata, "sections": [section]}
 
 
-def _metadata(results: dict[str, Any]) -> ModelCardData:
-    scores = [
+def _eval_results(results: dict[str, Any]) -> list[EvalResult]:
+    return [
         EvalResult(
             task_type="video-text-to-text",
             dataset_type="synthetic",
             dataset_name="The world of pllava.nano, held-out clips",
             metric_type="accuracy",
             metric_name=f"exact answers, {kind} (%)",
-            metric_value=round(value, 1),
+            metric_value=value,
         )
         for kind, value in results["accuracy"][MAIN].items()
     ]
-    return ModelCardData(
-        model_name="PLLaVA nano",
-        library_name="transformers",
-        pipeline_tag="video-text-to-text",
-        license="apache-2.0",
-        language="en",
-        tags=["pllava", "custom_code"],
-        eval_results=scores,
-    )
 
 
-def _table(results: dict[str, Any], sections: tuple[tuple[str, ...], ...]) -> str:
+def _table(results: dict[str, Any]) -> str:
     columns = [results["accuracy"][name] for name in (MAIN, NO_VIDEO, SHUFFLED)]
     lines = ["| question | asked | accuracy (%) | no video | shuffled | chance |", "|---|---:|---:|---:|---:|---:|"]
-    types = [kind for section in sections for kind in section]
-    sections = (*sections, ("mean", "caption"))
-    for section in sections:
-        for kind in (kind for kind in section if kind in columns[0]):
+    types = [kind for group in results["types"] for kind in group]
+    groups = [*results["types"], ["mean", "caption"]]
+    for group in groups:
+        for kind in (kind for kind in group if kind in columns[0]):
             asked = results["questions"].get(kind, sum(results["questions"][name] for name in types))
             chance = f"{results['chance'][kind]:.1f}" if kind in results["chance"] else ""
             values = " | ".join(f"{column[kind]:.1f}" for column in columns)
             lines.append(f"| {kind} | {asked} | {values} | {chance} |")
-        lines += ["| | | | | | |"] * (section is not sections[-1])
+        lines += ["| | | | | | |"] * (group is not groups[-1])
     return "\n".join(lines)
 
 

@@ -12,7 +12,8 @@ from .. import load_model, model_path
 from ..eval import PLAIN, LocalModel, Variant, load_benchmark, load_prompts
 from ..eval import evaluate as run_benchmark
 from ..files import read_lines, replace_file, to_lines
-from ..hub_cards.nano_card import MAIN, NO_VIDEO, SHUFFLED, write_nano_card
+from ..hub_cards.model_card import write_model_card
+from ..hub_cards.nano_card import EVALUATION_FILE, MAIN, NO_VIDEO, SHUFFLED
 from .data import render
 from .questions import ORDERED_TYPES, TYPES, UNORDERED_TYPES, clip
 from .world import MOTIONS
@@ -41,14 +42,15 @@ def evaluate(model_name: str, clips: int, seed: int) -> None:
     results = {
         "clips": clips,
         "seed": seed,
+        "types": [ORDERED_TYPES, UNORDERED_TYPES],  # groups of the card's table
         "questions": {kind: sum(row["type"] == kind for row in rows) for kind in (*TYPES, "caption")},
         "clips_with_two_moving_shapes": sum(count > 1 for count in moving),
         "chance": {kind: 100 / choices for kind, choices in benchmark.choices.items()},
         "accuracy": {name: accuracy(metrics[variant.name]["per_task"]) for name, variant in VARIANTS.items()},
         "time": metrics[PLAIN.name]["time"],
     }
-    replace_file(path / "evaluation.json", json.dumps(results, indent=2) + "\n")
-    write_nano_card(path, results, (ORDERED_TYPES, UNORDERED_TYPES))
+    replace_file(path / EVALUATION_FILE, json.dumps(results, indent=2) + "\n")
+    write_model_card(path, "path/to/nano")
     print(json.dumps(results, indent=2))
 
 

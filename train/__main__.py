@@ -79,6 +79,7 @@ def main(config_class: type[SFTConfig] | type[DPOConfig] = SFTConfig) -> None:
         feature_cache=data_args.feature_cache,
         feature_cache_size=data_args.feature_cache_size,
         sources=sources,
+        base_model=model_args.base_model,
         eval_dataset=eval_rows,
         callbacks=None if patience is None else [EarlyStoppingCallback(patience)],
     )
@@ -88,11 +89,15 @@ def main(config_class: type[SFTConfig] | type[DPOConfig] = SFTConfig) -> None:
         trainer.add_callback(PredictionsCallback(trainer, *questions, eval_args.prediction_steps))
     with exit_if_disk_is_full(args.output_dir):
         trainer.train(resume_from_checkpoint=resume)
-        trainer.save_model()
         trainer.save_state()
+        if not args.push_to_hub:
+            trainer.save_model()
     trainer.accelerator.print(trainer.loader.skipped.summary())
     if args.push_to_hub:
-        trainer.push_to_hub()
+        with exit_if_disk_is_full(args.output_dir):
+            commit = trainer.push_to_hub()  # saves the model before
+        if commit is not None:
+            print(f"Pushed to {commit.repo_url}")
 
 
 def load_eval_rows(

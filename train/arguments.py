@@ -70,6 +70,9 @@ class ModelArguments(ModelConfig):
     model_name_or_path: str | None = _aliased("model", "The model to start from: a directory, a Hub id or `nano`.")
     model_revision: str = _aliased("revision", "The model's branch, tag or commit on the Hub.", default="main")
     adapter_name_or_path: str | None = _aliased("adapter", "An adapter to train further, instead of a new one.")
+    base_model: str | None = HfArg(
+        default=None, help="The Hub id of --model, if that is a folder: for the adapter's config and the card."
+    )
     use_peft: bool = HfArg(
         default=True, help="Train LoRA and the projector; without it the whole model, including the vision tower."
     )

@@ -1,43 +1,62 @@
 """Checkpoints: finding them, saving and uploading them without pickles, and running out of disk space."""
 
 import json
-import logging
+import os
 import re
 import sys
 from collections.abc import Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import HfApi
+from peft import PeftModel
 from safetensors import SafetensorError
-from transformers import TrainingArguments
+from transformers import PreTrainedModel, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 from transformers.trainer_utils import HubStrategy
-from transformers.utils import PushInProgress
+from transformers.utils import PushInProgress, logging
 
+from ..adapters import plain_model
 from ..files import is_disk_full
+from ..hub_cards.model_card import write_model_card
+from ..hub_cards.staging import MODEL_FILES, RESUME_FILES
+from ..hub_cards.training_log import TrainingSummary
+from ..hub_cards.uploading import explaining_errors
+from ..origins import ModelSource
+from .arguments import global_batch_size
 
-logger = logging.getLogger(__name__)
-MODEL_FILES = ["*.safetensors", "*.json", "*.py", "*.jinja", "*.md", "*.model", "*.txt"]  # of a checkpoint
-RESUME_FILES = [TRAINER_STATE_NAME, "data_state_*"]  # only a resumed run reads these
+logger = logging.get_logger(__name__)
 
 
 class PickleFreeMixin:
     """
-    A mixin for trainers of transformers and TRL, `class MyTrainer(PickleFreeMixin, Trainer)`, which keeps pickles off
-    the Hub. The arguments are saved as `training_args.json`. What is pushed, at the end or with
-    `hub_strategy="every_save"`, has no pickles: the states of the optimizer and the random generators, which
-    transformers pickles, stay on the disk.
+    A mixin for trainers of transformers and TRL, `class MyTrainer(PickleFreeMixin, Trainer)`, which makes what they
+    save fit for the Hub:
+
+    - No pickles: the arguments are saved as `training_args.json`. What is pushed, at the end or with
+      `hub_strategy="every_save"`, has none: the states of the optimizer and the random generators, which transformers
+      pickles, stay on the disk.
+    - A card, with a summary of the training and its loss curve.
+    - The base model by its id on the Hub, in the card and in an adapter's config, with its commit.
+
+    Args:
+        base_model: The id on the Hub of the model that training starts from, if that is a local folder.
 
     Raises:
         ValueError: if `hub_strategy` would upload these states.
     """
 
-    def __init__(self, *args: Any, **kwargs: Any):
+    def __init__(self, *args: Any, base_model: str | None = None, **kwargs: Any):
         super().__init__(*args, **kwargs)
         check_hub_strategy(self.args)
+        self.base = name_base(self.model, base_model)
+
+    def card_facts(self) -> dict[str, Any]:
+        """Return what the card says of the data: arguments of [`TrainingSummary.of`]."""
+        return {}
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         super()._save(output_dir, state_dict)
@@ -45,6 +64,30 @@ class PickleFreeMixin:
             directory = Path(output_dir or self.args.output_dir)
             (directory / TRAINING_ARGS_NAME).unlink()
             (directory / "training_args.json").write_text(self.args.to_json_string(), encoding="utf-8")
+            self._write_card(directory)
+            if self.base.repo_id is None and hasattr(self.model, "peft_config"):
+                logger.warning_once(
+                    f"{directory} names its base model by a folder of this machine. For others, publish the base, and "
+                    "then this adapter with `pllava push --base-model`; or name the base (`base_model`) when training"
+                )
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """Does nothing: each save writes the card, which transformers and TRL would replace."""
+
+    def _write_card(self, directory: Path) -> None:
+        batch_size = global_batch_size(self.args)
+        TrainingSummary.of(self, self.base.to_dict(), batch_size, **self.card_facts()).save(directory)
+        write_model_card(directory, self.args.hub_model_id or Path(self.args.output_dir).name)
+
+    def push_to_hub(self, *args: Any, **kwargs: Any) -> Any:
+        """
+        As in transformers.
+
+        Raises:
+            OSError: if the Hub cannot be reached or refuses: the message says what to do.
+        """
+        with explaining_errors(self.args.hub_model_id or self.args.output_dir):
+            return super().push_to_hub(*args, **kwargs)
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         # Replaces transformers' method, which also pickles and uploads the arguments
@@ -71,6 +114,27 @@ class PickleFreeMixin:
 def _warn_of_failed_push(job: Future) -> None:
     if error := job.exception():
         logger.warning("A checkpoint could not be pushed to the Hub; training continues. %s", error)
+
+
+def name_base(model: PreTrainedModel | PeftModel, repo_id: str | None) -> ModelSource:
+    """
+    Return the model that training starts from. It is noted in an adapter's config, by its id on the Hub and its commit
+    or by its absolute path, and in the config of a model that is trained whole.
+
+    Args:
+        repo_id: The id of a model that is in a folder.
+    """
+    config = plain_model(model).config
+    if not config.name_or_path:  # a new model
+        return ModelSource(repo_id, None, None)
+    base = ModelSource.of(config.name_or_path, getattr(config, "_commit_hash", None))
+    base = replace(base, repo_id=base.repo_id or repo_id)
+    for adapter in getattr(model, "peft_config", {}).values():
+        adapter.base_model_name_or_path = base.repo_id or os.path.abspath(config.name_or_path)
+        adapter.revision = base.revision
+    if not hasattr(model, "peft_config"):
+        config.origin = {"kind": "trained", "source": base.to_dict()}
+    return base
 
 
 def check_hub_strategy(args: TrainingArguments) -> None:

@@ -11,7 +11,6 @@ from transformers import ProgressCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from ..data.sources import Source
-from ..hub_cards.trained_model_card import build_trained_model_card
 from .arguments import global_batch_size
 from .callbacks import EpochCallback, GradientNormCallback, StreamProgressCallback, Throughput
 from .loader.stream_loader import StreamLoader, redistribute
@@ -136,23 +135,13 @@ class StreamingMixin(PickleFreeMixin):
         (directory / _data_state_file(self.args.process_index)).write_text(json.dumps(state), encoding="utf-8")
         super()._save_checkpoint(model, trial)
 
-    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
-        super()._save(output_dir, state_dict)
-        if self.args.should_save:
-            self._write_card(Path(output_dir or self.args.output_dir))  # replaces PEFT's
-
-    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        if self.is_world_process_zero():
-            self._write_card(Path(self.args.output_dir))
-
-    def _write_card(self, directory: Path) -> None:
-        card = build_trained_model_card(
-            self,
-            licenses=[(source.title, source.license) for source in self.sources],
-            hub_datasets=[source.path for source in self.sources if not source.files],
-            global_batch_size=global_batch_size(self.args),
-        )
-        card.save(directory / "README.md")
+    def card_facts(self) -> dict[str, Any]:
+        data = [
+            {"name": each.title, "repo_id": None if each.files else each.path, "license": each.license}
+            for each in self.sources
+        ]
+        skipped = {name: int(count) for name, count in self.loader.skipped.state_dict().items()}
+        return {"sampling": self.loader.collator.sampling, "data": data, "skipped": skipped}
 
 
 def _data_state_file(rank: int | str) -> str:

@@ -20,6 +20,7 @@ from transformers import PreTrainedModel, ProcessorMixin
 from transformers.modeling_outputs import BaseModelOutputWithPast
 from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
+from ..adapters import plain_model
 from ..data.mixture import Mixture, as_mixture
 from ..data.sources import Source
 from .arguments import global_batch_size
@@ -71,7 +72,8 @@ def build_trainer(
         feature_cache_size: Size limit of that directory; further clips are decoded in every epoch.
         sources: Where the rows come from, for the card.
         trainer_kwargs: For TRL's trainer: `eval_dataset`, with rows like those of `train_dataset`, whose frames are
-            sampled uniformly; `compute_metrics`, `preprocess_logits_for_metrics`, `callbacks`, `optimizers`.
+            sampled uniformly; `compute_metrics`, `preprocess_logits_for_metrics`, `callbacks`, `optimizers`. And
+            `base_model` of [`PickleFreeMixin`].
 
     Raises:
         ValueError: if the number of steps is not known, or options contradict each other.
@@ -219,8 +221,3 @@ class LabelledPositions:
         if self._is_labelled is not None:
             output.last_hidden_state = output.last_hidden_state[self._is_labelled][None]
             self._is_labelled = None
-
-
-def plain_model(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
-    """Return the model inside PEFT's, or the model itself."""
-    return model.get_base_model() if isinstance(model, PeftModel) else model

@@ -19,7 +19,7 @@ from accelerate.utils.memory import should_reduce_batch_size
 from torch import nn
 from transformers import PreTrainedModel, ProcessorMixin
 
-from ...adapters import set_alpha
+from ...adapters import plain_model, set_alpha
 from ...chat_templates_pllava import CHAT_TEMPLATES
 from ...loading import Checkpoint
 from ..benchmarks.benchmark import Benchmark
@@ -75,7 +75,7 @@ class LocalModel(Answerer):
 
     @cached_property
     def generator(self) -> Generator:
-        return Generator(_without_adapter(self.loaded), self.processor, self.batch_size)
+        return Generator(plain_model(self.loaded), self.processor, self.batch_size)
 
     @property
     def model(self) -> PreTrainedModel:
@@ -235,12 +235,8 @@ class LocalModel(Answerer):
             raise out_of_memory_error(self.model, f"the {len(pixels)} frames of one clip", str(error)) from error
 
 
-def _without_adapter(model: PreTrainedModel) -> PreTrainedModel:
-    return model.get_base_model() if hasattr(model, "get_base_model") else model
-
-
 def _checkpoint(model: PreTrainedModel, adapter: str | None) -> Checkpoint:
     """Describe a loaded model."""
     alpha = next((lora.lora_alpha for lora in getattr(model, "peft_config", {}).values()), None)
-    base = _without_adapter(model)
+    base = plain_model(model)
     return Checkpoint.of(base.config, str(base.dtype).removeprefix("torch."), adapter, alpha)

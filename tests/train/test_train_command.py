@@ -64,7 +64,7 @@ def test_recipe_trains_pushes_and_loads(folder):
         assert not {name for name in files if name.endswith((".bin", ".pt", ".pth"))}
         assert "Training in progress, step 2" in (folder / "hub" / ".commits").read_text().splitlines()
         card = (repository / "README.md").read_text()
-        assert "| world |" in card and "me/my-nano" in card and "| steps | 4 of 4 |" in card
+        assert "| world |" in card and "me/my-nano" in card and "| steps | 4 of 4," in card
         loaded = forked.run("-c", LOAD, **online)
         assert loaded.returncode == 0, loaded.stderr[-3000:]
     state = json.loads((folder / "my-nano" / "trainer_state.json").read_text())

@@ -1,0 +1,78 @@
+"""`pllava push` and `pllava card`: a model or an adapter on the Hub, and its card before that."""
+
+from typing import Annotated
+
+import typer
+
+from .program import UsageError
+
+Folder = Annotated[
+    str,
+    typer.Argument(
+        help="The folder of a model, an adapter or a processor; nano is the one in the package.", metavar="DIR"
+    ),
+]
+BaseModel = Annotated[
+    str | None,
+    typer.Option(
+        help="The Hub id of the model that it was trained on or made from, if that was local.", metavar="NAME"
+    ),
+]
+
+
+def push(
+    directory: Folder,
+    repo_id: Annotated[
+        str, typer.Argument(help="The repository on the Hub; it is created if there is none.", metavar="USER/NAME")
+    ],
+    base_model: BaseModel = None,
+    private: Annotated[bool, typer.Option("--private", help="Create a new repository as a private one.")] = False,
+    revision: Annotated[
+        str | None,
+        typer.Option(help="The branch; it is created if there is none.", metavar="NAME", show_default="main"),
+    ] = None,
+    create_pr: Annotated[bool, typer.Option("--create-pr", help="Open a pull request.")] = False,
+) -> None:
+    """
+    Publish a model or an adapter, with its code, processor and card.
+
+    Everything arrives in one commit. A push that was cut goes on when it is run again.
+    """
+    if revision and create_pr:
+        raise UsageError("A pull request is opened against main: choose one of --revision and --create-pr")
+    from pllava import model_path
+    from pllava.hub_cards.publishing import push
+
+    commit = push(model_path(directory), repo_id, base_model, private, revision, create_pr, report=typer.echo)
+    typer.echo(commit.pr_url or commit.repo_url)
+
+
+def card(
+    directory: Folder,
+    repo_id: Annotated[
+        str | None,
+        typer.Option(help="The repository on the Hub.", metavar="USER/NAME", show_default="the folder's name"),
+    ] = None,
+    base_model: BaseModel = None,
+    check: Annotated[
+        bool, typer.Option("--check", help="Check metadata, links and snippets; it asks the Hub.")
+    ] = False,
+) -> None:
+    """Print the card with which a model or an adapter is published, or check it."""
+    from pllava import model_path
+    from pllava.hub_cards.checking import check_card
+    from pllava.hub_cards.publishing import staged
+
+    with staged(model_path(directory), repo_id, base_model, report=lambda line: typer.echo(line, err=True)) as (
+        folder,
+        card,
+    ):
+        if not check:
+            typer.echo(str(card))
+            return
+        problems = list(check_card(card, folder))
+    for problem in problems:
+        typer.echo(problem)
+    if problems:
+        raise typer.Exit(1)
+    typer.echo("metadata, links and snippets are valid")

@@ -1,0 +1,147 @@
+"""The card of the model, adapter or processor in a folder, from its configs and the summary of its training."""
+
+import math
+import re
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from huggingface_hub import ModelCard
+from transformers.utils import ADAPTER_CONFIG_NAME, CONFIG_NAME, PROCESSOR_NAME
+
+from ..configuration_pllava import PllavaConfig
+from ..files import read_object
+from ..model_card_pllava import build_card, hub_ids, is_generated, name_source, sign
+from ..origins import CARD, ModelSource
+from .nano_card import nano_options
+from .rendering import render
+from .training_log import LOSS_FIGURE, TrainingSummary
+
+METHOD_FIGURE = Path(__file__).with_name("method.png")
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+ADAPTER_FOLDER = "adapter"  # that `pllava convert --keep-adapter` writes into a model's folder
+ALPHA_FILE = "alpha.json"  # beside an adapter: alpha in training, and the best one of each sweep
+
+
+def write_model_card(directory: Path, repo_id: str, base: ModelSource | None = None) -> None:
+    """
+    Write README.md into a folder, and the figure that it shows. A card that somebody has written or edited stays.
+
+    Args:
+        repo_id: The id on the Hub, for the how-to; the folder's name if it has none yet.
+        base: See [`build_model_card`].
+    """
+    card = directory / CARD
+    if not card.exists() or is_generated(card.read_text(encoding="utf-8")):
+        if not (directory / METHOD_FIGURE.name).exists():
+            shutil.copyfile(METHOD_FIGURE, directory / METHOD_FIGURE.name)
+        sign(build_model_card(directory, repo_id, base)).save(card)
+
+
+def build_model_card(directory: Path, repo_id: str, base: ModelSource | None = None) -> ModelCard:
+    """
+    Build the card of the model, adapter or processor in a folder.
+
+    Args:
+        base: The base model; by default an adapter's is the one in its config, and a model's what its origin says.
+
+    Raises:
+        ValueError: if the folder has none of the three, or a file in it is broken.
+    """
+    summary = TrainingSummary.read(directory)
+    options: dict[str, Any] = {
+        "figure": METHOD_FIGURE.name if (directory / METHOD_FIGURE.name).exists() else None,
+        "metadata": {"datasets": [source["repo_id"] for source in summary.data if source.get("repo_id")] or None}
+        if summary
+        else {},
+        "sections": [_training_section(directory, summary)] if summary else [],
+    }
+    if (directory / ADAPTER_CONFIG_NAME).exists():
+        return _adapter_card(directory, repo_id, base or adapter_base(directory), summary, **options)
+    if (directory / CONFIG_NAME).exists():
+        config, nano = PllavaConfig.from_pretrained(directory), nano_options(directory)
+        options["metadata"] |= {**({"base_model": base.repo_id} if base else {}), **nano.get("metadata", {})}
+        has_adapter = (directory / ADAPTER_FOLDER / ADAPTER_CONFIG_NAME).exists()
+        options["sections"] += [render("adapter_folder.md", repo_id=repo_id)] if has_adapter else []
+        options["sections"] += [_origin_section(config.origin)] if config.origin else []
+        options["sections"] += nano.get("sections", [])
+        return build_card(repo_id, config, nano.get("summary"), **options)
+    if (directory / PROCESSOR_NAME).exists():
+        return build_card(repo_id, _shape(directory), metadata={"pipeline_tag": None}, processor=True)
+    raise ValueError(
+        f"{directory} has no {CONFIG_NAME}, {ADAPTER_CONFIG_NAME} or {PROCESSOR_NAME}: it is not a model's folder"
+    )
+
+
+# --- adapters --------------------------------------------------------------------------------------------------------
+
+
+def adapter_base(directory: Path) -> ModelSource:
+    """Return the base model of the adapter in a folder: the one that its config names, or that its training noted."""
+    config, summary = read_object(directory / ADAPTER_CONFIG_NAME), TrainingSummary.read(directory)
+    name = config.get("base_model_name_or_path") or ""
+    if Path(name).is_dir() or HUB_ID.fullmatch(name):
+        return ModelSource.of(name, config.get("revision"))
+    return ModelSource(**{"repo_id": None, "revision": None, "fingerprint": None, **(summary.base if summary else {})})
+
+
+def read_alphas(directory: Path) -> dict[str, Any]:
+    """Return an adapter's `training` alpha, None if it is not known, and the `recommended` ones of sweeps, by name."""
+    summary, file = TrainingSummary.read(directory), directory / ALPHA_FILE
+    if file.exists():
+        return read_object(file, "training", "recommended")
+    return {"training": summary and summary.lora and summary.lora["alpha"], "recommended": {}}
+
+
+def _adapter_card(
+    directory: Path, repo_id: str, base: ModelSource, summary: TrainingSummary | None, **options: Any
+) -> ModelCard:
+    bases = [base.repo_id] if base.repo_id else hub_ids(base.origin)
+    text = (
+        f"A LoRA adapter and a projector for {name_source(base.to_dict())}. With them it is a video model that "
+        "answers questions about clips and describes them, [PLLaVA](https://arxiv.org/abs/2404.16994)."
+    )
+    if base.repo_id is None:
+        text += (
+            "\n\n**The base model is a folder on the machine of the training**: the adapter loads nowhere else until "
+            "the base is published, and this is pushed again with `--base-model` and the base's id."
+        )
+    metadata = {
+        "library_name": "peft",
+        "base_model": bases if len(bases) > 1 else next(iter(bases), None),
+        "base_model_relation": "adapter" if base.repo_id else None,
+        "license": base.license,
+        "tags": ["pllava", "video", "lora"],
+    }
+    facts = {"base": name_source(base.to_dict()), "lora": read_object(directory / ADAPTER_CONFIG_NAME)}
+    options["sections"] = [render("adapter.md", alphas=read_alphas(directory), **facts), *options["sections"]]
+    options["metadata"] |= metadata
+    return build_card(repo_id, _shape(directory, summary), text, adapter=True, **options)
+
+
+def _shape(directory: Path, summary: TrainingSummary | None = None) -> SimpleNamespace:
+    """Return the frames and the pooling of an adapter or a processor, which have no config of the model."""
+    if summary is not None:
+        shape = summary.frames
+    else:
+        processor = read_object(directory / PROCESSOR_NAME, "pooling_shape", "video_processor")
+        shape = {**processor, "num_frames": processor["video_processor"]["num_frames"]}
+    tokens = math.prod(shape["pooling_shape"])
+    return SimpleNamespace(
+        num_frames=shape["num_frames"], pooling_shape=shape["pooling_shape"], num_visual_tokens=tokens
+    )
+
+
+# --- sections --------------------------------------------------------------------------------------------------------
+
+
+def _training_section(directory: Path, summary: TrainingSummary) -> str:
+    figure = LOSS_FIGURE if (directory / LOSS_FIGURE).exists() else None
+    return render("training.md", summary=summary, base=name_source(summary.base), figure=figure)
+
+
+def _origin_section(origin: dict[str, Any]) -> str:
+    sources = {part: origin[part] for part in ("source", "base", "adapter") if part in origin}
+    links = {part: {**source, "link": name_source(source)} for part, source in sources.items()}
+    return render("origin.md", sources=links, alpha=origin.get("alpha"), rank=origin.get("rank"))

@@ -1,0 +1,70 @@
+"""Where a checkpoint comes from: its repository on the Hub, the commit, and a fingerprint of the files."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import ModelCard
+from transformers.utils import cached_file
+
+from .checkpoint_files import fingerprint
+from .files import read_object
+
+CARD = "README.md"
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """
+    A model or an adapter from which another one was made.
+
+    Args:
+        repo_id: Its id on the Hub; None for a local folder.
+        revision: The commit on the Hub.
+        fingerprint: A hash of the weights and configs that were read, see [`fingerprint`].
+        license: As its card states it.
+        origin: Of a local folder: `origin` in its config.json.
+    """
+
+    repo_id: str | None
+    revision: str | None
+    fingerprint: str | None
+    license: str | None = None
+    origin: dict[str, Any] | None = None
+
+    @classmethod
+    def of(cls, name: str | os.PathLike, revision: str | None = None) -> ModelSource:
+        """
+        Describe a checkpoint.
+
+        Args:
+            name: A folder, which may be a snapshot in the Hub's cache, or a Hub id.
+            revision: The commit, for a Hub id.
+        """
+        directory = Path(name)
+        if not directory.is_dir():
+            quiet = {f"_raise_exceptions_for_{what}": False for what in ("missing_entries", "connection_errors")}
+            card = cached_file(name, CARD, revision=revision, **quiet)
+            return cls(os.fspath(name), revision, None, card and read_license(Path(card)))
+        repo_id, revision = hub_repository(directory) or (None, None)
+        config = directory / "config.json"
+        origin = read_object(config).get("origin") if repo_id is None and config.exists() else None
+        return cls(repo_id, revision, fingerprint(directory), read_license(directory / CARD), origin)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {name: value for name, value in asdict(self).items() if value is not None}
+
+
+def hub_repository(path: str | os.PathLike) -> tuple[str, str] | None:
+    """Return the id and the commit of a snapshot in the Hub's cache; None for other paths."""
+    path = Path(os.path.abspath(path))
+    kind, *name = path.parent.parent.name.split("--")
+    return ("/".join(name), path.name) if path.parent.name == "snapshots" and kind == "models" else None
+
+
+def read_license(card: Path) -> str | None:
+    """Return the license in the metadata of a card, if there is one."""
+    return ModelCard.load(card, ignore_metadata_errors=True).data.license if card.exists() else None
