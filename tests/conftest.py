@@ -6,6 +6,7 @@ import tempfile
 
 # Before transformers is imported: no network, and remote code is copied to a place of this run's own.
 os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_HUB_DISABLE_XET"] = "1"  # tests/support/local_hub takes large files as Git LFS, and has no Xet server
 os.environ["HF_MODULES_CACHE"] = tempfile.mkdtemp(prefix="hf_modules_")
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # several processes run tests
