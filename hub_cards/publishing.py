@@ -92,7 +92,10 @@ def find_base(directory: Path, base_model: str | None) -> ModelSource | None:
     """
     is_adapter = (directory / ADAPTER_CONFIG_NAME).exists()
     if base_model is not None:
-        revision = HfApi().model_info(base_model).sha  # pinned: a later change of the base does not change the adapter
+        with explaining_errors(base_model):
+            revision = (
+                HfApi().model_info(base_model).sha
+            )  # pinned: a later change of the base does not change the adapter
         return replace(ModelSource.of(base_model, revision), revision=revision)
     base = adapter_base(directory) if is_adapter else None
     if base is not None and base.repo_id is None:

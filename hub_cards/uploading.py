@@ -8,6 +8,7 @@ from huggingface_hub import CommitInfo, HfApi, constants
 from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError, RepositoryNotFoundError
 from huggingface_hub.utils import httpx
 
+HUB_ERRORS = (HfHubHTTPError, LocalTokenNotFoundError, httpx.TransportError)
 LOGIN = "log in with `hf auth login`, or set HF_TOKEN to a token that may write"
 RESUME = "run the same command again: files that were uploaded are not uploaded twice"
 # What to do, by the status of the Hub's reply
@@ -74,16 +75,21 @@ def explaining_errors(repo_id: str) -> Iterator[None]:
     """Replace errors of the Hub client by an `OSError` that says, in one line, what failed and what to do."""
     try:
         yield
-    except LocalTokenNotFoundError as error:
-        raise OSError(f"{repo_id}: no token for the Hub: {LOGIN}") from error
-    except RepositoryNotFoundError as error:
-        raise OSError(f"{repo_id}: there is no such repository, or your token cannot see it: {LOGIN}") from error
-    except HfHubHTTPError as error:
-        status = error.response.status_code
-        advice = ADVICE.get(status) or (
-            f"the Hub has a problem: {RESUME}" if status >= 500 else "see the reason above"
-        )
-        reason = " ".join((error.server_message or str(error)).split())
-        raise OSError(f"{repo_id}: the Hub replied {status} ({reason}): {advice}") from error
-    except httpx.TransportError as error:
-        raise OSError(f"{repo_id}: {constants.ENDPOINT} cannot be reached ({error}): {RESUME}") from error
+    except RuntimeError as error:  # from the upload of a file
+        if not isinstance(error.__cause__, HUB_ERRORS):
+            raise
+        raise OSError(f"{repo_id}: {' '.join(str(error).split())} {_explain(error.__cause__)}") from error
+    except HUB_ERRORS as error:
+        raise OSError(f"{repo_id}: {_explain(error)}") from error
+
+
+def _explain(error: BaseException) -> str:
+    if isinstance(error, LocalTokenNotFoundError):
+        return f"no token for the Hub: {LOGIN}"
+    if isinstance(error, RepositoryNotFoundError):
+        return f"there is no such repository, or your token cannot see it: {LOGIN}"
+    if isinstance(error, httpx.TransportError):
+        return f"{constants.ENDPOINT} cannot be reached ({error}): {RESUME}"
+    status, reason = error.response.status_code, " ".join((error.server_message or str(error)).split())
+    advice = ADVICE.get(status) or (RESUME if status >= 500 else "change what the Hub names, and run this again")
+    return f"the Hub replied {status} ({reason}): {advice}"

@@ -25,7 +25,7 @@ from ..hub_cards.model_card import write_model_card
 from ..hub_cards.staging import MODEL_FILES, RESUME_FILES
 from ..hub_cards.training_log import TrainingSummary
 from ..hub_cards.uploading import explaining_errors
-from ..origins import ModelSource
+from ..origins import CARD, ModelSource
 from .arguments import global_batch_size
 
 logger = logging.get_logger(__name__)
@@ -59,9 +59,12 @@ class PickleFreeMixin:
         return {}
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        directory = Path(output_dir or self.args.output_dir)
+        card = directory / CARD
+        text = card.read_text(encoding="utf-8") if card.exists() else ""
         super()._save(output_dir, state_dict)
         if self.args.should_save:
-            directory = Path(output_dir or self.args.output_dir)
+            card.write_text(text, encoding="utf-8")  # without what PEFT wrote there
             (directory / TRAINING_ARGS_NAME).unlink()
             (directory / "training_args.json").write_text(self.args.to_json_string(), encoding="utf-8")
             self._write_card(directory)
@@ -77,7 +80,7 @@ class PickleFreeMixin:
     def _write_card(self, directory: Path) -> None:
         batch_size = global_batch_size(self.args)
         TrainingSummary.of(self, self.base.to_dict(), batch_size, **self.card_facts()).save(directory)
-        write_model_card(directory, self.args.hub_model_id or Path(self.args.output_dir).name)
+        write_model_card(directory, self.hub_model_id or self.args.hub_model_id or Path(self.args.output_dir).name)
 
     def push_to_hub(self, *args: Any, **kwargs: Any) -> Any:
         """
