@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import ModelCard
-from transformers.utils import cached_file
+from transformers.utils import CONFIG_NAME, cached_file
+from transformers.utils.hub import extract_commit_hash
 
 from .checkpoint_files import fingerprint
 from .files import read_object
@@ -42,12 +43,13 @@ class ModelSource:
 
         Args:
             name: A folder, which may be a snapshot in the Hub's cache, or a Hub id.
-            revision: The commit, for a Hub id.
+            revision: The commit or branch, for a Hub id.
         """
         directory = Path(name)
         if not directory.is_dir():
             quiet = {f"_raise_exceptions_for_{what}": False for what in ("missing_entries", "connection_errors")}
-            card = cached_file(name, CARD, revision=revision, **quiet)
+            config, card = (cached_file(name, file, revision=revision, **quiet) for file in (CONFIG_NAME, CARD))
+            revision = extract_commit_hash(config, revision)
             return cls(os.fspath(name), revision, None, card and read_license(Path(card)))
         repo_id, revision = hub_repository(directory) or (None, None)
         config = directory / "config.json"

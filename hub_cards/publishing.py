@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -96,7 +95,7 @@ def find_base(directory: Path, base_model: str | None) -> ModelSource | None:
             revision = (
                 HfApi().model_info(base_model).sha
             )  # pinned: a later change of the base does not change the adapter
-        return replace(ModelSource.of(base_model, revision), revision=revision)
+        return ModelSource.of(base_model, revision)
     base = adapter_base(directory) if is_adapter else None
     if base is not None and base.repo_id is None:
         name = read_object(directory / ADAPTER_CONFIG_NAME).get("base_model_name_or_path")

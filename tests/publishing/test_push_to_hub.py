@@ -1,0 +1,95 @@
+"""What users of transformers do already, `push_to_hub` of models, processors and trainers: the Hub accepts the cards."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from hub_client import commits, run
+from huggingface_hub import ModelCard
+from local_hub import local_hub
+
+import pllava
+
+ROOT = Path(pllava.__file__).parent
+
+
+@pytest.fixture
+def hub(tmp_path):
+    (tmp_path / "hub").mkdir()
+    with local_hub(tmp_path / "hub") as hub:
+        yield hub
+
+
+def card_of(hub, repo_id):
+    return ModelCard.load(hub.folder / repo_id / "README.md")
+
+
+LOAD = "import pllava; from transformers import AutoProcessor; name = {!r}; model = pllava.load_model(name, check=False);"
+
+
+def test_a_model_and_a_processor(hub, checkpoint, tmp_path):
+    processor = "AutoProcessor.from_pretrained(name).push_to_hub('me/mine')"
+    run(hub, tmp_path, "-c", LOAD.format(checkpoint) + processor)
+    first = card_of(hub, "me/mine")
+    assert first.text.startswith("\n# mine") and "placeholder" in first.text and first.data.pipeline_tag is None
+    run(hub, tmp_path, "-c", LOAD.format(checkpoint) + "model.push_to_hub('me/mine')")
+    card = card_of(hub, "me/mine")
+    assert card.data.pipeline_tag == "video-text-to-text" and 'pipeline("video-text-to-text"' in card.text
+    run(hub, tmp_path, "-c", LOAD.format(checkpoint) + processor)
+    assert str(card_of(hub, "me/mine")) == str(card), "the processor's card does not replace the model's"
+
+
+def test_a_card_on_the_hub_that_was_edited_stays(hub, checkpoint, tmp_path):
+    push = LOAD.format(checkpoint) + "model.push_to_hub('me/mine')"
+    run(hub, tmp_path, "-c", push)
+    card = hub.folder / "me" / "mine" / "README.md"
+    card.write_text(card.read_text().replace("## Limits", "## What I found\n\n## Limits"))
+    run(hub, tmp_path, "-c", push)
+    assert "What I found" in card.read_text()
+
+
+def test_a_merged_adapter(hub, checkpoint, tmp_path):
+    """A model that PEFT has merged is pushed with the card of a model, not with an empty one."""
+    merge = "from peft import get_peft_model; model = get_peft_model(model, pllava.lora_config(r=4)).merge_and_unload();"
+    run(hub, tmp_path, "-c", LOAD.format(checkpoint) + merge + "model.push_to_hub('me/merged')")
+    card = card_of(hub, "me/merged")
+    assert card.data.pipeline_tag == "video-text-to-text" and "Model Card for Model ID" not in card.text
+
+
+@pytest.fixture(scope="module")
+def captions(clips, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("captions")
+    rows = [f"{shutil.copy(clip, folder) and clip.name},A red circle." for clip in clips]
+    (folder / "captions.csv").write_text("\n".join(["video,caption", *rows]))
+    return folder
+
+
+def test_a_trainer_of_transformers(hub, captions, tmp_path):
+    """The script in examples/, which has `trainer.push_to_hub()` added at its end."""
+    script = (ROOT / "examples" / "finetune_on_captions.py").read_text().replace("num_train_epochs=3", "max_steps=2")
+    (tmp_path / "train.py").write_text(script.replace("trainer.save_model()", "trainer.push_to_hub()"))
+    result = run(hub, tmp_path, "train.py", captions)
+    assert commits(hub) == ["End of training"]
+    assert "names its base model by a folder of this machine" in result.stderr
+    card = card_of(hub, "me/my-captioner")
+    assert card.data.pipeline_tag == "video-text-to-text" and card.data.library_name == "peft"
+    assert card.data.get("base_model") is None and "**The base model is a folder" in card.text
+    assert 'from_pretrained("me/my-captioner"' in card.text and "### Framework versions" not in card.text
+    assert "| steps | 2 of 2," in card.text and "loss.png" in card.text
+    assert not list((hub.folder / "me" / "my-captioner").glob("*.bin"))
+
+
+def test_a_trainer_names_a_base_on_the_hub_by_its_commit(hub, captions, tmp_path):
+    run(hub, tmp_path, "pllava", "push", "nano", "me/nano")
+    script = (ROOT / "examples" / "finetune_on_captions.py").read_text().replace("num_train_epochs=3", "max_steps=2")
+    script = script.replace("pllava.NANO", '"me/nano"').replace("trainer.save_model()", "trainer.push_to_hub()")
+    (tmp_path / "train.py").write_text(script)
+    result = run(hub, tmp_path, "train.py", captions)
+    assert "folder of this machine" not in result.stderr
+    config = json.loads((hub.folder / "me" / "my-captioner" / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == "me/nano"
+    assert config["revision"] == hub.find("models", "me/nano").resolve("main")
+    card = card_of(hub, "me/my-captioner")
+    assert card.data.base_model == "me/nano" and card.data.base_model_relation == "adapter"
+    assert card.data.license == "apache-2.0"
