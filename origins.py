@@ -43,12 +43,15 @@ class ModelSource:
 
         Args:
             name: A folder, which may be a snapshot in the Hub's cache, or a Hub id.
-            revision: The commit or branch, for a Hub id.
+            revision: The commit, for a Hub id; by default the newest.
         """
         directory = Path(name)
         if not directory.is_dir():
             quiet = {f"_raise_exceptions_for_{what}": False for what in ("missing_entries", "connection_errors")}
-            config, card = (cached_file(name, file, revision=revision, **quiet) for file in (CONFIG_NAME, CARD))
+            try:
+                config, card = (cached_file(name, file, revision=revision, **quiet) for file in (CONFIG_NAME, CARD))
+            except OSError:  # not on the Hub, or not yet
+                return cls(os.fspath(name), revision, None)
             revision = extract_commit_hash(config, revision)
             return cls(os.fspath(name), revision, None, card and read_license(Path(card)))
         repo_id, revision = hub_repository(directory) or (None, None)

@@ -81,6 +81,8 @@ def adapter_base(directory: Path) -> ModelSource:
     """Return the base model of the adapter in a folder: the one that its config names, or that its training noted."""
     config, summary = read_object(directory / ADAPTER_CONFIG_NAME), TrainingSummary.read(directory)
     name = config.get("base_model_name_or_path") or ""
+    if summary is not None and summary.base.get("repo_id") == name:
+        return ModelSource(**{"revision": None, "fingerprint": None, **summary.base})
     if Path(name).is_dir() or HUB_ID.fullmatch(name):
         return ModelSource.of(name, config.get("revision"))
     return ModelSource(**{"repo_id": None, "revision": None, "fingerprint": None, **(summary.base if summary else {})})

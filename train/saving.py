@@ -80,7 +80,8 @@ class PickleFreeMixin:
     def _write_card(self, directory: Path) -> None:
         batch_size = global_batch_size(self.args)
         TrainingSummary.of(self, self.base.to_dict(), batch_size, **self.card_facts()).save(directory)
-        write_model_card(directory, self.hub_model_id or self.args.hub_model_id or Path(self.args.output_dir).name)
+        name = self.hub_model_id or self.args.hub_model_id or Path(self.args.output_dir).name
+        write_model_card(directory, name, self.base)
 
     def push_to_hub(self, *args: Any, **kwargs: Any) -> Any:
         """

@@ -1,4 +1,4 @@
-"""What users of transformers do already, `push_to_hub` of models, processors and trainers: the Hub accepts the cards."""
+"""`push_to_hub` of models, processors and trainers, which users of transformers know: the Hub accepts the cards."""
 
 import json
 import shutil
@@ -25,7 +25,9 @@ def card_of(hub, repo_id):
     return ModelCard.load(hub.folder / repo_id / "README.md")
 
 
-LOAD = "import pllava; from transformers import AutoProcessor; name = {!r}; model = pllava.load_model(name, check=False);"
+LOAD = (
+    "import pllava; from transformers import AutoProcessor; name = {!r}; model = pllava.load_model(name, check=False);"
+)
 
 
 def test_a_model_and_a_processor(hub, checkpoint, tmp_path):
@@ -51,7 +53,9 @@ def test_a_card_on_the_hub_that_was_edited_stays(hub, checkpoint, tmp_path):
 
 def test_a_merged_adapter(hub, checkpoint, tmp_path):
     """A model that PEFT has merged is pushed with the card of a model, not with an empty one."""
-    merge = "from peft import get_peft_model; model = get_peft_model(model, pllava.lora_config(r=4)).merge_and_unload();"
+    merge = (
+        "from peft import get_peft_model; model = get_peft_model(model, pllava.lora_config(r=4)).merge_and_unload();"
+    )
     run(hub, tmp_path, "-c", LOAD.format(checkpoint) + merge + "model.push_to_hub('me/merged')")
     card = card_of(hub, "me/merged")
     assert card.data.pipeline_tag == "video-text-to-text" and "Model Card for Model ID" not in card.text

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import sqlite3
 import subprocess
 import sys
@@ -11,6 +12,8 @@ from pathlib import Path
 import forked
 import pytest
 import torch
+from hub_client import commits
+from huggingface_hub import ModelCard
 from local_hub import local_hub
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -54,7 +57,7 @@ def test_recipe_trains_pushes_and_loads(folder):
         online["TRACKIO_DIR"] = str(folder / "trackio")
         options = ["--config", "mine.yaml", "--max_steps", "4", "--logging_steps", "2"]
         options += ["--eval_steps", "2", "--save_steps", "2", "--num_predictions", "3"]
-        options += ["--push_to_hub", "true", "--hub_model_id", "me/my-nano"]
+        options += ["--push_to_hub", "true", "--hub_model_id", "me/my-nano", "--base_model", "me/nano"]
         result = launch(folder, *options, **online)
         assert result.returncode == 0, result.stderr[-3000:]
         assert "All examples could be read" in result.stdout
@@ -62,9 +65,13 @@ def test_recipe_trains_pushes_and_loads(folder):
         files = {file.name for file in repository.rglob("*")}
         assert {"adapter_model.safetensors", "adapter_config.json", "processing_pllava.py", "README.md"} <= files
         assert not {name for name in files if name.endswith((".bin", ".pt", ".pth"))}
-        assert "Training in progress, step 2" in (folder / "hub" / ".commits").read_text().splitlines()
+        progress = ["Training in progress, step 2", "Training in progress, step 4"]
+        assert commits(address) == [*progress, "End of training"]
+        assert result.stdout.splitlines()[-1] == f"Pushed to {address}/me/my-nano"
         card = (repository / "README.md").read_text()
         assert "| world |" in card and "me/my-nano" in card and "| steps | 4 of 4," in card
+        assert ModelCard.load(repository / "README.md").data.base_model == "me/nano"
+        shutil.copytree(pllava.NANO, folder / "hub" / "me" / "nano")
         loaded = forked.run("-c", LOAD, **online)
         assert loaded.returncode == 0, loaded.stderr[-3000:]
     state = json.loads((folder / "my-nano" / "trainer_state.json").read_text())
