@@ -193,10 +193,10 @@ def _sources(origin: dict[str, Any] | None) -> list[dict[str, Any]]:
 # --- which cards are replaced ----------------------------------------------------------------------------------------
 
 
-def sign(card: ModelCard) -> ModelCard:
-    """Append a hash of the card, by which [`is_generated`] knows that nobody has edited it."""
-    text = SIGNATURE.sub("", str(card)).rstrip("\n") + "\n"
-    return ModelCard(f"{text}\n<!-- Written by pllava, and not edited while this is its hash: {_hash(text)} -->\n")
+def sign(card: str) -> str:
+    """Append a hash to the text of a card, by which [`is_generated`] knows that nobody has edited it."""
+    text = SIGNATURE.sub("", card).rstrip("\n") + "\n"
+    return f"{text}\n<!-- Written by pllava, and not edited while this is its hash: {_hash(text)} -->\n"
 
 
 def is_generated(card: str) -> bool:
@@ -221,7 +221,8 @@ class CardOnPush:
         file = Path(working_dir) / "README.md"  # the one on the Hub, or an empty one
         text = file.read_text(encoding="utf-8") if file.exists() else None
         if text is not None and hasattr(self, "config") and is_generated(text):
-            sign(build_card(repo_id, self.config)).save(file)
+            file.write_text(sign(str(build_card(repo_id, self.config))), encoding="utf-8")
         elif text is not None and is_empty(text):
-            sign(build_card(repo_id, self, metadata={"pipeline_tag": None}, processor=True)).save(file)
+            card = build_card(repo_id, self, metadata={"pipeline_tag": None}, processor=True)
+            file.write_text(sign(str(card)), encoding="utf-8")
         return super()._upload_modified_files(working_dir, repo_id, *args, **kwargs)

@@ -32,19 +32,27 @@ def push(
         typer.Option(help="The branch; it is created if there is none.", metavar="NAME", show_default="main"),
     ] = None,
     create_pr: Annotated[bool, typer.Option("--create-pr", help="Open a pull request.")] = False,
+    space: Annotated[bool, typer.Option("--space", help="Publish a Space, too, where it can be tried.")] = False,
+    collection: Annotated[
+        str | None, typer.Option(help="Add it to this collection on the Hub.", metavar="USER/SLUG")
+    ] = None,
 ) -> None:
     """
     Publish a model or an adapter, with its code, processor and card.
 
     Everything arrives in one commit. A push that was cut goes on when it is run again.
     """
-    if revision and create_pr:
-        raise UsageError("A pull request is opened against main: choose one of --revision and --create-pr")
+    if create_pr and (revision or space or collection):
+        raise UsageError("--create-pr opens a pull request against main: leave --revision, --space, --collection out")
     from pllava import model_path
     from pllava.hub_cards.publishing import push
 
-    commit = push(model_path(directory), repo_id, base_model, private, revision, create_pr, report=typer.echo)
-    typer.echo(commit.pr_url or commit.repo_url)
+    pushed = push(
+        model_path(directory), repo_id, base_model, private, revision, create_pr, space, collection, report=typer.echo
+    )
+    typer.echo(pushed.model.pr_url or pushed.model.repo_url)
+    if pushed.space:
+        typer.echo(pushed.space.repo_url)
 
 
 def card(
@@ -63,14 +71,11 @@ def card(
     from pllava.hub_cards.checking import check_card
     from pllava.hub_cards.publishing import staged
 
-    with staged(model_path(directory), repo_id, base_model, report=lambda line: typer.echo(line, err=True)) as (
-        folder,
-        card,
-    ):
+    with staged(model_path(directory), repo_id, base_model, report=lambda line: typer.echo(line, err=True)) as folder:
         if not check:
-            typer.echo(str(card))
+            typer.echo((folder / "README.md").read_text(encoding="utf-8"))
             return
-        problems = list(check_card(card, folder))
+        problems = list(check_card(folder))
     for problem in problems:
         typer.echo(problem)
     if problems:

@@ -10,14 +10,17 @@ from huggingface_hub import HfApi, ModelCard, constants
 from huggingface_hub.errors import HfHubHTTPError
 from huggingface_hub.utils import httpx
 
+from ..origins import CARD
+
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 SNIPPET = re.compile(r"^```(python|bash)\n(.*?)^```", re.DOTALL | re.MULTILINE)
 REPOSITORY = re.compile(r"https://huggingface\.co/(datasets/|spaces/)?([\w.-]+/[\w.-]+)")
 REPO_TYPES = {"datasets/": "dataset", "spaces/": "space", "": "model"}
 
 
-def check_card(card: ModelCard, directory: Path) -> Iterator[str]:
-    """Yield what is wrong with a model's card, whose files are in `directory`. It asks the Hub."""
+def check_card(directory: Path) -> Iterator[str]:
+    """Yield what is wrong with the card of the model in `directory`. It asks the Hub."""
+    card = ModelCard.load(directory / CARD, ignore_metadata_errors=True)
     yield from _check_metadata(card)
     for link in LINK.findall(card.text):
         yield from _check_link(link, directory)

@@ -11,7 +11,7 @@ from huggingface_hub import ModelCard
 from transformers.utils import ADAPTER_CONFIG_NAME, CONFIG_NAME, PROCESSOR_NAME
 
 from ..configuration_pllava import PllavaConfig
-from ..files import read_object
+from ..files import read_object, replace_file
 from ..model_card_pllava import build_card, hub_ids, is_generated, name_source, sign
 from ..origins import CARD, ModelSource
 from .nano_card import nano_options
@@ -36,7 +36,7 @@ def write_model_card(directory: Path, repo_id: str, base: ModelSource | None = N
     if not card.exists() or is_generated(card.read_text(encoding="utf-8")):
         if not (directory / METHOD_FIGURE.name).exists():
             shutil.copyfile(METHOD_FIGURE, directory / METHOD_FIGURE.name)
-        sign(build_model_card(directory, repo_id, base)).save(card)
+        replace_file(card, sign(str(build_model_card(directory, repo_id, base))))
 
 
 def build_model_card(directory: Path, repo_id: str, base: ModelSource | None = None) -> ModelCard:

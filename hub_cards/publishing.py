@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -16,7 +17,16 @@ from ..files import read_object
 from ..origins import CARD, ModelSource
 from . import staging
 from .model_card import ADAPTER_FOLDER, adapter_base
+from .space import write_space
 from .uploading import explaining_errors, upload
+
+
+@dataclass(frozen=True)
+class Pushed:
+    """The commits of a push: to the model's repository and, if there is one, to its Space."""
+
+    model: CommitInfo
+    space: CommitInfo | None = None
 
 
 def push(
@@ -26,8 +36,10 @@ def push(
     private: bool = False,
     revision: str | None = None,
     create_pr: bool = False,
+    space: bool = False,
+    collection: str | None = None,
     report: Callable[[str], None] = print,
-) -> CommitInfo:
+) -> Pushed:
     """
     Publish a model, an adapter or a processor with its code, processor and card, in one commit.
 
@@ -39,6 +51,8 @@ def push(
         private: Create the repository as a private one.
         revision: The branch; it is created if there is none.
         create_pr: Open a pull request.
+        space: Also publish a Space with the same id, where the model can be tried. It loads this commit.
+        collection: The slug of a collection on the Hub that the model, and its Space, are added to.
         report: Called with lines of text: what is left out, and which card is kept.
 
     Raises:
@@ -46,10 +60,32 @@ def push(
             an adapter's base is a local folder and `base_model` is not given.
         OSError: if the Hub cannot be reached or refuses. The local files are as they were.
     """
-    with staged(source, repo_id, base_model, revision, report) as (folder, card):
+    with staged(source, repo_id, base_model, revision, report) as folder:
         with explaining_errors(repo_id):
-            card.validate()  # before weights are uploaded
-        return upload(folder, repo_id, "model", f"Upload {repo_id.split('/')[-1]}", private, revision, create_pr)
+            ModelCard.load(folder / CARD, ignore_metadata_errors=True).validate()  # before weights are uploaded
+        message = f"Upload {repo_id.split('/')[-1]}"
+        commit = upload(folder, repo_id, "model", message, private, revision, create_pr)
+        repo_id, adapter = commit.repo_url.repo_id, folder / ADAPTER_CONFIG_NAME
+        base = read_object(adapter)["base_model_name_or_path"] if adapter.exists() else None
+    pushed = Pushed(commit, push_space(repo_id, commit.oid, base, private) if space else None)
+    if collection is not None:
+        add_to_collection(collection, pushed)
+    return pushed
+
+
+def push_space(repo_id: str, revision: str, base_model: str | None, private: bool) -> CommitInfo:
+    """Publish the Space of a model or an adapter, under the same id. See [`write_space`]."""
+    with TemporaryDirectory() as folder:
+        write_space(Path(folder), repo_id, revision, base_model)
+        return upload(Path(folder), repo_id, "space", "Upload the demo", private)
+
+
+def add_to_collection(slug: str, pushed: Pushed) -> None:
+    """Add what was pushed to a collection; what is in it stays there once."""
+    with explaining_errors(slug):
+        for commit in filter(None, (pushed.model, pushed.space)):
+            repository = commit.repo_url
+            HfApi().add_collection_item(slug, repository.repo_id, repository.repo_type, exists_ok=True)
 
 
 @contextmanager
@@ -59,8 +95,8 @@ def staged(
     base_model: str | None = None,
     revision: str | None = None,
     report: Callable[[str], None] = print,
-) -> Iterator[tuple[Path, ModelCard]]:
-    """Yield a folder with the files that [`push`] uploads, and the card; see there for the arguments and errors."""
+) -> Iterator[Path]:
+    """Yield a folder with the files that [`push`] uploads; see there for the arguments and errors."""
     with TemporaryDirectory() as saved, TemporaryDirectory() as temporary:
         directory, folder = Path(saved), Path(temporary)
         if isinstance(source, (str, os.PathLike)):
@@ -78,8 +114,8 @@ def staged(
             if (folder / ADAPTER_FOLDER).exists():
                 staging.stage_adapter_config(folder / ADAPTER_FOLDER, ModelSource(repo_id, None, None), {})
             card = staging.stage_card(folder, repo_id, base, revision, report)
-        staging.write(folder / CARD, str(card))
-        yield folder, card
+        staging.write(folder / CARD, card)
+        yield folder
 
 
 def find_base(directory: Path, base_model: str | None) -> ModelSource | None:

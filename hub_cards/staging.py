@@ -5,7 +5,7 @@ from collections.abc import Callable
 from fnmatch import fnmatch
 from pathlib import Path
 
-from huggingface_hub import HfApi, ModelCard
+from huggingface_hub import HfApi
 from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError
 from transformers.utils import (
     ADAPTER_CONFIG_NAME,
@@ -97,24 +97,24 @@ def stage_adapter_config(folder: Path, base: ModelSource, recommended: dict[str,
 
 def stage_card(
     folder: Path, repo_id: str, base: ModelSource | None, revision: str | None, report: Callable[[str], None]
-) -> ModelCard:
+) -> str:
     """
-    Return the card: the one in the folder or the one on the Hub if it was written or edited by hand, else a new one.
+    Return the card's text: that in the folder or on the Hub if it was written or edited by hand, else a new one.
     """
-    own = ModelCard.load(folder / CARD, ignore_metadata_errors=True) if (folder / CARD).exists() else None
-    for card, place in ((own, "the folder"), (_card_on_hub(repo_id, revision), repo_id)):
-        if card is not None and not is_generated(str(card)):
+    cards = {"the folder": folder / CARD, repo_id: _card_on_hub(repo_id, revision)}
+    for place, file in cards.items():
+        card = file.read_text(encoding="utf-8") if file and file.exists() else ""
+        if not is_generated(card):
             report(f"the card in {place} is kept: it was written or edited by hand")
             return card
-    return sign(build_model_card(folder, repo_id, base))
+    return sign(str(build_model_card(folder, repo_id, base)))
 
 
-def _card_on_hub(repo_id: str, revision: str | None) -> ModelCard | None:
+def _card_on_hub(repo_id: str, revision: str | None) -> Path | None:
     try:
-        file = HfApi().hf_hub_download(repo_id, CARD, revision=revision)
+        return Path(HfApi().hf_hub_download(repo_id, CARD, revision=revision))
     except (EntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError):
         return None
-    return ModelCard.load(file, ignore_metadata_errors=True)
 
 
 def write(file: Path, text: str) -> None:

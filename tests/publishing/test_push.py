@@ -9,7 +9,7 @@ from pathlib import Path
 import forked
 import pytest
 import torch
-from hub_client import commits, error_of, online, run
+from hub_client import commits, error_of, online, run, try_run
 from huggingface_hub import ModelCard
 from layouts import write_official
 from local_hub import Token, local_hub
@@ -206,7 +206,7 @@ def test_branches_and_pull_requests(hub, checkpoint, tmp_path):
     assert repository.resolve("main") == main != repository.resolve("v2")
     assert pull_request == f"{hub}/me/mine/discussions/1" and repository.resolve("refs/pr/1")
     both = error_of(hub, tmp_path, "pllava", "push", copy.parent, "me/mine", "--create-pr", "--revision", "v2")
-    assert "choose one of --revision and --create-pr" in both
+    assert "leave --revision" in both
 
 
 def test_private_is_honoured_or_refused(hub, checkpoint, tmp_path):
@@ -302,3 +302,55 @@ def test_two_pushes_at_once_lose_no_commit(hub, checkpoint, tmp_path):
     assert commits(hub) == ["Upload mine"] * 2
     arrived = {file.name for file in (hub.folder / "me" / "mine").iterdir()}
     assert {"one.txt", "two.txt", "model.safetensors"} <= arrived
+
+
+# --- what belongs to a model -----------------------------------------------------------------------------------------
+
+
+def test_a_space_of_the_pushed_commit(hub, checkpoint, tmp_path):
+    result = run(hub, tmp_path, "pllava", "push", checkpoint, "me/mine", "--space")
+    commit = hub.find("models", "me/mine").resolve("main")
+    app = (hub.folder / "spaces" / "me" / "mine" / "app.py").read_text()
+    assert f'"me/mine", "{commit}"' in app
+    assert result.stdout.splitlines()[-2:] == [f"{hub}/me/mine", f"{hub}/spaces/me/mine"]
+
+
+def test_a_collection_has_each_repository_once(hub, checkpoint, tmp_path):
+    code = "from huggingface_hub import HfApi; print(HfApi().create_collection('Videos', namespace='me').slug)"
+    slug = run(hub, tmp_path, "-c", code).stdout.strip()
+    for _ in range(2):
+        run(hub, tmp_path, "pllava", "push", checkpoint, "me/mine", "--space", "--collection", slug)
+    (collection,) = hub.read_collections().values()
+    assert sorted((item["type"], item["id"]) for item in collection["items"]) == [
+        ("model", "me/mine"),
+        ("space", "me/mine"),
+    ]
+    error = error_of(hub, tmp_path, "pllava", "push", checkpoint, "me/mine", "--collection", "me/none-123")
+    assert "me/none-123" in error
+
+
+# --- pllava card -----------------------------------------------------------------------------------------------------
+
+
+def test_the_card_is_printed_as_it_would_be_published(hub, checkpoint, tmp_path):
+    printed = run(hub, tmp_path, "pllava", "card", checkpoint, "--repo-id", "me/mine").stdout
+    run(hub, tmp_path, "pllava", "push", checkpoint, "me/mine")
+    assert printed.strip() == (hub.folder / "me" / "mine" / "README.md").read_text().strip()
+
+
+def test_a_card_is_checked(hub, checkpoint, tmp_path):
+    folder = Path(shutil.copytree(checkpoint, tmp_path / "mine"))
+    valid = run(hub, tmp_path, "pllava", "card", folder, "--check").stdout
+    assert valid.splitlines()[-1] == "metadata, links and snippets are valid"
+    (folder / "README.md").write_text(
+        "---\nlicense: mine\n---\n[a](lost.png) [b](https://huggingface.co/me/lost) [c](http://plain.org) [d](#d)\n"
+        "```python\nprint('\n```\n```bash\npllava chat 'a\n```\n"
+    )
+    result = try_run(hub, tmp_path, "pllava", "card", folder, "--check")
+    problems = result.stdout.splitlines()
+    assert result.returncode == 1
+    assert [line.split(":")[0] for line in problems] == ["metadata", "link", "link", "link", "snippet", "snippet"]
+    for problem, part in zip(
+        problems, ("license", "lost.png", "me/lost", "plain.org", "print", "pllava"), strict=True
+    ):
+        assert part in problem
