@@ -100,7 +100,7 @@ class LocalHub(str):
             mine = [repository for repository in self._repositories.values() if repository.namespace == namespace]
         sizes = {}
         for repository in mine:
-            for commit in repository.state["commits"].values():
+            for commit in list(repository.state["commits"].values()):
                 sizes |= {file["sha256"]: file["size"] for file in commit["files"].values()}
         return sum(sizes.values())
 

@@ -96,7 +96,8 @@ class Repository:
         ref = self.full_ref(revision)
         if ref is not None:
             return self.refs[ref]
-        found = [commit for commit in self.state["commits"] if len(revision) >= 7 and commit.startswith(revision)]
+        known = list(self.state["commits"]) if len(revision) >= 7 else []
+        found = [commit for commit in known if commit.startswith(revision)]
         if len(found) != 1:
             raise HubError(404, f"Invalid rev id: {revision}", "RevisionNotFound")
         return found[0]

@@ -36,6 +36,7 @@ TABLE = [
     ("PUT", "/.lfs/{oid}/{upload}/{number}", uploads.receive_part),
     ("POST", "/.lfs/{oid}/{upload}", uploads.join_parts),
     ("POST", "/api/{kind}/{name}/commit/{revision}", uploads.commit),
+    ("GET", "/api/{kind}/{name}/xet-write-token/{revision}", uploads.refuse_xet),
     # discussions and pull requests
     ("GET", "/api/{kind}/{name}/discussions", discussions.list_all),
     ("POST", "/api/{kind}/{name}/discussions", discussions.create),

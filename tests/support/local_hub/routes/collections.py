@@ -11,7 +11,8 @@ from ..rights import Token, require_write
 def list_all(hub: LocalHub, request: Request, token: Token | None) -> Reply:
     owners = request.query.get("owner")
     found = [each for each in hub.read_collections().values() if _is_visible(each, token)]
-    return Reply([each for each in found if not owners or each["owner"]["name"] in owners])
+    found = [each for each in found if not owners or each["owner"]["name"] in owners]
+    return Reply([{key: value for key, value in each.items() if key != "position"} for each in found])
 
 
 def create(hub: LocalHub, request: Request, token: Token | None) -> Reply:

@@ -67,7 +67,7 @@ def list_refs(hub: LocalHub, request: Request, token: Token | None, kind: str, n
     repository = hub.open(kind, name, token)
 
     def starting(prefix: str) -> list[dict]:
-        found = {ref: commit for ref, commit in repository.refs.items() if ref.startswith(prefix)}
+        found = {ref: commit for ref, commit in dict(repository.refs).items() if ref.startswith(prefix)}
         names = {ref: ref if prefix == "refs/pr/" else ref.removeprefix(prefix) for ref in found}
         return [{"name": names[ref], "ref": ref, "targetCommit": commit} for ref, commit in found.items()]
 

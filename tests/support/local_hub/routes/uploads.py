@@ -77,6 +77,10 @@ def verify_large(hub: LocalHub, request: Request, token: Token | None, name: str
     return Reply()
 
 
+def refuse_xet(hub: LocalHub, request: Request, token: Token | None, **names: str) -> Reply:
+    raise HubError(400, "The local Hub has no Xet server: set HF_HUB_DISABLE_XET=1")
+
+
 def commit(hub: LocalHub, request: Request, token: Token | None, kind: str, name: str, revision: str) -> Reply:
     """Make a commit; the body has a line of JSON with the message, and one for each file."""
     repository = hub.open(kind, name, token)
