@@ -21,7 +21,9 @@ TEMPLATE = """---
 
 {{ summary }}
 {% if figure %}
-![{{ num_frames }} frames, vision tower, projector, average pooling, language model]({{ figure }})
+![Frames, vision tower, projector, average pooling, language model]({{ figure }})
+
+*The method, with the sizes of the paper's models.*
 {% endif %}
 {% if processor -%}
 It samples {{ num_frames }} frames of a clip, and writes a placeholder into the prompt for each of the
