@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -73,3 +74,20 @@ def hub_repository(path: str | os.PathLike) -> tuple[str, str] | None:
 def read_license(card: Path) -> str | None:
     """Return the license in the metadata of a card, if there is one."""
     return ModelCard.load(card, ignore_metadata_errors=True).data.license if card.exists() else None
+
+
+def public_name(name: str) -> str:
+    """
+    Return the name of a model or an adapter for others to read, without folders of this machine: a Hub id as it is; of
+    a folder, the id of the repository that is in it or that was converted to it, if nothing was merged into that, and
+    else the folder's name. A folder `checkpoint` or `checkpoint-100` is named by the one that it is in.
+    """
+    folder = Path(os.path.abspath(name))
+    if not folder.is_dir() and re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", name):
+        return name
+    if cached := hub_repository(folder):
+        return cached[0]
+    origin = (folder / CONFIG_NAME).exists() and read_object(folder / CONFIG_NAME).get("origin")
+    if origin and not origin.keys() & {"base", "adapter"} and origin.get("source", {}).get("repo_id"):
+        return origin["source"]["repo_id"]
+    return folder.parent.name if re.fullmatch(r"checkpoint(-\d+)?", folder.name) else folder.name

@@ -1,7 +1,9 @@
 """`pllava caption`: captions for many videos, batch by batch, in a JSON Lines file that a later run continues."""
 
 import os
+from collections.abc import Callable
 from dataclasses import asdict
+from datetime import UTC, datetime
 from functools import partial
 from itertools import chain, islice
 from pathlib import Path
@@ -17,11 +19,13 @@ if TYPE_CHECKING:
     import numpy as np
 
     from pllava import PllavaProcessor, VideoTextToTextPipeline
+    from pllava.data.publishing.captions import CaptionPush
 
 Row = dict[str, Any]  # a line of the output file
 
 NAMES = {"model", "adapter"}  # in a request: two names are the same model if their revisions are equal
 BOUNDS = {"start", "end"}  # in a request only if they are given
+hub_option = partial(typer.Option, rich_help_panel="Hub")
 
 
 def caption(
@@ -42,17 +46,27 @@ def caption(
     num_frames: options.NumFrames = None,
     max_new_tokens: options.MaxNewTokens = 256,
     batch_size: Annotated[int, typer.Option(min=1, help="Videos captioned together.", metavar="N")] = 8,
+    push: Annotated[
+        str | None,
+        hub_option(help="Add the captions of the file to this dataset on the Hub.", metavar="USER/NAME"),
+    ] = None,
+    push_clips: Annotated[bool, hub_option("--push-clips", help="Upload the clips in the rows.")] = False,
+    private: Annotated[bool, hub_option("--private", help="Create a new dataset as a private one.")] = False,
+    license: Annotated[str | None, hub_option(help="The license of the videos, for the card.", metavar="NAME")] = None,
 ) -> None:
     """
     Caption videos into a file that a later run continues.
 
-    A line has "video", its absolute "path", "caption", and how it was made (prompt, model, frames...); or the "error"
-    if the video cannot be read. All captions of a file are made in the same way.
+    A line has "video", its absolute "path" and "sha256", "caption", how it was made (prompt, model, frames...) and the
+    "time"; or the "error" if the video cannot be read. All captions of a file are made in the same way.
     """
     from pllava.files import locked, read_lines
 
     if out.suffix != ".jsonl":
         raise UsageError(f"--out {out}: captions are written as JSON Lines; name a file that ends in .jsonl")
+    if not push and (push_clips or private or license):
+        raise UsageError("--push-clips, --private and --license are about a dataset on the Hub: name it with --push")
+    publish_captions = _find_publisher(push) if push else None
     model: options.ModelOptions = context.obj
     videos = {_identity(_name(video)): video for video in chain.from_iterable(map(_find_videos, paths))}
     checkpoint, processor = model.read()
@@ -72,10 +86,13 @@ def caption(
         if todo:
             pipe = model.load_pipeline(processor)
             failed = _caption_videos(pipe, todo, known, request, out, batch_size)
+        rows = list(_known_rows(read_lines(out), request, out).values()) if push else []
     typer.echo(
         f"{len(todo) - failed} captioned, {len(videos) - len(todo)} done before, {failed} failed"
         + (f' (see the lines with "error" in {out})' if failed else "")
     )
+    if push:
+        _report_push(publish_captions(rows, push, push_clips, private, license))
     if failed:
         raise typer.Exit(1)
 
@@ -173,29 +190,32 @@ def _caption_videos(
     return failed
 
 
-def _decode(processor: "PllavaProcessor", request: Row, video: str) -> "tuple[str, np.ndarray | str]":
-    """Return the video with its frames, or with the error if it cannot be read."""
+def _decode(processor: "PllavaProcessor", request: Row, video: str) -> "tuple[Row, np.ndarray | str]":
+    """Return the beginning of a video's row with its hash, and its frames, or the error if it cannot be read."""
+    from pllava.data.media import content_hash, find_medium
     from pllava.video_source_pllava import VideoDecodeError
 
     try:
-        return video, sample_frames(processor, video, request["num_frames"], request.get("start"), request.get("end"))
-    except VideoDecodeError as error:
-        return video, str(error)
+        frames = sample_frames(processor, video, request["num_frames"], request.get("start"), request.get("end"))
+        return {**_name(video), "sha256": content_hash(find_medium(video))}, frames
+    except (OSError, VideoDecodeError) as error:
+        return _name(video), str(error)
 
 
-def _lost(video: str, reason: str) -> tuple[str, str]:
-    return video, f"Cannot decode {video}: {reason}"
+def _lost(video: str, reason: str) -> tuple[Row, str]:
+    return _name(video), f"Cannot decode {video}: {reason}"
 
 
 def _caption_batch(
-    pipe: "VideoTextToTextPipeline", batch: "list[tuple[str, np.ndarray | str]]", request: Row
+    pipe: "VideoTextToTextPipeline", batch: "list[tuple[Row, np.ndarray | str]]", request: Row
 ) -> list[Row]:
     captions = iter(_generate(pipe, [decoded for _, decoded in batch if not isinstance(decoded, str)], request))
+    time = datetime.now(UTC).isoformat(timespec="seconds")
     return [
-        {**_name(video), "error": decoded}
+        {**row, "error": decoded}
         if isinstance(decoded, str)
-        else {**_name(video), "caption": next(captions), **request}
-        for video, decoded in batch
+        else {**row, "caption": next(captions), **request, "time": time}
+        for row, decoded in batch
     ]
 
 
@@ -211,3 +231,30 @@ def _generate(pipe: "VideoTextToTextPipeline", videos: "list[np.ndarray]", reque
         processor_kwargs=AS_SAMPLED,
     )
     return [answer[0]["generated_text"].strip() for answer in answers]
+
+
+# --- the dataset on the Hub ------------------------------------------------------------------------------------------
+
+
+def _find_publisher(repo_id: str) -> "Callable[..., CaptionPush]":
+    """Import what a push needs, and check the dataset's name: before work that takes long."""
+    from huggingface_hub.utils import validate_repo_id
+
+    from pllava.extras import needs_extra
+
+    with needs_extra("train"):
+        from pllava.data.publishing import publish_captions
+
+    validate_repo_id(repo_id)
+    return publish_captions
+
+
+def _report_push(push: "CaptionPush") -> None:
+    for video, reason in push.left_out.items():
+        typer.echo(f"left out: {video}: {reason}")
+    if push.addresses:
+        typer.echo(f"{push.addresses} clips are URLs: their rows have the URL, not the clip")
+    typer.echo(
+        f"{push.repo_id}: {push.added} captions added, {push.present} were there before, {push.failed} without a "
+        f"caption, {len(push.left_out)} left out; {push.bytes / 1e6:.2f} MB in {push.shards} shards"
+    )

@@ -1,1 +1,1 @@
-"""Training data: row formats, sources, mixtures, inspection, and publishing to the Hub."""
+"""Training data: row formats, sources, mixtures, inspection, and publishing to the Hub, captions too."""

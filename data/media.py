@@ -1,11 +1,16 @@
-"""Locate the videos and images of rows. Training, inspection and publishing share it, so they open the same files."""
+"""
+Locate the videos and images of rows, and recognise them by their content. Training, inspection, captioning and
+publishing share it, so they open the same files.
+"""
 
+import hashlib
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlparse
 
+from ..video_images_pllava import IMAGE_SUFFIXES
 from ..video_processing_pllava import dict_source
 from ..video_source_pllava import is_address, public_name, resolve
 
@@ -74,3 +79,27 @@ def fetch(medium: Medium) -> str | bytes:
     if not isinstance(medium.content, str | bytes):
         raise ValueError(f"Features are cached for videos in files or bytes; got {medium.name}")
     return resolve(medium.content).content
+
+
+def content_hash(medium: Medium) -> str | None:
+    """
+    Return the SHA-256 of a file's bytes, in hexadecimal. Of a folder of frames, it is that of the lines `NAME SHA256`
+    of its images, sorted by name. It is None for a URL, whose bytes are not here, and for decoded frames.
+
+    Raises:
+        OSError: if the file cannot be read.
+    """
+    if isinstance(medium.content, bytes):
+        return hashlib.sha256(medium.content).hexdigest()
+    if medium.file is None:
+        return None
+    if medium.file.is_dir():
+        images = sorted(file for file in medium.file.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES)
+        lines = "".join(f"{image.name} {_file_hash(image)}\n" for image in images)
+        return hashlib.sha256(lines.encode("utf-8", "surrogateescape")).hexdigest()
+    return _file_hash(medium.file)
+
+
+def _file_hash(file: Path) -> str:
+    with file.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()

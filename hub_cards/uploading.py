@@ -49,14 +49,9 @@ def upload(
     api = HfApi()
     with explaining_errors(repo_id):
         if not (create_pr and api.repo_exists(repo_id, repo_type=repo_type)):  # which may be another user's
-            sdk = "gradio" if repo_type == "space" else None
-            repo_id = api.create_repo(
-                repo_id, repo_type=repo_type, private=private or None, exist_ok=True, space_sdk=sdk
-            ).repo_id
-        if private and not api.repo_info(repo_id, repo_type=repo_type).private:
-            raise ValueError(
-                f"{repo_id} exists and is public: make it private in its settings, or leave --private out"
-            )
+            repo_id = create_repository(repo_id, repo_type, private)
+        elif private:
+            _check_private(api, repo_id, repo_type)
         if revision is not None and not revision.startswith("refs/"):
             api.create_branch(repo_id, branch=revision, repo_type=repo_type, exist_ok=True)
         return api.upload_folder(
@@ -68,6 +63,23 @@ def upload(
             create_pr=create_pr,
             parent_commit=parent_commit,
         )
+
+
+def create_repository(repo_id: str, repo_type: str = "model", private: bool = False) -> str:
+    """Create a repository if there is none, and return its full id; a `ValueError` if `private` and it is public."""
+    api = HfApi()
+    sdk = "gradio" if repo_type == "space" else None
+    repo_id = api.create_repo(
+        repo_id, repo_type=repo_type, private=private or None, exist_ok=True, space_sdk=sdk
+    ).repo_id
+    if private:
+        _check_private(api, repo_id, repo_type)
+    return repo_id
+
+
+def _check_private(api: HfApi, repo_id: str, repo_type: str) -> None:
+    if not api.repo_info(repo_id, repo_type=repo_type).private:
+        raise ValueError(f"{repo_id} exists and is public: make it private in its settings, or leave --private out")
 
 
 @contextmanager

@@ -64,6 +64,7 @@ NEED = [
     ("train", ["pllava", "train", "--config", "train/recipes/nano.yaml"]),
     ("train", ["pllava", "data", "inspect", "rows.jsonl"]),
     ("train", ["pllava", "data", "push", "rows.jsonl", "me/rows"]),
+    ("train", ["pllava", "caption", "demo.mp4", "--out", "pushed.jsonl", "--push", "me/captions"]),
     ("train", ["pllava.train", "--config", "train/recipes/nano.yaml"]),
     ("train", ["pllava.train.dpo", "--config", "train/recipes/pllava-7b-dpo.yaml"]),
     ("train", ["pllava.nano", "train"]),

@@ -20,7 +20,8 @@ from video_files import moving_frames, white_png, write_video
 from pllava.data import inspection
 from pllava.data.inspection import format_problem, inspect_source
 from pllava.data.inspection_report import format_reports
-from pllava.data.publishing import Split, usable_rows, write_shards
+from pllava.data.publishing.parquet_files import write_shards
+from pllava.data.publishing.training_data import Split, row_groups, usable_rows
 from pllava.data.row_formats import FEATURES
 from pllava.data.sources import Source, load_source
 from pllava.train.loader.collator import VideoChatCollator
@@ -404,7 +405,7 @@ def test_write_shards_writes_one_file_at_a_time_in_little_memory(tmp_path):
     columns = [name for name in FEATURES if name not in ("chosen", "rejected", "error")]
     tracemalloc.start()
     before, written = pa.total_allocated_bytes(), 0
-    for file in write_shards(rows(), columns, tmp_path, "train", 50_000_000):
+    for file in write_shards(row_groups(rows(), columns, 50_000_000), tmp_path, "train", 50_000_000):
         assert [file] == list(tmp_path.iterdir()) and file.stat().st_size < 51_000_000
         parquet = pq.ParquetFile(file)
         assert all(parquet.metadata.row_group(n).total_byte_size < 3_000_000 for n in range(parquet.num_row_groups))

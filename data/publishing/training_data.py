@@ -10,31 +10,31 @@ import os
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
-from itertools import chain, count
+from functools import partial
+from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 from datasets import Dataset, Features
 from datasets.utils.py_utils import convert_file_size_to_int
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 from tqdm import tqdm
 from transformers import AutoProcessor
 
-from .. import NANO
-from ..hub_cards.dataset_cards import build_dataset_card
-from .inspection import ClipStatistics, find_problems, format_problem, inspect_rows
-from .media import find_medium
-from .row_formats import FEATURES
-from .sources import Source, load_source
+from ... import NANO
+from ...hub_cards.dataset_cards import build_dataset_card
+from ..inspection import ClipStatistics, find_problems, format_problem, inspect_rows
+from ..media import find_medium
+from ..row_formats import FEATURES
+from ..sources import Source, load_source
+from .parquet_files import group_rows, upload_shard, why_not_embeddable, write_shards
 
 SPLITS_FILE = "splits.json"  # in the repository: the fields of each `Split`, from which the card is written
 SHUFFLE_SEED = 0  # datasets are streamed in order, and neighbouring rows should not share a clip or a task
 SHUFFLE_BUFFER = 100  # rows of a streamed source that are in memory, with their clips, to be shuffled
 ROW_GROUP_BYTES, ROW_GROUP_ROWS = 2_000_000, 1000
-MAX_CLIP_BYTES = 2**31 - 1  # the limit of a value in a Parquet file
 
 
 @dataclass
@@ -149,11 +149,7 @@ def _check_embeddable(clip: ClipStatistics) -> ClipStatistics:
     file = find_medium(clip.name).file
     if clip.problem or file is None or not os.path.exists(file):  # embedded bytes may have any name
         return clip
-    if file.is_dir():
-        return replace(clip, problem="a folder of images cannot be embedded: make a video of it")
-    if file.stat().st_size > MAX_CLIP_BYTES:
-        return replace(clip, problem="it has more than 2 GB, the limit in a Parquet file: cut it")
-    return clip
+    return replace(clip, problem=why_not_embeddable(file))
 
 
 def _embed(item: dict[str, Any]) -> dict[str, Any]:
@@ -172,52 +168,34 @@ def _upload(
 ) -> list[CommitOperationAdd]:
     """Upload the rows, one file at a time. Returns the operations to commit."""
     shards = []
+    groups = row_groups(rows, counts.columns, max_bytes)
     with TemporaryDirectory() as folder:
-        for file in write_shards(rows, counts.columns, Path(folder), split, max_bytes):
-            shard = CommitOperationAdd(f"data/{file.name}", file)
+        for file in write_shards(groups, Path(folder), split, max_bytes):
             counts.shards, counts.bytes = counts.shards + 1, counts.bytes + file.stat().st_size
-            api.preupload_lfs_files(repo_id, [shard], repo_type="dataset")
-            file.unlink()
-            shards.append(shard)
+            shards.append(upload_shard(api, repo_id, file))
     return shards
 
 
-def write_shards(
-    rows: Iterable[dict[str, Any]], columns: list[str], folder: Path, split: str, max_bytes: int
-) -> Iterator[Path]:
+def row_groups(rows: Iterable[dict[str, Any]], columns: list[str], max_bytes: int) -> Iterator[pa.Table]:
     """
-    Write Parquet files of at most `max_bytes`, or of a single row. Each file is written when it is requested.
+    Collect rows to the row groups of Parquet files of at most `max_bytes`.
 
     Args:
         rows: In the form of `FEATURES`, with the bytes of their clips.
         columns: The columns to write.
     """
-    tables = _row_groups(rows, columns, min(ROW_GROUP_BYTES, max_bytes))
-    table = next(tables, None)
-    for number in count():
-        if table is None:
-            return
-        file, written = folder / f"{split}-{number:05d}.parquet", 0
-        with pq.ParquetWriter(file, table.schema) as writer:
-            while table is not None and (not written or written + table.nbytes <= max_bytes):
-                writer.write_table(table)
-                written += table.nbytes
-                table = next(tables, None)
-        yield file
-
-
-def _row_groups(rows: Iterable[dict[str, Any]], columns: list[str], max_bytes: int) -> Iterator[pa.Table]:
     schema = Features({name: FEATURES[name] for name in columns}).arrow_schema
-    group, group_bytes = [], 0
-    for row in rows:
-        if any(row[name] for name in FEATURES.keys() - columns):
-            raise ValueError(
-                f"{row['source']} {row['id']} is a preference, but the first row is not: publish them separately"
-            )
-        size = sum(len(item["bytes"] or b"") for item in row["videos"] + row["images"])
-        if group and (group_bytes + size > max_bytes or len(group) == ROW_GROUP_ROWS):
-            yield pa.Table.from_pylist(group, schema)
-            group, group_bytes = [], 0
-        group.append(row)
-        group_bytes += size
-    yield pa.Table.from_pylist(group, schema)
+    rows = map(partial(_check_columns, columns), rows)
+    return group_rows(rows, schema, _clip_bytes, min(ROW_GROUP_BYTES, max_bytes), ROW_GROUP_ROWS)
+
+
+def _check_columns(columns: list[str], row: dict[str, Any]) -> dict[str, Any]:
+    if any(row[name] for name in FEATURES.keys() - columns):
+        raise ValueError(
+            f"{row['source']} {row['id']} is a preference, but the first row is not: publish them separately"
+        )
+    return row
+
+
+def _clip_bytes(row: dict[str, Any]) -> int:
+    return sum(len(item["bytes"] or b"") for item in row["videos"] + row["images"])
