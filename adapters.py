@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils import ADAPTER_SAFE_WEIGHTS_NAME, CONFIG_NAME, cached_file
 
-from .checkpoint_files import fetch, open_weights, reading_config
+from .checkpoint_files import download, fetch, open_weights, reading_config
 from .modeling_pllava import PllavaForConditionalGeneration
 
 if TYPE_CHECKING:  # peft takes a second to import: the functions import it when they run
@@ -104,7 +104,7 @@ def fetch_adapter(adapter: str | os.PathLike) -> Path:
             ) from error
         folder = f"{uri.path_in_repo}/" if uri.path_in_repo else ""
         files = [f"{folder}{file}" for file in ADAPTER_FILES]
-        directory = fetch(uri.id, allow_patterns=files, revision=uri.revision) / folder
+        directory = download(uri.id, files, uri.revision) / folder
     if not (directory / ADAPTER_SAFE_WEIGHTS_NAME).exists():
         raise ValueError(f"{adapter} has no {ADAPTER_SAFE_WEIGHTS_NAME}: it is not a PEFT adapter, or it is pickled")
     return directory
