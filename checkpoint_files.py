@@ -9,8 +9,6 @@ from pathlib import Path, PurePosixPath
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError, safe_open
-from transformers.utils import CONFIG_NAME
-from transformers.utils.hub import extract_commit_hash
 
 from .files import read_object
 
@@ -73,11 +71,6 @@ def reading_config(name: str) -> Iterator[None]:
     except (ArithmeticError, AttributeError, LookupError, StrictDataclassError, TypeError) as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())  # in one line
         raise ValueError(f"{name}: its config cannot be used ({reason})") from error
-
-
-def directory_revision(directory: Path) -> str | None:
-    """Return the commit hash of a snapshot of the Hub, or of a folder in it; for others their [`fingerprint`]."""
-    return extract_commit_hash(str(directory / CONFIG_NAME), None) or fingerprint(directory)
 
 
 def fingerprint(directory: str | os.PathLike) -> str | None:

@@ -17,9 +17,10 @@ from transformers.utils.hub import extract_commit_hash
 from transformers.utils.peft_utils import find_adapter_config_file
 
 from .adapters import add_adapter, check_model, fetch_adapter, find_base_model, read_adapter_config, set_alpha
-from .checkpoint_files import directory_revision, fingerprint, open_weights, read_shard_index, reading_config
+from .checkpoint_files import fingerprint, open_weights, read_shard_index, reading_config
 from .configuration_pllava import PllavaConfig
 from .modeling_pllava import PllavaForConditionalGeneration
+from .origins import directory_revision
 from .processing_pllava import HUB_OPTIONS, PllavaProcessor
 
 if TYPE_CHECKING:

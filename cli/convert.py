@@ -26,8 +26,8 @@ def convert(
     adapter: Annotated[
         str | None,
         typer.Option(
-            help="The PEFT adapter to merge, if SOURCE is a PLLaVA of this project: a directory, or "
-            "ORG/NAME[@REVISION][/FOLDER] on the Hub.",
+            help="The PEFT adapter to merge, if SOURCE is a PLLaVA of this project; on the Hub also "
+            "ORG/NAME@REVISION/FOLDER.",
             metavar="NAME",
         ),
     ] = None,

@@ -41,7 +41,7 @@ Revision = Annotated[
 ]
 Adapter = Annotated[
     str | None,
-    option(help="Directory of a PEFT adapter, or ORG/NAME[@REVISION][/FOLDER] on the Hub.", metavar="NAME"),
+    option(help="Directory or Hub id of a PEFT adapter; on the Hub also ORG/NAME@REVISION/FOLDER.", metavar="NAME"),
 ]
 Alpha = Annotated[
     float | None,

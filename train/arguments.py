@@ -75,7 +75,7 @@ class ModelArguments(ModelConfig):
     )
     adapter_name_or_path: str | None = _aliased(
         "adapter",
-        "An adapter to train further, instead of a new one: a directory, or ORG/NAME[@REVISION][/FOLDER] on the Hub.",
+        "An adapter to train further, instead of a new one; on the Hub also ORG/NAME@REVISION/FOLDER.",
     )
     base_model: str | None = HfArg(
         default=None, help="The Hub id of --model, if that is a folder: for the adapter's config and the card."

@@ -83,7 +83,7 @@ def succeed(*arguments, **options):
 FETCH = """
 import json, sys
 from pllava.adapters import fetch_adapter, find_base_model, read_adapter_config
-from pllava.checkpoint_files import directory_revision
+from pllava.origins import directory_revision
 
 for name in sys.argv[1:]:
     folder = fetch_adapter(name)
@@ -169,6 +169,8 @@ def test_convert_merges(checkpoint, adapter, clips, hub, online, expected, tmp_p
     succeed("pllava", "convert", checkpoint, "merged", "--adapter", "me/adapters@v1", **online)
     assert succeed("pllava", "chat", clips[0], QUESTION, *SHORT, "--model", "merged", **online).strip() == expected[0]
     succeed("pllava", "convert", checkpoint, "weak", "--adapter", "me/adapters/second", "--keep-adapter", **online)
+    origin = json.loads((tmp_path / "weak" / "config.json").read_text())["origin"]
+    assert (origin["adapter"]["repo_id"], origin["adapter"]["revision"]) == ("me/adapters", hub.newest)
     assert json.loads((tmp_path / "weak" / "adapter" / "adapter_config.json").read_text())["lora_alpha"] == 2
 
 
