@@ -7,17 +7,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from huggingface_hub.errors import HfUriError, HFValidationError
+from huggingface_hub.utils import parse_hf_uri, validate_repo_id
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling
-from transformers.utils import ADAPTER_SAFE_WEIGHTS_NAME
+from transformers.utils import ADAPTER_SAFE_WEIGHTS_NAME, CONFIG_NAME, cached_file
 
-from .checkpoint_files import fetch, open_weights, reading_config
+from .checkpoint_files import download, fetch, open_weights, reading_config
 from .modeling_pllava import PllavaForConditionalGeneration
 
 if TYPE_CHECKING:  # peft takes a second to import: the functions import it when they run
     from peft import LoraConfig, PeftConfig, PeftModel
 
+ADAPTER_FILES = ["adapter_*", "alpha.json"]  # the last one has the values of alpha that were found to be good
 CHECKED_TOKENS = 8  # visual tokens per video in `check_model`, to keep it fast
 
 
@@ -79,8 +82,29 @@ def set_alpha(model: PeftModel, alpha: float) -> None:
 
 
 def fetch_adapter(adapter: str | os.PathLike) -> Path:
-    """Return the local directory of a PEFT adapter with safetensors weights, a directory or Hub id."""
-    directory = fetch(os.fspath(adapter), allow_patterns=["adapter_*"])
+    """
+    Return the local directory of a PEFT adapter with safetensors weights.
+
+    Args:
+        adapter: A directory, or its place on the Hub in the notation of `hf://` URIs:
+            `ORGANISATION/NAME[@REVISION][/FOLDER]`.
+
+    Raises:
+        ValueError: if there is none, or it has no safetensors weights.
+    """
+    name = os.fspath(adapter)
+    if os.path.exists(name):
+        directory = fetch(name)
+    else:
+        try:
+            uri = parse_hf_uri(f"hf://models/{name}")
+        except HfUriError as error:
+            raise ValueError(
+                f"{name}: neither a directory nor ORGANISATION/NAME[@REVISION][/FOLDER] of an adapter on the Hub"
+            ) from error
+        folder = f"{uri.path_in_repo}/" if uri.path_in_repo else ""
+        files = [f"{folder}{file}" for file in ADAPTER_FILES]
+        directory = download(uri.id, files, uri.revision) / folder
     if not (directory / ADAPTER_SAFE_WEIGHTS_NAME).exists():
         raise ValueError(f"{adapter} has no {ADAPTER_SAFE_WEIGHTS_NAME}: it is not a PEFT adapter, or it is pickled")
     return directory
@@ -92,6 +116,37 @@ def read_adapter_config(directory: Path) -> PeftConfig:
 
     with reading_config(str(directory)):
         return PeftConfig.from_pretrained(directory)
+
+
+def find_base_model(directory: Path) -> tuple[str, str | None]:
+    """
+    Return the name of the model that an adapter was trained on, and its revision if the adapter's config has one.
+
+    Raises:
+        ValueError: if it is neither a directory nor a model that the Hub provides.
+    """
+    config = read_adapter_config(directory)
+    name, revision = config.base_model_name_or_path, config.revision
+    if not name:
+        raise ValueError(f"{directory}: its config names no base model: pass the model (--model)")
+    if os.path.isdir(name):
+        return name, None
+    try:
+        validate_repo_id(name)
+    except HFValidationError as error:
+        raise ValueError(
+            f"The adapter's base model is {name!r}, a folder of the machine on which it was trained: pass the model "
+            "(--model)"
+        ) from error
+    try:
+        cached_file(name, CONFIG_NAME, revision=revision)
+    except OSError as error:
+        place = name if revision is None else f"{name}@{revision}"
+        raise ValueError(
+            f"The adapter's base model {place!r} is neither a folder here nor a model that the Hub provides: pass the "
+            f"model (--model). {error}"
+        ) from error
+    return name, revision
 
 
 def add_adapter(model: PreTrainedModel, directory: Path, is_trainable: bool) -> PeftModel:

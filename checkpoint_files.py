@@ -24,10 +24,18 @@ def fetch(
         return path
     if path.exists():
         raise ValueError(f"{name}: a file; give the directory that it is in")
+    return download(name, allow_patterns, revision, repo_type)
+
+
+def download(
+    name: str, allow_patterns: list[str] | None = None, revision: str | None = None, repo_type: str = "model"
+) -> Path:
+    """Return the directory of a downloaded snapshot of the Hub repository `name`."""
     try:
         return Path(snapshot_download(name, repo_type=repo_type, revision=revision, allow_patterns=allow_patterns))
     except (OSError, ValueError) as error:  # no such repository, no access, no network, not a repository id
-        raise ValueError(f"{name}: not a directory, and the Hub does not provide it ({error})") from error
+        place = name if revision is None else f"{name}@{revision}"
+        raise ValueError(f"{place}: not a directory, and the Hub does not provide it ({error})") from error
 
 
 def read_shard_index(file: Path) -> list[str]:

@@ -10,17 +10,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import AutoConfig, BitsAndBytesConfig
+from transformers import AutoConfig, AutoProcessor, BitsAndBytesConfig
 from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
 from transformers.utils.hub import extract_commit_hash
 from transformers.utils.peft_utils import find_adapter_config_file
 
-from .adapters import add_adapter, check_model, fetch_adapter, read_adapter_config, set_alpha
+from .adapters import add_adapter, check_model, fetch_adapter, find_base_model, read_adapter_config, set_alpha
 from .checkpoint_files import fingerprint, open_weights, read_shard_index, reading_config
 from .configuration_pllava import PllavaConfig
 from .modeling_pllava import PllavaForConditionalGeneration
-from .processing_pllava import HUB_OPTIONS
+from .origins import directory_revision
+from .processing_pllava import HUB_OPTIONS, PllavaProcessor
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -41,13 +42,14 @@ def load_model(
     Load a PLLaVA, with a PEFT adapter if one is given, and check that its answers depend on video and adapter.
 
     Args:
-        pretrained_model_name_or_path: Directory or Hub id; by default the adapter's base model.
-        adapter: Directory or Hub id of a PEFT adapter.
+        pretrained_model_name_or_path: Directory or Hub id; by default the adapter's base model, at the revision in the
+            adapter's config.
+        adapter: Directory of a PEFT adapter, or its place on the Hub: `ORGANISATION/NAME[@REVISION][/FOLDER]`.
         alpha: The adapter's strength (see [`set_alpha`]); by default the one in its config.
         check: Whether to run [`check_model`].
         is_trainable: Whether to train the adapter further.
-        kwargs: For `from_pretrained`: `dtype`, `device_map="auto"`, `quantization_config`, `revision`, ...; `variant`
-            is not supported.
+        kwargs: For `from_pretrained`: `dtype`, `device_map="auto"`, `quantization_config`, `revision` (the model's),
+            ...; `variant` is not supported.
 
     Raises:
         ValueError: if the model is not a PLLaVA, one of its files is broken or refers to a file elsewhere, the adapter
@@ -60,7 +62,8 @@ def load_model(
     if pretrained_model_name_or_path is None:
         if adapter is None:
             raise ValueError("Pass a model or an adapter")
-        pretrained_model_name_or_path = read_adapter_config(adapter).base_model_name_or_path
+        pretrained_model_name_or_path, revision = find_base_model(adapter)
+        kwargs["revision"] = kwargs.get("revision") or revision
     if kwargs.get("variant"):
         raise ValueError(f"Weights are read from {SAFE_WEIGHTS_NAME}, without a variant; got {kwargs['variant']!r}")
     model = _load_base_model(os.fspath(pretrained_model_name_or_path), **kwargs)
@@ -71,6 +74,12 @@ def load_model(
     if check:
         check_model(model)
     return model
+
+
+def load_processor(model: PllavaForConditionalGeneration | PeftModel) -> PllavaProcessor:
+    """Load the processor of a model that [`load_model`] returned, from the same directory or commit."""
+    config = model.config
+    return AutoProcessor.from_pretrained(config.name_or_path, revision=getattr(config, "_commit_hash", None))
 
 
 def load_config(name: str, **kwargs: Any) -> PllavaConfig:
@@ -201,8 +210,12 @@ class Checkpoint:
         Raises:
             OSError, ValueError: if there is no such model or adapter, or the model is not a PLLaVA.
         """
-        lora = adapter and read_adapter_config(fetch_adapter(adapter))
-        config = load_config(model or lora.base_model_name_or_path, revision=revision)
+        directory = adapter and fetch_adapter(adapter)
+        lora = directory and read_adapter_config(directory)
+        if model is None:
+            model, base_revision = find_base_model(directory)
+            revision = revision or base_revision
+        config = load_config(model, revision=revision)
         config.quantization_config = getattr(config, "quantization_config", quantization_config)
         dtype = str(config.dtype).removeprefix("torch.") if dtype == "auto" else dtype
         return cls.of(config, dtype, adapter, lora.lora_alpha if lora and alpha is None else alpha)
@@ -216,7 +229,7 @@ class Checkpoint:
             config.name_or_path,
             getattr(config, "_commit_hash", None) or fingerprint(config.name_or_path),
             adapter,
-            adapter and fingerprint(fetch_adapter(adapter)),
+            adapter and directory_revision(fetch_adapter(adapter)),
             alpha,
             tuple(config.pooling_shape),
             dtype,

@@ -65,10 +65,19 @@ class ModelSource:
 
 
 def hub_repository(path: str | os.PathLike) -> tuple[str, str] | None:
-    """Return the id and the commit of a snapshot in the Hub's cache; None for other paths."""
+    """Return the id and the commit of a snapshot in the Hub's cache, or of a folder in one; None for other paths."""
     path = Path(os.path.abspath(path))
-    kind, *name = path.parent.parent.name.split("--")
-    return ("/".join(name), path.name) if path.parent.name == "snapshots" and kind == "models" else None
+    for snapshot in (path, *path.parents):
+        kind, *name = snapshot.parent.parent.name.split("--")
+        if snapshot.parent.name == "snapshots" and kind == "models":
+            return "/".join(name), snapshot.name
+    return None
+
+
+def directory_revision(directory: str | os.PathLike) -> str | None:
+    """Return the commit of a folder in the Hub's cache, and the [`fingerprint`] of another one."""
+    repository = hub_repository(directory)
+    return repository[1] if repository else fingerprint(directory)
 
 
 def read_license(card: Path) -> str | None:

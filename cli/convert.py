@@ -25,7 +25,11 @@ def convert(
     ] = None,
     adapter: Annotated[
         str | None,
-        typer.Option(help="The PEFT adapter to merge, if SOURCE is a PLLaVA of this project.", metavar="NAME"),
+        typer.Option(
+            help="The PEFT adapter to merge, if SOURCE is a PLLaVA of this project; on the Hub also "
+            "ORG/NAME@REVISION/FOLDER.",
+            metavar="NAME",
+        ),
     ] = None,
     alpha: Annotated[
         float | None,

@@ -1,5 +1,6 @@
 """The options that commands share: which model is loaded and how, and which frames of a clip it sees."""
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
@@ -30,8 +31,18 @@ Model = Annotated[
         show_default="nano, or the base of --adapter",
     ),
 ]
-Revision = Annotated[str, option(help="Branch, tag or commit of the model on the Hub.", metavar="NAME")]
-Adapter = Annotated[str | None, option(help="Directory or Hub id of a PEFT adapter.", metavar="NAME")]
+Revision = Annotated[
+    str | None,
+    option(
+        help="Branch, tag or commit of the model on the Hub.",
+        metavar="NAME",
+        show_default="main, or the one that --adapter was trained on",
+    ),
+]
+Adapter = Annotated[
+    str | None,
+    option(help="Directory or Hub id of a PEFT adapter; on the Hub also ORG/NAME@REVISION/FOLDER.", metavar="NAME"),
+]
 Alpha = Annotated[
     float | None,
     option(help="Strength of the adapter: W = W0 + alpha / r * B A.", metavar="NUMBER", show_default="its own"),
@@ -56,7 +67,7 @@ class ModelOptions:
     """The options that name a model and say how to load it. A [`ModelCommand`] has them."""
 
     model: Model = None
-    revision: Revision = "main"
+    revision: Revision = None
     adapter: Adapter = None
     alpha: Alpha = None
     dtype: Dtype = "auto"
@@ -107,7 +118,8 @@ class ModelOptions:
         checkpoint = Checkpoint.read(
             self.path, self.adapter, self.alpha, self.dtype, self.quantization, revision=self.revision
         )
-        return checkpoint, AutoProcessor.from_pretrained(checkpoint.model, revision=self.revision)
+        commit = None if os.path.isdir(checkpoint.model) else checkpoint.revision
+        return checkpoint, AutoProcessor.from_pretrained(checkpoint.model, revision=commit)
 
     def load(self) -> "PreTrainedModel":
         """Load the model to the device where it runs."""

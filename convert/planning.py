@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from ..adapters import lora_config
+from ..adapters import fetch_adapter, lora_config
 from ..checkpoint_files import reading_config
 from ..configuration_pllava import PllavaConfig
 from ..modeling_pllava import PllavaForConditionalGeneration
@@ -124,7 +124,7 @@ def _split(
         _compare_architectures(checkpoint, model)
         return model, checkpoint
     if checkpoint.kind is Kind.PLLAVA:
-        trained = read_checkpoint(os.fspath(adapter))
+        trained = read_checkpoint(str(fetch_adapter(adapter)))
         if trained.kind is not Kind.ADAPTER:
             raise ValueError(f"{adapter} is {trained.kind.value}: not an adapter for {name}")
         return checkpoint, trained

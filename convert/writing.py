@@ -59,7 +59,7 @@ def convert(
             `adapter`.
         out: The directory to write; it must be empty or not exist.
         base: For (b), the model that was trained: a checkpoint (c) or (d).
-        adapter: For (d), directory or Hub id of a PEFT adapter.
+        adapter: For (d), directory of a PEFT adapter, or `ORGANISATION/NAME[@REVISION][/FOLDER]` on the Hub.
         alpha: The LoRA's strength (equation 3 of the paper, see [`set_alpha`]). By default 4 for (a) and (b), and the
             adapter's own for (d).
         keep_adapter: Write the model without its LoRA, which becomes a PEFT adapter in `out/adapter`; alpha is its

@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from datasets import Dataset, IterableDataset
-from transformers import AutoProcessor, EarlyStoppingCallback
+from transformers import EarlyStoppingCallback
 from transformers.integrations import is_deepspeed_zero3_enabled, is_fsdp_enabled
 from trl import DPOConfig, SFTConfig
 
 from .. import load_model, lora_config, model_path, quantization_config
 from ..data.mixture import load_sources
 from ..data.sources import load_source, read_sources
+from ..loading import load_processor
 from .arguments import EvaluationArguments, TrainingParser, check_evaluation
 from .refused_options import check_options
 from .saving import check_output_dir, exit_if_disk_is_full
@@ -31,7 +32,7 @@ def main(config_class: type[SFTConfig] | type[DPOConfig] = SFTConfig) -> None:
         model_args, data_args, eval_args, args = parser.parse_args_and_config()
         if not data_args.datasets:
             parser.error("name the training data: --datasets, or `datasets` in the recipe")
-        if model_args.model_name_or_path is None:
+        if model_args.model_name_or_path is None and model_args.adapter_name_or_path is None:
             parser.error("name the model to start from: --model, or `model` in the recipe")
         resume = args.resume_from_checkpoint
         resume = {"true": True, "false": None}.get(str(resume).lower(), resume)
@@ -47,7 +48,7 @@ def main(config_class: type[SFTConfig] | type[DPOConfig] = SFTConfig) -> None:
         parser.error(str(error))
     if args.max_steps < 0 and rows.length is None:
         parser.error("the length of these data is not known before they are read: set --max_steps")
-    name = model_path(model_args.model_name_or_path)
+    name = model_args.model_name_or_path and model_path(model_args.model_name_or_path)
     bits = 4 if model_args.load_in_4bit else 8 if model_args.load_in_8bit else None
     adapter = model_args.adapter_name_or_path
     model = load_model(
@@ -69,7 +70,7 @@ def main(config_class: type[SFTConfig] | type[DPOConfig] = SFTConfig) -> None:
     patience = eval_args.early_stopping_patience
     trainer = build_trainer(
         model,
-        AutoProcessor.from_pretrained(name, revision=model_args.model_revision),
+        load_processor(model),
         rows,
         args,
         peft_config=peft_config if model_args.use_peft and adapter is None else None,

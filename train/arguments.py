@@ -59,17 +59,24 @@ class StoreOnce(argparse.Action):
         setattr(namespace, self.dest, value)
 
 
-def _aliased(alias: str, help: str, default: str | None = None) -> Any:
-    return HfArg(default=default, help=help, aliases=f"--{alias}", metadata={"action": StoreOnce})
+def _aliased(alias: str, help: str) -> Any:
+    return HfArg(default=None, help=help, aliases=f"--{alias}", metadata={"action": StoreOnce})
 
 
 @dataclass
 class ModelArguments(ModelConfig):
     """TRL's model options, with the paper's adapter as the default."""
 
-    model_name_or_path: str | None = _aliased("model", "The model to start from: a directory, a Hub id or `nano`.")
-    model_revision: str = _aliased("revision", "The model's branch, tag or commit on the Hub.", default="main")
-    adapter_name_or_path: str | None = _aliased("adapter", "An adapter to train further, instead of a new one.")
+    model_name_or_path: str | None = _aliased(
+        "model", "The model to start from: a directory, a Hub id or `nano`; by default the base of --adapter."
+    )
+    model_revision: str | None = _aliased(
+        "revision", "The model's branch, tag or commit on the Hub; by default main, or the one in --adapter's config."
+    )
+    adapter_name_or_path: str | None = _aliased(
+        "adapter",
+        "An adapter to train further, instead of a new one; on the Hub also ORG/NAME@REVISION/FOLDER.",
+    )
     base_model: str | None = HfArg(
         default=None, help="The Hub id of --model, if that is a folder: for the adapter's config and the card."
     )

@@ -9,9 +9,10 @@ from accelerate import Accelerator
 from lmms_eval.api.instance import Instance
 from lmms_eval.api.model import lmms
 from tqdm import tqdm
-from transformers import AutoProcessor, GenerationConfig, pipeline
+from transformers import GenerationConfig, pipeline
 
 from pllava import load_model, model_path
+from pllava.loading import load_processor
 
 SAMPLING = {"temperature", "top_p", "top_k"}
 
@@ -48,7 +49,7 @@ class LmmsEvalPllava(lmms):
         self.pipe = pipeline(
             "video-text-to-text",
             model if adapter is None else model.get_base_model(),  # pipelines do not accept a PEFT wrapper
-            processor=AutoProcessor.from_pretrained(model.name_or_path),
+            processor=load_processor(model),
             device=None if "device_map" in loading else device or self.accelerator.device,
         )
         self.device = self.pipe.device

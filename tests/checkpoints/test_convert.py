@@ -1,14 +1,12 @@
 """Conversion of every layout: equal answers, the files that are written, and the command."""
 
 import json
-import os
-import subprocess
-import sys
 from functools import partial
 
 import forked
 import pytest
 import torch
+from bare_environment import run_bare
 from layouts import IMAGE_BASE, NUMBERS, OFFICIAL_4, TRAINING_OUTPUT, with_placeholders, write_official
 from llava_models import FAMILIES, write_llava
 from local_hub import local_hub
@@ -35,12 +33,11 @@ def official(tmp_path):
 
 # --- every layout ----------------------------------------------------------------------------------------------------
 
-# Loads checkpoints by their remote code, where the package cannot be imported, and answers the recorded prompt.
+# Loads checkpoints by their remote code, and answers the recorded prompt.
 REMOTE = """
 import json
 import sys
 
-sys.modules["pllava"] = None  # importing it fails, installed or not
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file
@@ -87,12 +84,13 @@ def test_every_layout_generates_the_recorded_tokens_by_remote_code(tmp_path):
         "text": NUMBERS["text_only/input_ids"],
     }
     save_file(inputs, tmp_path / "inputs.safetensors")
-    run = subprocess.run(
-        [sys.executable, "-c", REMOTE, tmp_path / "inputs.safetensors", *outs.values(), kept],
-        cwd=tmp_path,
-        env={**os.environ, "HF_MODULES_CACHE": str(tmp_path / "modules")},
-        capture_output=True,
-        text=True,
+    run = run_bare(
+        REMOTE,
+        tmp_path / "inputs.safetensors",
+        *outs.values(),
+        kept,
+        packages=("peft",),
+        HF_MODULES_CACHE=str(tmp_path / "modules"),
     )
     assert run.returncode == 0, run.stderr[-3000:]
     answers = json.loads(run.stdout.splitlines()[-1])

@@ -166,7 +166,7 @@ def test_a_wrong_base_is_one_error_and_writes_nothing(tmp_path, base, expected):
         (IMAGE_BASE, {"base": IMAGE_BASE}, "takes no base"),
         (IMAGE_BASE, {"adapter": TRAINING_OUTPUT}, "takes no adapter"),
         (pllava.NANO, {}, "pass the adapter"),
-        (pllava.NANO, {"adapter": IMAGE_BASE}, "not an adapter for"),
+        (pllava.NANO, {"adapter": IMAGE_BASE}, "it is not a PEFT adapter"),
         (IMAGE_BASE / "config.json", {}, "a file"),
         ("no/such-model", {}, "no/such-model"),
     ],

@@ -223,7 +223,7 @@ def test_pickled_adapters_and_other_models_are_refused(checkpoint, adapter, tmp_
 
 
 def test_a_hub_adapter_has_the_same_revision_before_and_after_loading(checkpoint, adapter, monkeypatch):
-    monkeypatch.setattr("pllava.adapters.fetch", lambda name, **options: adapter)
+    monkeypatch.setattr("pllava.adapters.download", lambda *arguments: adapter)
     announced = Checkpoint.read(checkpoint, "somebody/adapter")
     config = load_model(checkpoint, "somebody/adapter").get_base_model().config
     assert Checkpoint.of(config, "float32", "somebody/adapter", alpha=8) == announced

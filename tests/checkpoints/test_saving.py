@@ -1,15 +1,13 @@
 """Saving and loading: by import and by remote code, and errors for checkpoints that do not fit."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from bare_environment import run_bare
 from safetensors.torch import load_file, save_file
 from transformers import (
     AutoConfig,
@@ -36,11 +34,10 @@ CODE = {
     "video_processing_pllava.py",
     "video_sampling_pllava.py",
 }
-# Loads a checkpoint by its remote code, with the package not importable, and saves it again.
+# Loads a checkpoint by its remote code, and saves it again
 REMOTE = """
 import sys
 
-sys.modules["pllava"] = None  # importing it fails, installed or not
 import torch
 from transformers import (
     AutoConfig,
@@ -94,13 +91,7 @@ def remote(checkpoint: str, clips: list[Path], tmp_path_factory: pytest.TempPath
     """Outputs of a process without the package, from the checkpoint and from a copy that it saved."""
     directory = tmp_path_factory.mktemp("remote")
     target, results = directory / "again", directory / "results.pt"
-    run = subprocess.run(
-        [sys.executable, "-c", REMOTE, str(clips[0]), checkpoint, str(target), str(results)],
-        cwd=directory,
-        env={**os.environ, "HF_MODULES_CACHE": str(directory / "modules")},
-        capture_output=True,
-        text=True,
-    )
+    run = run_bare(REMOTE, clips[0], checkpoint, target, results, HF_MODULES_CACHE=str(directory / "modules"))
     assert run.returncode == 0, run.stderr[-3000:]
     first, second = torch.load(results)
     return {"first": first, "second": second, "target": target}

@@ -1,12 +1,10 @@
 """Checkpoints of training: where they load, how runs resume from them, and how runs are kept apart."""
 
 import json
-import os
-import subprocess
-import sys
 
 import pytest
 import torch
+from bare_environment import run_bare
 from datasets import Dataset
 from safetensors.torch import load_file
 from train_examples import conversation, sft_config
@@ -38,7 +36,6 @@ models.append(PeftModel.from_pretrained(wrapped, adapter))
 for model in models:
     output = model.eval().generate(**inputs, max_new_tokens=8, do_sample=False)
     print("answer:", processor.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))
-assert "pllava" not in sys.modules
 """
 
 
@@ -55,19 +52,12 @@ def test_checkpoint_loads_without_pllava_installed(processor, checkpoint, clip, 
     assert not files & {"training_args.bin", "model.safetensors", "adapter_model.bin"}
     card = (saved / "README.md").read_text()
     assert "| steps | 40 of 40 |" in card and "alpha = 32 at rank 16" in card and "drawn uniform" in card
-    command = [sys.executable, "-c", ELSEWHERE, str(saved), checkpoint, clip]
-    result = subprocess.run(command, cwd=tmp_path, env=elsewhere(tmp_path), capture_output=True, text=True)
+    result = run_bare(
+        ELSEWHERE, saved, checkpoint, clip, packages=("peft",), HF_MODULES_CACHE=str(tmp_path / "modules")
+    )
     assert result.returncode == 0, result.stderr[-3000:]
     assert sum(line.startswith("answer: red circle") for line in result.stdout.splitlines()) == 2, result.stdout
     assert load_model(adapter=saved).active_peft_config.r == 16
-
-
-def elsewhere(folder):
-    """Return an environment in which `pllava` cannot be imported."""
-    hidden = folder / "hidden"
-    hidden.mkdir()
-    (hidden / "pllava.py").write_text("raise ImportError('hidden')")
-    return {**os.environ, "PYTHONPATH": str(hidden), "HF_MODULES_CACHE": str(folder / "modules")}
 
 
 def test_saved_adapter_can_be_trained_further(processor, checkpoint, four_clips, tmp_path):
