@@ -156,8 +156,8 @@ def _endpoint(model: str | None, url: str, concurrency: int, num_frames: int | N
 
 
 def _print_results(results: Iterable[tuple[Path, dict[str, dict[str, Any]]]], with_sweeps: bool = False) -> None:
-    from pllava.eval.report.formatting import format_summary
-    from pllava.eval.report.variant_results import format_sweep, read_sweeps
+    from pllava.hub_cards.results.formatting import format_summary
+    from pllava.hub_cards.results.variants import format_sweep, read_sweeps
 
     for folder, metrics in results:
         for each in metrics.values():
