@@ -19,7 +19,7 @@ SERVER_JUDGE = {"judge_temperature", "judge_rpm"}
 JUDGE = {"judge_endpoint", "judge_price", *SERVER_JUDGE}
 LOCAL_MODEL = {"batch_size", "workers", "chat_template", "sweep"}
 LOCAL_MODEL |= {field.name for field in fields(options.ModelOptions)} - {"model"}
-RESCORE = {"rescore", "benchmark", "prompts", "concurrency", "judge", "retry_failed", "seed", *JUDGE}
+RESCORE = {"rescore", "push", "benchmark", "prompts", "concurrency", "judge", "retry_failed", "seed", *JUDGE}
 
 
 def evaluate(
@@ -46,6 +46,7 @@ def evaluate(
     retry_failed: eval_options.RetryFailed = False,
     rescore: eval_options.Rescore = None,
     compare: eval_options.Compare = None,
+    push: eval_options.Push = None,
     seed: eval_options.Seed = 0,
 ) -> None:
     """
@@ -60,6 +61,10 @@ def evaluate(
     if compare:
         _print_comparison(*compare)
         return
+    if push:
+        from pllava.hub_cards.results.publishing import check_model_exists
+
+        check_model_exists(push)  # now rather than after hours
     wording = evaluation.load_prompts(prompts)
     benchmarks = evaluation.load_benchmarks(benchmark, wording)
 
@@ -78,6 +83,7 @@ def evaluate(
     if rescore:
         folder = next(iter(evaluation.result_folders(rescore))).parent
         _print_results(evaluation.rescore_suite(rescore, benchmarks, wording, load_judge(folder), seed))
+        _push(rescore, push)
         return
     variants = [] if sweep and not controls else [evaluation.PLAIN]
     variants += evaluation.CONTROL_VARIANTS if controls else []
@@ -94,6 +100,7 @@ def evaluate(
         ),
         with_sweeps=bool(sweep),
     )
+    _push(out, push)
 
 
 def _refuse_unused(context: typer.Context) -> None:
@@ -156,8 +163,8 @@ def _endpoint(model: str | None, url: str, concurrency: int, num_frames: int | N
 
 
 def _print_results(results: Iterable[tuple[Path, dict[str, dict[str, Any]]]], with_sweeps: bool = False) -> None:
-    from pllava.eval.report.formatting import format_summary
-    from pllava.eval.report.variant_results import format_sweep, read_sweeps
+    from pllava.hub_cards.results.formatting import format_summary
+    from pllava.hub_cards.results.variants import format_sweep, read_sweeps
 
     for folder, metrics in results:
         for each in metrics.values():
@@ -165,6 +172,16 @@ def _print_results(results: Iterable[tuple[Path, dict[str, dict[str, Any]]]], wi
         for sweep in read_sweeps(folder).items() if with_sweeps else ():
             typer.echo(f"\n{format_sweep(*sweep)}")
         typer.echo(f"See {folder}")
+
+
+def _push(results: Path, repo_id: str | None) -> None:
+    """Publish results, in the main process, if there is a model to publish them with."""
+    from pllava.eval import join_processes
+    from pllava.hub_cards.results.publishing import push_results
+
+    if repo_id and join_processes().is_main_process:
+        for address in push_results(results, repo_id):
+            typer.echo(f"See {address}")
 
 
 def _print_comparison(first: Path, second: Path) -> None:

@@ -99,4 +99,12 @@ Compare = Annotated[
     tuple[Path, Path] | None,
     results_option(help="Print how the results in two folders differ.", metavar="FOLDER FOLDER"),
 ]
+Push = Annotated[
+    str | None,
+    results_option(
+        help="Put the results into the card of this model or adapter on the Hub, and the answers into the dataset "
+        "USER/NAME-results.",
+        metavar="USER/NAME",
+    ),
+]
 Seed = Annotated[int, results_option(help="Seed for the confidence intervals.", metavar="N")]

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from ..extras import needs_extra
+from ..hub_cards.results.folders import result_folders
 from ..loading import Checkpoint
 
 with needs_extra("eval"):
@@ -16,7 +17,7 @@ with needs_extra("eval"):
     from .models.local_model import LocalModel
     from .models.openai_client import ChatServer
     from .report.compare import compare
-    from .rescore import rescore, result_folders
+    from .rescore import rescore
     from .run import Collected, collect, conclude, evaluate
     from .scoring.judge import Judge
     from .suite import evaluate_suite, rescore_suite

@@ -4,14 +4,8 @@ import random
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..hub_cards.results.folders import CONTROLS
 from .benchmarks.samples import ClipKey
-
-CONTROLS = {
-    "no_video": "no video",
-    "one_frame": "one frame",
-    "shuffled": "frames shuffled",
-    "reversed": "frames reversed",
-}
 
 
 @dataclass(frozen=True)

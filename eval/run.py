@@ -19,6 +19,7 @@ from typing import Any
 from tqdm import tqdm
 
 from ..files import locked, replace_file
+from ..hub_cards.results.folders import read_metrics
 from .benchmarks.benchmark import Benchmark
 from .benchmarks.readers import MAX_UNREADABLE, read_samples
 from .benchmarks.samples import Sample, digest_samples
@@ -29,7 +30,7 @@ from .report.report import write_report
 from .scoring.judge import Judge
 from .scoring.score import score_answer
 from .scoring.summary import environment, summarise
-from .store import Results, Row, read_metrics, to_row
+from .store import Results, Row, to_row
 
 
 @dataclass
@@ -193,16 +194,19 @@ def conclude(collected: Collected, judge: Judge | None = None, seed: int = 0) ->
                 judging = judge.judge(benchmark, rows)
             finally:
                 results.save()
-        # If this run added no answers or no grades, times and costs are those of the run that did
+        # If this run added no answers or no grades, times, hardware and costs are those of the run that did
         previous = read_metrics(results.folder) or {}
+        kept = () if collected.time["answered"] else previous.keys() & {"time", "hardware"}
         metrics[variant.name] = {
             "benchmark": benchmark.name,
+            "title": benchmark.title,
             "variant": variant.name,
             **summarise(benchmark, samples, rows, seed),
             **_judge_metrics(rows, judging, previous.get("judge", {})),
             "run": results.run,
-            "time": collected.time if collected.time["answered"] else previous.get("time", collected.time),
+            "time": collected.time,
             **environment(seed),
+            **{name: previous[name] for name in kept},
         }
         replace_file(results.folder / "metrics.json", json.dumps(metrics[variant.name], indent=2) + "\n")
     write_report(benchmark, collected.folder)

@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from ..files import open_to_append, read_lines, read_object, replace_file, to_lines
+from ..hub_cards.results.folders import LOCATION_SETTINGS
 from .benchmarks.samples import Sample
 from .models.answerer import Answer
 
 Row = dict[str, Any]  # a line of predictions.jsonl
-LOCATION_SETTINGS = {"endpoint"}  # keys of run.json that say where the model ran, and do not affect its answers
 
 
 class Results:
@@ -72,17 +72,6 @@ class Results:
 
     def save(self) -> None:
         replace_file(self.predictions, to_lines(self.rows.values()))
-
-
-def read_metrics(folder: Path) -> dict[str, Any] | None:
-    """
-    Return the contents of metrics.json, or None if there is none.
-
-    Raises:
-        ValueError: if the file is invalid.
-    """
-    file = folder / "metrics.json"
-    return read_object(file, "benchmark", "run", "time") if file.exists() else None
 
 
 def to_row(sample: Sample, answer: Answer, scores: dict[str, bool | float]) -> Row:

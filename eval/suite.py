@@ -4,15 +4,15 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..hub_cards.results.folders import Metrics, result_folders
 from .benchmarks.benchmark import Benchmark, load_benchmark
 from .benchmarks.samples import Sample
 from .controls_and_sweeps import PLAIN, Variant
 from .distributed import join_processes
 from .models.answerer import Answerer
-from .rescore import rescore, result_folders
+from .rescore import rescore
 from .run import collect, conclude, hold
 from .scoring.judge import Judge
-from .scoring.summary import Metrics
 
 
 def evaluate_suite(

@@ -1,18 +1,44 @@
-"""Cards of datasets: training data of `pllava data push`, and captions of `pllava caption --push`."""
+"""Cards of datasets: of `pllava data push`, of `pllava caption --push`, and predictions of `pllava eval --push`."""
 
 import re
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
-from huggingface_hub import DatasetCard, DatasetCardData
+from huggingface_hub import DatasetCard, DatasetCardData, constants
 
 from .rendering import TEMPLATES
+from .results.folders import CONTROLS, Metrics
+from .results.formatting import format_mean, main_measure, markdown_table, measure_title
 
 LICENSE_IDS = {"apache-2.0", "mit", "cc0-1.0", "odbl", "odc-by"} | {  # that the Hub knows
     f"cc-by{terms}-{version}.0" for terms in ("", "-sa", "-nc", "-nd", "-nc-sa", "-nc-nd") for version in (3, 4)
 }
 SIZES = {1_000: "n<1K", 10_000: "1K<n<10K", 100_000: "10K<n<100K", 1_000_000: "100K<n<1M", 10_000_000: "1M<n<10M"}
+
+PREDICTION_COLUMNS = {
+    "id": "the sample's name, unique in its benchmark",
+    "task": "the task that it counts towards",
+    "video": "the clip's file, from the folder of all clips on",
+    "start": "where the clip starts in the file, in seconds",
+    "end": "where it ends",
+    "question": "the question; two of them where answers are compared for consistency",
+    "options": "the options of a multiple choice question",
+    "reference": "the right answer",
+    "prediction": "the model's answer, or its two answers",
+    "error": "why there is no answer",
+    "damaged": "what was wrong with a clip that could be read in part",
+    "truncated": "whether the answer was cut off at the length limit",
+    "correct": "whether the answer is right",
+    "legacy_correct": "whether the original PLLaVA's matcher, which makes mistakes, takes it as right",
+    "score": "its score, from 0 to 5",
+    "scores": "a judge's score of each aspect",
+    "judge": "the judge: its model, temperature and a hash of its prompts",
+    "judge_errors": "why a judge gave no grade",
+    "cider": "CIDEr of a caption, from 0 to 10",
+    "rouge_l": "ROUGE-L of a caption, from 0 to 1",
+    "words": "the number of words of a caption",
+}
 
 
 def build_dataset_card(repo_id: str, splits: dict[str, dict[str, Any]]) -> DatasetCard:
@@ -31,6 +57,51 @@ def build_dataset_card(repo_id: str, splits: dict[str, dict[str, Any]]) -> Datas
         repo_id=repo_id,
         splits=splits,
         preferences="chosen" in next(iter(splits.values()))["columns"],
+    )
+
+
+def build_predictions_card(
+    repo_id: str, model_id: str, configs: dict[str, tuple[str, list[dict[str, str]], Metrics]]
+) -> DatasetCard:
+    """
+    Build the card of a model's predictions.
+
+    Args:
+        configs: The file, the columns and the metrics of each run, by the name under which `load_dataset` finds it.
+    """
+    samples = sum(metrics["expected"] for _, _, metrics in configs.values())
+    seeds = {metrics["seed"] for _, _, metrics in configs.values()}
+    columns = {column["name"] for _, features, _ in configs.values() for column in features}
+    rows = []
+    for config, (_, _, metrics) in configs.items():
+        measure = main_measure(metrics)
+        value = f"{measure_title(measure)} {format_mean(metrics, measure)}" if measure else "no scores"
+        variant = CONTROLS.get(metrics["variant"], metrics["variant"]) or "the plain run"
+        coverage = f"{metrics['coverage']:.1%} of {metrics['expected']}"
+        rows.append([f"`{config}`", metrics.get("title", metrics["benchmark"]), variant, coverage, value])
+    heads = ["configuration", "benchmark", "variant", "coverage", "main measure [95 % interval]"]
+    return DatasetCard.from_template(
+        card_data=DatasetCardData(
+            license="other",
+            task_categories=["video-text-to-text"],
+            size_categories=[_size_category(samples)],
+            tags=["pllava", "video", "evaluation"],
+            configs=[
+                {"config_name": config, "data_files": [{"split": "test", "path": file}]}
+                for config, (file, _, _) in configs.items()
+            ],
+            dataset_info=[
+                {"config_name": config, "features": features} for config, (_, features, _) in configs.items()
+            ],
+        ),
+        template_path=str(TEMPLATES / "predictions.md"),
+        repo_id=repo_id,
+        model_id=model_id,
+        model_url=f"{constants.HUGGINGFACE_CO_URL_HOME}{model_id}",
+        table=markdown_table(heads, rows, text_columns=(0, 1, 2, 4)),
+        first=next(iter(configs)),
+        columns=[(name, text) for name, text in PREDICTION_COLUMNS.items() if name in columns],
+        seed=seeds.pop() if len(seeds) == 1 else 0,
     )
 
 

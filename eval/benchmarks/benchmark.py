@@ -40,6 +40,8 @@ class Benchmark:
         tasks: What the reader needs for each task; "judge" lists the aspects that are judged.
         folder: The data folder inside `--data`; if it does not exist, `--data` itself is the data folder.
         hub: A dataset on the Hub that has the files in this layout.
+        hub_benchmark: The Benchmark on the Hub whose leaderboard shows the main measure: "id", the dataset's, and
+            "task_id", from its eval.yaml.
         prompts: The section of `prompts.yaml` with the wording.
         chat_template: For each template family ("vicuna", "im_start"), a name from `chat_templates_pllava.py`. Models
             of other families keep their own template.
@@ -59,6 +61,7 @@ class Benchmark:
     tasks: dict[str, dict[str, Any]]
     folder: str = ""
     hub: str | None = None
+    hub_benchmark: dict[str, str] | None = None
     prompts: str | None = None
     chat_template: dict[str, str] = field(default_factory=dict)
     primer: str = ""
@@ -152,6 +155,7 @@ def load_benchmark(name: str, prompts: dict[str, dict[str, str]]) -> Benchmark:
     if wrong := (values.keys() - allowed) | (required - values.keys()):
         raise ValueError(f"{file}: {sorted(wrong, key=str)} missing or unknown; required are {sorted(required)}")
     _check_tasks(file, values["tasks"], values["read"], values["score"])
+    _check_hub_benchmark(file, values.get("hub_benchmark"))
     values["stop"] = tuple(values.get("stop", ()))
     wording = prompts.get(values.get("prompts"), {})
     return Benchmark(name=file.stem, file=file, **{"wording": wording, **values})
@@ -173,6 +177,17 @@ def _check_tasks(file: Path, tasks: Any, read: str, score: str) -> None:
                 f"{file}: `score: judge` needs the judged aspects of task {task!r}, as in `judge: [answer]`, from "
                 f"{sorted(aspects)}; got {judged}"
             )
+
+
+def _check_hub_benchmark(file: Path, declared: Any) -> None:
+    if declared is None:
+        return
+    texts = isinstance(declared, dict) and all(isinstance(value, str) and value for value in declared.values())
+    if not texts or declared.keys() != {"id", "task_id"} or declared["id"].count("/") != 1:
+        raise ValueError(
+            f"{file}: `hub_benchmark` names a Benchmark of the Hub and a task in its eval.yaml, as in `hub_benchmark: "
+            f"{{id: ORGANISATION/NAME, task_id: default}}`; got {declared}"
+        )
 
 
 def load_prompts(file: str | Path | None = None) -> dict[str, dict[str, str]]:

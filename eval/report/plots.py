@@ -12,11 +12,19 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from matplotlib.transforms import ScaledTranslation
 
+from ...hub_cards.results.folders import Metrics
+from ...hub_cards.results.formatting import (
+    format_value,
+    in_unit,
+    main_measure,
+    measure_title,
+    run_name,
+    sorted_tasks,
+    unit_maximum,
+)
+from ...hub_cards.results.variants import Points
 from ..benchmarks.benchmark import Benchmark
-from ..scoring.summary import Metrics
-from .formatting import format_value, in_unit, main_measure, measure_title, run_name, sorted_tasks, unit_maximum
 from .paper import PAPER
-from .variant_results import Points
 
 WIDTH = 8  # inches
 LEGEND_CHARACTERS = 40  # in a line of the legend: a longer name is wrapped

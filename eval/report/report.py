@@ -3,19 +3,12 @@
 from collections.abc import Iterable
 from pathlib import Path
 
-import yaml
-from huggingface_hub import EvalResult
-from huggingface_hub.repocard_data import eval_results_to_model_index
-
 from ...files import replace_file
-from ..benchmarks.benchmark import Benchmark
-from ..scoring.summary import MEASURES, UNITS, Metrics
-from ..store import read_metrics
-from .formatting import (
+from ...hub_cards.results.folders import MEASURES, SWEPT_SETTINGS, UNITS, Metrics, read_metrics
+from ...hub_cards.results.formatting import (
     format_mean,
     format_problems,
     format_value,
-    in_unit,
     main_measure,
     markdown_table,
     measure_title,
@@ -23,9 +16,11 @@ from .formatting import (
     run_name,
     sorted_tasks,
 )
+from ...hub_cards.results.variants import format_gains, format_sweep, read_controls, read_sweep
+from ..benchmarks.benchmark import Benchmark
+from .model_index import write_eval_results, write_model_index
 from .paper import paper_table, wording_and_judge
 from .plots import plot_sweep, plot_tasks
-from .variant_results import SWEPT_SETTINGS, format_sweep, read_controls, read_sweep
 
 LEGACY_NOTE = "by the original's matcher, which compares first words only; for comparison with published results"
 
@@ -56,7 +51,8 @@ def _run_sections(benchmark: Benchmark, metrics: Metrics, folder: Path) -> list[
     if measure is None:
         not_judged = "The answers were not judged: pass `--judge`."
         return [_coverage_text(metrics), not_judged if metrics.get("judged") is False else "There are no scores."]
-    _write_model_index(benchmark, metrics, folder / "model-index.yaml")
+    write_model_index(benchmark, metrics, folder / "model-index.yaml")
+    write_eval_results(benchmark, metrics, folder / "eval-results.yaml")
     controls, left_out = read_controls(folder, metrics)
     columns = {run_name(metrics["run"]): metrics, **controls}
     return [
@@ -65,7 +61,7 @@ def _run_sections(benchmark: Benchmark, metrics: Metrics, folder: Path) -> list[
         plot_tasks(columns, measure, folder / "per_task.png"),
         _task_table(columns, measure),
         left_out,
-        _controls_note(metrics, controls, measure) if controls else None,
+        format_gains(metrics, controls, measure) if controls else None,
         paper_table(benchmark, metrics),
     ]
 
@@ -118,13 +114,6 @@ def _task_table(columns: dict[str, Metrics], measure: str) -> str:
     return markdown_table(["task", "samples", "coverage", *heads], rows)
 
 
-def _controls_note(metrics: Metrics, controls: dict[str, Metrics], measure: str) -> str:
-    gains = {title: metrics[measure] - control[measure] for title, control in controls.items() if measure in control}
-    text = ", ".join(f"{format_value(measure, gain)} over {title}" for title, gain in gains.items())
-    title = measure_title(measure)
-    return f"Gain from the whole video in {title}: {text}. Where it is small, the questions do not need the video."
-
-
 def _settings_section(metrics: Metrics, without: Iterable[str] = ()) -> str:
     """The settings, software and time of a run, except the settings that were swept."""
     settings = {name: value for name, value in metrics["run"].items() if name not in without}
@@ -142,28 +131,3 @@ def _settings_section(metrics: Metrics, without: Iterable[str] = ()) -> str:
     )
     lines = [f"- {name}: {value}" for name, value in settings.items() if value not in (None, "")]
     return "\n".join(["## Settings", "", *lines])
-
-
-def _write_model_index(benchmark: Benchmark, metrics: Metrics, file: Path) -> None:
-    """Write the metrics in the form that a model's card takes, in the units that people read."""
-    source = {
-        "coverage": f"{metrics['coverage']:.1%}",
-        "samples": metrics["expected"],
-        "judge": metrics.get("judge", {}).get("model"),
-    }
-    results = [
-        EvalResult(
-            task_type="video-text-to-text",
-            dataset_type=benchmark.hub or benchmark.name,
-            dataset_name=benchmark.title,
-            dataset_args={key: value for key, value in source.items() if value is not None},
-            metric_type="accuracy" if measure.startswith("accuracy") else measure,
-            metric_name=measure_title(measure),
-            metric_value=round(in_unit(measure, metrics[measure]), 2),
-        )
-        for measure in MEASURES.values()
-        if measure in metrics
-    ]
-    name = model_name(metrics["run"].get("adapter") or metrics["run"]["model"])
-    index = eval_results_to_model_index(name, results)
-    replace_file(file, yaml.safe_dump({"model-index": index}, sort_keys=False))

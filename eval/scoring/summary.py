@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from ...hub_cards.results.folders import MEASURES, UNITS, Metrics
 from ..benchmarks.benchmark import Benchmark
 from ..benchmarks.samples import Sample
 from ..store import Row, texts_of
@@ -17,20 +18,7 @@ from .legacy import legacy_table
 from .score import RULES
 from .statistics import confidence_interval
 
-# The keys of rows that are averaged, and the names of their means. The first that a run has is its main measure
-MEASURES = {
-    "correct": "accuracy",
-    "legacy_correct": "accuracy_legacy",
-    "score": "score",
-    "cider": "cider",
-    "rouge_l": "rouge_l",
-    "words": "words",
-}
-# The units in which measures are shown. In metrics.json, those in per cent are fractions
-UNITS = {"accuracy": "%", "accuracy_legacy": "%", "score": "0 to 5", "cider": "0 to 10", "rouge_l": "%"}
 LIBRARIES = ("pllava", "transformers", "torch", "peft", "accelerate", "av")
-
-Metrics = dict[str, Any]  # metrics.json, or its part about one task
 
 
 @dataclass(frozen=True)

@@ -19,12 +19,12 @@ from pllava.eval.benchmarks.benchmark import digest
 from pllava.eval.models.answerer import Answer, Timing
 from pllava.eval.models.openai_client import Reply
 from pllava.eval.report.compare import format_differences
-from pllava.eval.report.formatting import format_summary, format_value, model_name
 from pllava.eval.report.paper import PAPER
 from pllava.eval.report.plots import DARK, LIGHT, _draw_alpha, _draw_pooling, _draw_tasks
 from pllava.eval.report.report import write_report
-from pllava.eval.report.variant_results import read_sweeps
 from pllava.files import to_lines
+from pllava.hub_cards.results.formatting import format_summary, format_value, model_name
+from pllava.hub_cards.results.variants import read_sweeps
 
 OPTIONS = ["Ran.", "Sat.", "Fell.", "Left."]
 TASKS = {"Action Sequence": 4, "Action Count": 2}  # of MVBench, and the numbers of options
@@ -95,7 +95,7 @@ def test_report_shows_per_cent_and_metrics_json_fractions(whole):
     assert entry["name"] == "my-pllava"
     figures = {each["name"]: each["value"] for each in entry["results"][0]["metrics"]}
     assert figures == {"accuracy (%)": 75.0, "accuracy_legacy (%)": 75.0}
-    assert entry["results"][0]["dataset"]["args"]["coverage"] == "100.0%"
+    assert entry["results"][0]["dataset"]["args"]["coverage_percent"] == 100
 
 
 @pytest.mark.parametrize(

@@ -1,14 +1,15 @@
 """Measures, runs and tables as text for people."""
 
 from collections.abc import Iterable, Sequence
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
-from ..controls_and_sweeps import CONTROLS
-from ..scoring.summary import MEASURES, UNITS, Metrics
+import yaml
+
+from .folders import CONTROLS, MEASURES, PROBLEMS, UNITS, Metrics
 
 UNIT_MAXIMA = {"%": 100.0, "0 to 5": 5.0, "0 to 10": 10.0}
-PROBLEMS = ("unreadable", "damaged", "truncated", "empty", "judge_failed")
 
 
 def format_summary(metrics: Metrics) -> str:
@@ -43,6 +44,33 @@ def measure_title(measure: str) -> str:
 def in_unit(measure: str, value: float) -> float:
     """Convert a value from metrics.json to the unit that is shown: "accuracy", 0.5 -> 50.0."""
     return 100 * value if UNITS.get(measure) == "%" else value
+
+
+class ExactNumber(Decimal):
+    """A number that YAML files get with all its digits: 100 times a float in memory often is another number."""
+
+    @classmethod
+    def of(cls, value: float) -> "ExactNumber":
+        """Return the number that JSON files have for `value`."""
+        return cls(repr(float(value)))
+
+    def __str__(self) -> str:
+        digits = format(self, "f")
+        return digits if "." in digits else f"{digits}.0"
+
+
+def _represent(dumper: yaml.representer.SafeRepresenter, value: ExactNumber) -> yaml.ScalarNode:
+    return dumper.represent_scalar("tag:yaml.org,2002:float", str(value))
+
+
+for _dumper in (yaml.Dumper, yaml.SafeDumper):  # huggingface_hub dumps cards with the first
+    _dumper.add_representer(ExactNumber, _represent)
+
+
+def exact_in_unit(measure: str, value: float) -> ExactNumber:
+    """Convert a value from metrics.json to the unit that is shown, digit by digit: "accuracy", 0.07 -> 7.0."""
+    number = ExactNumber.of(value)
+    return ExactNumber(number.scaleb(2)) if UNITS.get(measure) == "%" else number
 
 
 def unit_maximum(measure: str) -> float | None:
@@ -91,6 +119,16 @@ def model_name(source: str) -> str:
     if path.name == "checkpoint":
         return path.parent.name
     return f"{path.parent.name}/{path.name}" if path.name.startswith("checkpoint-") else path.name
+
+
+def published_name(source: str) -> str:
+    """Return a model's Hub id as it is, and a short name instead of the path of a local directory."""
+    return model_name(source) if is_local(source) else source
+
+
+def is_local(source: str) -> bool:
+    """Whether a model's name is the path of a local directory, which may have been moved, and not a Hub id."""
+    return Path(source).is_absolute() or Path(source).is_dir()
 
 
 def markdown_table(heads: Sequence[str], rows: Iterable[Sequence[str]], text_columns: Sequence[int] = (0,)) -> str:

@@ -3,12 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from ..controls_and_sweeps import CONTROLS, parse_sweep
-from ..scoring.summary import Metrics
-from ..store import LOCATION_SETTINGS, read_metrics
+from .folders import CONTROLS, LOCATION_SETTINGS, SWEPT_SETTINGS, Metrics, read_metrics
 from .formatting import format_mean, format_value, main_measure, markdown_table, measure_title, sorted_tasks
-
-SWEPT_SETTINGS = ("alpha", "pooling_shape")
 
 Points = list[tuple[Any, Metrics]]  # the values of a swept setting, in ascending order, and their metrics
 
@@ -35,7 +31,7 @@ def read_sweep(folder: Path, setting: str) -> tuple[Points, str | None]:
     if not results:
         return [], None
     comparable, note = _keep_comparable(results, list(results.values())[-1], setting)
-    points = [(getattr(variant, setting), comparable[name]) for name in comparable for variant in parse_sweep(name)]
+    points = [(_swept_value(metrics, setting), metrics) for metrics in comparable.values()]
     return sorted(points, key=lambda point: point[0]), note
 
 
@@ -52,6 +48,19 @@ def format_sweep(setting: str, points: Points) -> str:
         means = [metrics["per_task"][task].get(measure) for _, metrics in points]
         rows.append([task, *("" if mean is None else format_value(measure, mean) for mean in means)])
     return markdown_table([f"{measure_title(measure)} by {setting}", *titles], rows)
+
+
+def format_gains(metrics: Metrics, controls: dict[str, Metrics], measure: str) -> str:
+    """Return a sentence on how much better the run is than each of its controls."""
+    gains = {title: metrics[measure] - control[measure] for title, control in controls.items() if measure in control}
+    text = ", ".join(f"{format_value(measure, gain)} over {title}" for title, gain in gains.items())
+    title = measure_title(measure)
+    return f"Gain from the whole video in {title}: {text}. Where it is small, the questions do not need the video."
+
+
+def _swept_value(metrics: Metrics, setting: str) -> Any:
+    value = metrics["run"][setting]
+    return tuple(value) if isinstance(value, list) else value
 
 
 def _keep_comparable(results: dict[str, Metrics], run: Metrics, varied: str) -> tuple[dict[str, Metrics], str | None]:
