@@ -18,6 +18,8 @@ from .program import make_program
 
 # torchao, which transformers imports if it is installed, makes torch log two lines about a deprecation at each start
 logging.getLogger("torch.utils._pytree").setLevel(logging.ERROR)
+# PEFT imports bitsandbytes if it is installed, which warns on some CPUs that it lacks an optional package
+logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 warnings.filterwarnings("ignore", category=FutureWarning)  # PEFT and TRL cause some of transformers', for developers
 
 app = make_program("PLLaVA: ask about videos, caption them, train, evaluate and convert models.")

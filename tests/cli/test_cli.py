@@ -368,16 +368,16 @@ def test_file_takes_captions_made_in_one_way(caption, checkpoint, clips, tmp_pat
     assert "0 captioned, 1 done before" in caption(clips[0], "--model", moved).stdout, "the same weights elsewhere"
 
 
-def test_checkpoint_has_the_quantisation(checkpoint, tmp_path):
+def test_checkpoint_has_the_quantisation(tmp_path):
     """The same from the configs as from the model that is loaded; of one that was saved quantised, too."""
     for bits, named in ((4, "nf4"), (8, "llm_int8")):
         quantized = {"quantization_config": pllava.quantization_config(bits)}
-        announced = Checkpoint.read(checkpoint, **quantized)
-        model = pllava.load_model(checkpoint, dtype="auto", device_map="cpu", **quantized)
+        announced = Checkpoint.read(pllava.NANO, **quantized)
+        model = pllava.load_model(pllava.NANO, dtype="auto", device_map="cpu", **quantized)
         assert Checkpoint.of(model.config, "float32") == announced and announced.quantization == named
         model.save_pretrained(tmp_path / named)
         assert Checkpoint.read(str(tmp_path / named)).quantization == named
-    assert Checkpoint.read(checkpoint).quantization is None
+    assert Checkpoint.read(pllava.NANO).quantization is None
 
 
 def test_caption_searches_folders_for_videos_and_folders_of_frames(answer, caption, clips, tmp_path):
