@@ -21,7 +21,7 @@ from transformers.dynamic_module_utils import custom_object_save
 from transformers.utils import ADAPTER_SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME
 
 from ..files import is_disk_full
-from ..hub_cards.model_card import write_model_card
+from ..hub_cards.cards.model_card import write_model_card
 from ..origins import ModelSource
 from ..processing_pllava import PllavaProcessor
 from ..video_processing_pllava import PllavaVideoProcessor

@@ -1,7 +1,7 @@
 """
 Draw PLLaVA's method (arXiv 2404.16994) from a video to an answer, and write docs/figures/method_light.png and
-method_dark.png, and hub_cards/method.png for model cards. The frames are those of nano's demo clip; the sizes are
-those of the paper's models.
+method_dark.png, and hub_cards/cards/method.png for model cards. The frames are those of nano's demo clip; the sizes
+are those of the paper's models.
 
     python docs/draw_method.py
 """
@@ -12,7 +12,7 @@ from figure_style import DARK, LIGHT, Theme, arrow, box, canvas, save, text
 from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 
-from pllava.hub_cards.model_card import METHOD_FIGURE
+from pllava.hub_cards.cards.model_card import METHOD_FIGURE
 from pllava.nano import drawing
 from pllava.nano.demo import demo_clip
 

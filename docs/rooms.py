@@ -23,6 +23,7 @@ ROOMS = [
     {"data": "data/*", "eval": "eval/*"},
     {"convert": "convert/*"},
     {"hub_cards": "hub_cards/*"},
+    {"result_files": "result_files/*"},
     {"loading": "loading.py __init__.py"},
     {"adapters": "adapters.py"},
     {"model files": "*_pllava.py"},

@@ -3,8 +3,8 @@
 from pathlib import Path
 
 from ..extras import needs_extra
-from ..hub_cards.results.folders import result_folders
 from ..loading import Checkpoint
+from ..result_files.folders import result_folders
 
 with needs_extra("eval"):
     from .benchmarks.benchmark import Benchmark, load_benchmark, load_benchmarks, load_prompts

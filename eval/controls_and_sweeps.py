@@ -4,7 +4,7 @@ import random
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..hub_cards.results.folders import CONTROLS
+from ..result_files.folders import CONTROLS
 from .benchmarks.samples import ClipKey
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from ..files import locked
-from ..hub_cards.results.folders import is_variant, read_runs
+from ..result_files.folders import is_variant, read_runs
 from .benchmarks.benchmark import Benchmark
 from .benchmarks.samples import digest_samples
 from .controls_and_sweeps import Variant

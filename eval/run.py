@@ -19,7 +19,7 @@ from typing import Any
 from tqdm import tqdm
 
 from ..files import locked, replace_file
-from ..hub_cards.results.folders import read_metrics
+from ..result_files.folders import read_metrics
 from .benchmarks.benchmark import Benchmark
 from .benchmarks.readers import MAX_UNREADABLE, read_samples
 from .benchmarks.samples import Sample, digest_samples

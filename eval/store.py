@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ..files import open_to_append, read_lines, read_object, replace_file, to_lines
-from ..hub_cards.results.folders import LOCATION_SETTINGS
+from ..result_files.folders import LOCATION_SETTINGS
 from .benchmarks.samples import Sample
 from .models.answerer import Answer
 

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..hub_cards.results.folders import Metrics, result_folders
+from ..result_files.folders import Metrics, result_folders
 from .benchmarks.benchmark import Benchmark, load_benchmark
 from .benchmarks.samples import Sample
 from .controls_and_sweeps import PLAIN, Variant

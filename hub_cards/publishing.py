@@ -16,7 +16,7 @@ from transformers.utils import ADAPTER_CONFIG_NAME
 from ..files import read_object
 from ..origins import CARD, ModelSource
 from . import staging
-from .model_card import ADAPTER_FOLDER, adapter_base
+from .cards.model_card import ADAPTER_FOLDER, adapter_base
 from .space import write_space
 from .uploading import explaining_errors, upload
 

@@ -20,7 +20,7 @@ from ..checkpoint_files import read_shard_index
 from ..files import read_object
 from ..model_card_pllava import is_generated, sign
 from ..origins import CARD, ModelSource
-from .model_card import ADAPTER_FOLDER, ALPHA_FILE, METHOD_FIGURE, build_model_card, read_alphas
+from .cards.model_card import ADAPTER_FOLDER, ALPHA_FILE, METHOD_FIGURE, build_model_card, read_alphas
 
 MODEL_FILES = ["*.safetensors", "*.json", "*.py", "*.jinja", "*.md", "*.model", "*.txt", "*.png"]
 RESUME_FILES = ["trainer_state.json", "data_state_*"]  # of a checkpoint: only a resumed run reads these

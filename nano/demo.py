@@ -7,7 +7,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, pipeline
 from transformers.utils import logging
 
 from .. import NANO
-from ..hub_cards.nano_card import MAIN
+from ..hub_cards.cards.nano_card import MAIN
 from . import drawing, questions, world
 
 CLIP = Path("demo.mp4")

@@ -21,9 +21,9 @@ from transformers.utils import PushInProgress, logging
 
 from ..adapters import plain_model
 from ..files import is_disk_full
-from ..hub_cards.model_card import write_model_card
+from ..hub_cards.cards.model_card import write_model_card
+from ..hub_cards.cards.training_log import TrainingSummary
 from ..hub_cards.staging import MODEL_FILES, RESUME_FILES
-from ..hub_cards.training_log import TrainingSummary
 from ..hub_cards.uploading import explaining_errors
 from ..origins import CARD, ModelSource
 from .arguments import global_batch_size

@@ -23,7 +23,7 @@ from huggingface_hub import CommitOperationAdd, DatasetCard, HfApi, HfFileSystem
 from huggingface_hub.errors import HfHubHTTPError
 from tqdm import tqdm
 
-from ...hub_cards.dataset_cards import CaptionSummary, build_captions_card
+from ...hub_cards.cards.dataset_cards import CaptionSummary, build_captions_card
 from ...hub_cards.uploading import create_repository, explaining_errors
 from ...origins import public_name
 from ..media import Medium, content_hash, find_medium

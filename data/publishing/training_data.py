@@ -24,7 +24,7 @@ from tqdm import tqdm
 from transformers import AutoProcessor
 
 from ... import NANO
-from ...hub_cards.dataset_cards import build_dataset_card
+from ...hub_cards.cards.dataset_cards import build_dataset_card
 from ..inspection import ClipStatistics, find_problems, format_problem, inspect_rows
 from ..media import find_medium
 from ..row_formats import FEATURES

@@ -6,8 +6,8 @@ from statistics import fmean
 from typing import Any, NamedTuple
 
 from ...files import read_lines
-from ...hub_cards.results.folders import read_metrics
-from ...hub_cards.results.formatting import format_value, main_measure, markdown_table, measure_title, run_name
+from ...result_files.folders import read_metrics
+from ...result_files.formatting import format_value, main_measure, markdown_table, measure_title, run_name
 from ..scoring.statistics import confidence_interval, paired_p_value
 from ..scoring.summary import Value, row_values
 

@@ -8,8 +8,8 @@ from huggingface_hub import EvalResult, EvalResultEntry, eval_result_entries_to_
 from huggingface_hub.repocard_data import eval_results_to_model_index
 
 from ...files import replace_file
-from ...hub_cards.results.folders import MEASURES, PROBLEMS, UNITS, Metrics
-from ...hub_cards.results.formatting import (
+from ...result_files.folders import MEASURES, PROBLEMS, UNITS, Metrics
+from ...result_files.formatting import (
     ExactNumber,
     exact_in_unit,
     format_mean,

@@ -3,8 +3,8 @@
 import json
 from pathlib import Path
 
-from ...hub_cards.results.folders import Metrics
-from ...hub_cards.results.formatting import format_value, markdown_table
+from ...result_files.folders import Metrics
+from ...result_files.formatting import format_value, markdown_table
 from ..benchmarks.benchmark import Benchmark, digest, load_prompts
 
 PAPER = json.loads(Path(__file__).with_name("paper_results.json").read_text(encoding="utf-8"))

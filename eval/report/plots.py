@@ -12,8 +12,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from matplotlib.transforms import ScaledTranslation
 
-from ...hub_cards.results.folders import Metrics
-from ...hub_cards.results.formatting import (
+from ...result_files.folders import Metrics
+from ...result_files.formatting import (
     format_value,
     in_unit,
     main_measure,
@@ -22,7 +22,7 @@ from ...hub_cards.results.formatting import (
     sorted_tasks,
     unit_maximum,
 )
-from ...hub_cards.results.variants import Points
+from ...result_files.variants import Points
 from ..benchmarks.benchmark import Benchmark
 from .paper import PAPER
 

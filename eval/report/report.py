@@ -4,8 +4,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from ...files import replace_file
-from ...hub_cards.results.folders import MEASURES, SWEPT_SETTINGS, UNITS, Metrics, read_metrics
-from ...hub_cards.results.formatting import (
+from ...result_files.folders import MEASURES, SWEPT_SETTINGS, UNITS, Metrics, read_metrics
+from ...result_files.formatting import (
     format_mean,
     format_problems,
     format_value,
@@ -16,7 +16,7 @@ from ...hub_cards.results.formatting import (
     run_name,
     sorted_tasks,
 )
-from ...hub_cards.results.variants import format_gains, format_sweep, read_controls, read_sweep
+from ...result_files.variants import format_gains, format_sweep, read_controls, read_sweep
 from ..benchmarks.benchmark import Benchmark
 from .model_index import write_eval_results, write_model_index
 from .paper import paper_table, wording_and_judge

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from ...hub_cards.results.folders import MEASURES, UNITS, Metrics
+from ...result_files.folders import MEASURES, UNITS, Metrics
 from ..benchmarks.benchmark import Benchmark
 from ..benchmarks.samples import Sample
 from ..store import Row, texts_of

@@ -17,11 +17,11 @@ from pllava.eval import PLAIN, Judge, Variant, evaluate, load_benchmark, load_pr
 from pllava.eval.models.answerer import Answer, Timing
 from pllava.eval.models.openai_client import Reply
 from pllava.files import to_lines
-from pllava.hub_cards.results.predictions import features_of, stage_predictions
-from pllava.hub_cards.results.reading import read_results, recommended_alphas
-from pllava.hub_cards.results.section import BEGIN, END, add_results, read_card
+from pllava.hub_cards.cards.results_section import BEGIN, END, add_results, read_card
+from pllava.hub_cards.predictions import features_of, stage_predictions
 from pllava.model_card_pllava import build_card, is_generated, sign
 from pllava.nano.data import render
+from pllava.result_files.reading import read_results, recommended_alphas
 
 SAMPLES = 15  # 4 of them right are 0.26666666666666666, of which 100 * and repr() make other digits
 NO_VIDEO = Variant("no_video", control="no_video")
@@ -452,7 +452,7 @@ def test_predictions_are_loaded_as_a_dataset(folder, hub, tmp_path):
     shutil.copytree(stage / "mine", stage / "mine" / "alpha=4")
     program = (
         "import sys\nfrom datasets import load_dataset\nfrom pathlib import Path\n"
-        "from pllava.hub_cards.results.predictions import write_predictions_card\n"
+        "from pllava.hub_cards.predictions import write_predictions_card\n"
         "for config in ('mine', 'mine-alpha=4', 'judged'):\n"
         "    rows = load_dataset('me/model-results', config, split='test')\n"
         "    print(len(rows), rows[0]['video'], rows[-1]['error'], rows[0]['error'], sep='|')\n"

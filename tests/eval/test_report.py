@@ -23,8 +23,8 @@ from pllava.eval.report.paper import PAPER
 from pllava.eval.report.plots import DARK, LIGHT, _draw_alpha, _draw_pooling, _draw_tasks
 from pllava.eval.report.report import write_report
 from pllava.files import to_lines
-from pllava.hub_cards.results.formatting import format_summary, format_value, model_name
-from pllava.hub_cards.results.variants import read_sweeps
+from pllava.result_files.formatting import format_summary, format_value, model_name
+from pllava.result_files.variants import read_sweeps
 
 OPTIONS = ["Ran.", "Sat.", "Fell.", "Left."]
 TASKS = {"Action Sequence": 4, "Action Count": 2}  # of MVBench, and the numbers of options

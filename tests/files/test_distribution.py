@@ -25,7 +25,7 @@ import evaluate
 import pllava
 from pllava.data.sources import find_file
 from pllava.eval import METRICS, load_benchmarks, load_prompts
-from pllava.hub_cards.model_card import write_model_card
+from pllava.hub_cards.cards.model_card import write_model_card
 from transformers import AutoProcessor
 
 package = Path(pllava.__file__).parent

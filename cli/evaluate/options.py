@@ -1,4 +1,4 @@
-"""The options of `pllava eval`, apart from those in `options.py`."""
+"""The options of `pllava eval`, apart from those that all commands share."""
 
 from functools import partial
 from pathlib import Path
@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from . import options
+from .. import options
 
 model_option = partial(typer.Option, rich_help_panel=options.PANEL)
 benchmark_option = partial(typer.Option, rich_help_panel="Benchmarks")

@@ -7,9 +7,9 @@ from typing import Any
 
 from huggingface_hub import DatasetCard, DatasetCardData, constants
 
+from ...result_files.folders import CONTROLS, Metrics
+from ...result_files.formatting import format_mean, main_measure, markdown_table, measure_title
 from .rendering import TEMPLATES
-from .results.folders import CONTROLS, Metrics
-from .results.formatting import format_mean, main_measure, markdown_table, measure_title
 
 LICENSE_IDS = {"apache-2.0", "mit", "cc0-1.0", "odbl", "odc-by"} | {  # that the Hub knows
     f"cc-by{terms}-{version}.0" for terms in ("", "-sa", "-nc", "-nd", "-nc-sa", "-nc-nd") for version in (3, 4)

@@ -10,9 +10,8 @@ from huggingface_hub.repocard import REGEX_YAML_BLOCK
 from huggingface_hub.repocard_data import model_index_to_eval_results
 
 from ...model_card_pllava import SIGNATURE
-from ..rendering import render
-from .folders import Metrics
-from .formatting import (
+from ...result_files.folders import Metrics
+from ...result_files.formatting import (
     format_mean,
     format_problems,
     format_value,
@@ -22,8 +21,9 @@ from .formatting import (
     run_name,
     sorted_tasks,
 )
-from .reading import BenchmarkResults, load_exact_yaml, recommended_alphas
-from .variants import format_gains, format_sweep
+from ...result_files.reading import BenchmarkResults, load_exact_yaml, recommended_alphas
+from ...result_files.variants import format_gains, format_sweep
+from .rendering import render
 
 BEGIN, END = "<!-- pllava eval: results begin -->", "<!-- pllava eval: results end -->"
 LIMITS = "## Limits and bias"  # in our cards, the section after the how-to and all that is said of the model

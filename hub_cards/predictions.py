@@ -7,12 +7,12 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from ...files import read_lines, replace_file, to_lines
-from ...video_source_pllava import is_address
-from ..dataset_cards import build_predictions_card
-from .folders import LOCATION_SETTINGS, Metrics, read_metrics, read_runs, result_folders
-from .formatting import is_local, published_name
-from .reading import read_results
+from ..files import read_lines, replace_file, to_lines
+from ..result_files.folders import LOCATION_SETTINGS, Metrics, read_metrics, read_runs, result_folders
+from ..result_files.formatting import is_local, published_name
+from ..result_files.reading import read_results
+from ..video_source_pllava import is_address
+from .cards.dataset_cards import build_predictions_card
 
 COPIED = ("*.png", "model-index.yaml", "eval-results.yaml")
 COMMIT_LENGTH = 40  # of a revision on the Hub; a directory's fingerprint is shorter

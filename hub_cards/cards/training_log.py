@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from ..files import read_object, replace_file
+from ...files import read_object, replace_file
 
 SUMMARY_FILE, LOSS_FIGURE = "training_summary.json", "loss.png"
 LIBRARIES = ("transformers", "trl", "peft", "accelerate", "datasets", "torch")

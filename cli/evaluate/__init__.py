@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from . import evaluate_options as eval_options
-from . import options
-from .program import UsageError
+from .. import options
+from ..program import UsageError
+from . import options as eval_options
 
 if TYPE_CHECKING:
     from pllava.eval import Endpoint, Judge, LocalModel
@@ -62,7 +62,7 @@ def evaluate(
         _print_comparison(*compare)
         return
     if push:
-        from pllava.hub_cards.results.publishing import check_model_exists
+        from pllava.hub_cards.results_publishing import check_model_exists
 
         check_model_exists(push)  # now rather than after hours
     wording = evaluation.load_prompts(prompts)
@@ -163,8 +163,8 @@ def _endpoint(model: str | None, url: str, concurrency: int, num_frames: int | N
 
 
 def _print_results(results: Iterable[tuple[Path, dict[str, dict[str, Any]]]], with_sweeps: bool = False) -> None:
-    from pllava.hub_cards.results.formatting import format_summary
-    from pllava.hub_cards.results.variants import format_sweep, read_sweeps
+    from pllava.result_files.formatting import format_summary
+    from pllava.result_files.variants import format_sweep, read_sweeps
 
     for folder, metrics in results:
         for each in metrics.values():
@@ -177,7 +177,7 @@ def _print_results(results: Iterable[tuple[Path, dict[str, dict[str, Any]]]], wi
 def _push(results: Path, repo_id: str | None) -> None:
     """Publish results, in the main process, if there is a model to publish them with."""
     from pllava.eval import join_processes
-    from pllava.hub_cards.results.publishing import push_results
+    from pllava.hub_cards.results_publishing import push_results
 
     if repo_id and join_processes().is_main_process:
         for address in push_results(results, repo_id):

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ...files import read_object
+from ..files import read_object
 
 Metrics = dict[str, Any]  # metrics.json, or its part about one task
 

@@ -10,11 +10,11 @@ import yaml
 from huggingface_hub import CommitInfo, HfApi, ModelCard, RepoUrl, eval_result_entries_to_yaml, snapshot_download
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
 
-from ...files import replace_file
-from ..uploading import explaining_errors, upload
+from ..files import replace_file
+from ..result_files.reading import BenchmarkResults, read_results
+from .cards.results_section import add_results, dataset_url, read_card
 from .predictions import stage_predictions
-from .reading import BenchmarkResults, read_results
-from .section import add_results, dataset_url, read_card
+from .uploading import explaining_errors, upload
 
 ATTEMPTS = 5  # at a commit, if others are made at the same time
 MESSAGE = "Results of pllava eval"

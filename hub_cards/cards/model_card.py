@@ -10,10 +10,10 @@ from typing import Any
 from huggingface_hub import ModelCard
 from transformers.utils import ADAPTER_CONFIG_NAME, CONFIG_NAME, PROCESSOR_NAME
 
-from ..configuration_pllava import PllavaConfig
-from ..files import read_object, replace_file
-from ..model_card_pllava import build_card, hub_ids, is_generated, name_source, sign
-from ..origins import CARD, ModelSource
+from ...configuration_pllava import PllavaConfig
+from ...files import read_object, replace_file
+from ...model_card_pllava import build_card, hub_ids, is_generated, name_source, sign
+from ...origins import CARD, ModelSource
 from .nano_card import nano_options
 from .rendering import render
 from .training_log import LOSS_FIGURE, TrainingSummary

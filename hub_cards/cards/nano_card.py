@@ -7,7 +7,7 @@ from huggingface_hub import EvalResult
 from safetensors import safe_open
 from transformers.utils import SAFE_WEIGHTS_NAME
 
-from ..files import read_object
+from ...files import read_object
 from .rendering import render
 
 TRAINING_FILE, EVALUATION_FILE = "training.json", "evaluation.json"

@@ -1,1 +1,0 @@
-"""Results of evaluations: their folders, their numbers as text, their section in a card, and their publication."""

@@ -1,0 +1,1 @@
+"""Folders of evaluation results: reading them, and their figures as text."""
