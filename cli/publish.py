@@ -1,5 +1,7 @@
 """`pllava push` and `pllava card`: a model or an adapter on the Hub, and its card before that."""
 
+from functools import partial
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -19,6 +21,11 @@ BaseModel = Annotated[
     ),
 ]
 
+Results = Annotated[
+    Path | None,
+    typer.Option(help="Results of `pllava eval`: for the card, and published as a dataset.", metavar="FOLDER"),
+]
+
 
 def push(
     directory: Folder,
@@ -26,6 +33,7 @@ def push(
         str, typer.Argument(help="The repository on the Hub; it is created if there is none.", metavar="USER/NAME")
     ],
     base_model: BaseModel = None,
+    results: Results = None,
     private: Annotated[bool, typer.Option("--private", help="Create a new repository as a private one.")] = False,
     revision: Annotated[
         str | None,
@@ -42,17 +50,27 @@ def push(
 
     Everything arrives in one commit. A push that was cut goes on when it is run again.
     """
-    if create_pr and (revision or space or collection):
-        raise UsageError("--create-pr opens a pull request against main: leave --revision, --space, --collection out")
+    if create_pr and (revision or results or space or collection):
+        raise UsageError(
+            "--create-pr opens a pull request against main: leave --revision, --results, --space and --collection out"
+        )
     from pllava import model_path
     from pllava.hub_cards.publishing import push
 
     pushed = push(
-        model_path(directory), repo_id, base_model, private, revision, create_pr, space, collection, report=typer.echo
+        model_path(directory),
+        repo_id,
+        base_model,
+        results,
+        private,
+        revision,
+        create_pr,
+        space,
+        collection,
+        report=typer.echo,
     )
-    typer.echo(pushed.model.pr_url or pushed.model.repo_url)
-    if pushed.space:
-        typer.echo(pushed.space.repo_url)
+    for address in [pushed.model.pr_url] if create_pr else pushed.addresses:
+        typer.echo(address)
 
 
 def card(
@@ -62,6 +80,7 @@ def card(
         typer.Option(help="The repository on the Hub.", metavar="USER/NAME", show_default="the folder's name"),
     ] = None,
     base_model: BaseModel = None,
+    results: Results = None,
     check: Annotated[
         bool, typer.Option("--check", help="Check metadata, links and snippets; it asks the Hub.")
     ] = False,
@@ -71,7 +90,8 @@ def card(
     from pllava.hub_cards.checking import check_card
     from pllava.hub_cards.publishing import staged
 
-    with staged(model_path(directory), repo_id, base_model, report=lambda line: typer.echo(line, err=True)) as folder:
+    report = partial(typer.echo, err=True)
+    with staged(model_path(directory), repo_id, base_model, results, report=report) as folder:
         if not check:
             typer.echo((folder / "README.md").read_text(encoding="utf-8"))
             return

@@ -11,6 +11,7 @@ from huggingface_hub import CommitInfo, HfApi, ModelCard, RepoUrl, eval_result_e
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
 
 from ..files import replace_file
+from ..model_card_pllava import is_generated, sign
 from ..result_files.reading import BenchmarkResults, read_results
 from .cards.results_section import add_results, dataset_url, read_card
 from .predictions import stage_predictions
@@ -98,9 +99,11 @@ def stage_results(folder: Path, results: list[BenchmarkResults], predictions_rep
         predictions_repo: The dataset with the predictions.
         repo_id: The model, which gives a card without a name its name.
     """
-    card = read_card(folder / "README.md")
+    file = folder / "README.md"
+    generated, card = is_generated(file.read_text(encoding="utf-8")), read_card(file)
     card.data.model_name = card.data.model_name or repo_id.split("/")[-1]
-    replace_file(folder / "README.md", str(add_results(card, results, predictions_repo)))
+    text = str(add_results(card, results, predictions_repo))
+    replace_file(file, sign(text) if generated else text)
     for each in results:
         if each.leaderboard:
             source = {"source_name": "predictions", "source_url": dataset_url(predictions_repo)}

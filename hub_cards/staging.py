@@ -21,6 +21,7 @@ from ..files import read_object
 from ..model_card_pllava import is_generated, sign
 from ..origins import CARD, ModelSource
 from .cards.model_card import ADAPTER_FOLDER, ALPHA_FILE, METHOD_FIGURE, build_model_card, read_alphas
+from .cards.results_section import keep_results, read_card
 
 MODEL_FILES = ["*.safetensors", "*.json", "*.py", "*.jinja", "*.md", "*.model", "*.txt", "*.png"]
 RESUME_FILES = ["trainer_state.json", "data_state_*"]  # of a checkpoint: only a resumed run reads these
@@ -107,7 +108,10 @@ def stage_card(
         if not is_generated(card):
             report(f"the card in {place} is kept: it was written or edited by hand")
             return card
-    return sign(str(build_model_card(folder, repo_id, base)))
+    card = build_model_card(folder, repo_id, base)
+    if published := cards[repo_id]:
+        keep_results(card, read_card(published))
+    return sign(str(card))
 
 
 def _card_on_hub(repo_id: str, revision: str | None) -> Path | None:

@@ -9,7 +9,7 @@ import typer
 
 from .. import options
 from ..program import UsageError
-from . import options as eval_options
+from . import parameters
 
 if TYPE_CHECKING:
     from pllava.eval import Endpoint, Judge, LocalModel
@@ -24,30 +24,30 @@ RESCORE = {"rescore", "push", "benchmark", "prompts", "concurrency", "judge", "r
 
 def evaluate(
     context: typer.Context,
-    model_name: eval_options.ModelArgument = None,
-    endpoint: eval_options.Endpoint = None,
-    concurrency: eval_options.Concurrency = 8,
-    benchmark: eval_options.Benchmark = "nano",
-    data: eval_options.Data = ".",
-    limit: eval_options.Limit = None,
-    controls: eval_options.Controls = False,
-    sweep: eval_options.Sweep = None,
-    num_frames: eval_options.NumFrames = None,
-    chat_template: eval_options.ChatTemplate = None,
-    prompts: eval_options.Prompts = None,
-    batch_size: eval_options.BatchSize = 16,
-    workers: eval_options.Workers = 2,
-    judge: eval_options.Judge = None,
-    judge_endpoint: eval_options.JudgeEndpoint = None,
-    judge_temperature: eval_options.JudgeTemperature = 0.0,
-    judge_rpm: eval_options.JudgeRpm = None,
-    judge_price: eval_options.JudgePrice = None,
-    out: eval_options.Out = Path("results"),
-    retry_failed: eval_options.RetryFailed = False,
-    rescore: eval_options.Rescore = None,
-    compare: eval_options.Compare = None,
-    push: eval_options.Push = None,
-    seed: eval_options.Seed = 0,
+    model_name: parameters.ModelArgument = None,
+    endpoint: parameters.Endpoint = None,
+    concurrency: parameters.Concurrency = 8,
+    benchmark: parameters.Benchmark = "nano",
+    data: parameters.Data = ".",
+    limit: parameters.Limit = None,
+    controls: parameters.Controls = False,
+    sweep: parameters.Sweep = None,
+    num_frames: parameters.NumFrames = None,
+    chat_template: parameters.ChatTemplate = None,
+    prompts: parameters.Prompts = None,
+    batch_size: parameters.BatchSize = 16,
+    workers: parameters.Workers = 2,
+    judge: parameters.Judge = None,
+    judge_endpoint: parameters.JudgeEndpoint = None,
+    judge_temperature: parameters.JudgeTemperature = 0.0,
+    judge_rpm: parameters.JudgeRpm = None,
+    judge_price: parameters.JudgePrice = None,
+    out: parameters.Out = Path("results"),
+    retry_failed: parameters.RetryFailed = False,
+    rescore: parameters.Rescore = None,
+    compare: parameters.Compare = None,
+    push: parameters.Push = None,
+    seed: parameters.Seed = 0,
 ) -> None:
     """
     Evaluate a model on benchmarks.

@@ -26,6 +26,7 @@ from ...result_files.variants import format_gains, format_sweep
 from .rendering import render
 
 BEGIN, END = "<!-- pllava eval: results begin -->", "<!-- pllava eval: results end -->"
+SECTION = re.compile(f"{re.escape(BEGIN)}.*?{re.escape(END)}\n?", re.DOTALL)
 LIMITS = "## Limits and bias"  # in our cards, the section after the how-to and all that is said of the model
 MAX_OPEN_ROWS = 8  # of a table; longer ones are folded
 SETTINGS = {  # in model-index.yaml, and how they are called in the card
@@ -86,15 +87,32 @@ def add_results(card: ModelCard, results: list[BenchmarkResults], predictions_re
 
     kept = [old for old in card.data.eval_results or [] if not is_replaced(old)]
     card.data.eval_results = [*kept, *new] or None
-    section = results_section(results, predictions_repo)
-    text = SIGNATURE.sub("", card.text).rstrip()  # from now on, pushing the model again keeps its card
-    if earlier := re.search(f"{re.escape(BEGIN)}.*?{re.escape(END)}\n?", text, re.DOTALL):
+    card.text = _insert(results_section(results, predictions_repo), SIGNATURE.sub("", card.text))
+    return card
+
+
+def keep_results(card: ModelCard, published: ModelCard) -> None:
+    """
+    Put the results of the card that is on the Hub into one that takes its place. They name the revision of the model
+    that was evaluated.
+    """
+    if section := SECTION.search(published.text):
+        known = {(each.dataset_type, each.metric_name) for each in card.data.eval_results or []}
+        results = [each for each in published.data.eval_results or [] if each.source_url]
+        kept = [each for each in results if (each.dataset_type, each.metric_name) not in known]
+        card.data.eval_results = [*(card.data.eval_results or []), *kept] or None
+        card.data.model_name = card.data.model_name or published.data.model_name
+        card.text = _insert(section[0], card.text)
+
+
+def _insert(section: str, text: str) -> str:
+    """Put a section in the place of an earlier one, or before the limits, or last."""
+    if earlier := SECTION.search(text):
         before, after = text[: earlier.start()], text[earlier.end() :]
     else:
         before, limits, after = text.partition(f"\n{LIMITS}")
         before, after = f"{before.rstrip()}\n\n", limits + after
-    card.text = f"{before}{section}{after}".rstrip() + "\n"
-    return card
+    return f"{before}{section}{after}".rstrip() + "\n"
 
 
 def results_section(results: list[BenchmarkResults], predictions_repo: str) -> str:

@@ -10,8 +10,11 @@ import pytest
 import yaml
 from hub_client import online, run
 from huggingface_hub import ModelCard
+from layouts import write_official
 from local_hub import local_hub
+from transformers import AutoProcessor
 
+import pllava
 from pllava.nano.data import render
 
 pytestmark = pytest.mark.slow
@@ -22,6 +25,8 @@ TRAIN = ["--max_steps", "2", "--per_device_train_batch_size", "2", "--bf16", "fa
 CARDS = {
     "model": "me/nano",
     "adapter": "me/tuned",
+    "merged model": "me/merged",
+    "processor": "me/processor",
     "model with its adapter": "me/converted",
     "training data": "datasets/me/clips",
     "captions": "datasets/me/captions",
@@ -52,6 +57,13 @@ def hub(folder):
         caption = ["pllava", "caption", "world/clips", "--out", "captions.jsonl", "--push"]
         run(hub, folder, *caption, "me/captions")
         run(hub, folder, *caption, "me/captions-with-clips", "--push-clips")
+        run(hub, folder, "pllava", "convert", "me/nano", "merged", "--adapter", "me/tuned")
+        run(hub, folder, "pllava", "push", "merged", "me/merged")
+        write_official(folder / "official", shards=1)
+        run(hub, folder, "pllava", "convert", "official", "converted", "--keep-adapter")
+        run(hub, folder, "pllava", "push", "converted", "me/converted")
+        AutoProcessor.from_pretrained(pllava.NANO).save_pretrained(folder / "processor")
+        run(hub, folder, "pllava", "push", "processor", "me/processor")
         yield hub
 
 

@@ -4,6 +4,7 @@ import hashlib
 import json
 import shutil
 import time
+from decimal import Decimal
 from pathlib import Path
 
 import forked
@@ -18,6 +19,7 @@ from peft import get_peft_model
 import pllava
 from pllava.adapters import lora_config
 from pllava.model_card_pllava import is_generated
+from pllava.nano.data import render
 
 
 @pytest.fixture
@@ -327,6 +329,63 @@ def test_a_collection_has_each_repository_once(hub, checkpoint, tmp_path):
     ]
     error = error_of(hub, tmp_path, "pllava", "push", checkpoint, "me/mine", "--collection", "me/none-123")
     assert "me/none-123" in error
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    """Results of nano, with controls."""
+    folder = tmp_path_factory.mktemp("results")
+    render(folder / "world", 2, seed=9)
+    arguments = ["pllava", "eval", "nano", "--data", "world", "--out", "results", "--controls"]
+    evaluated = forked.run(*arguments, cwd=folder)
+    assert evaluated.returncode == 0, evaluated.stderr
+    return folder / "results"
+
+
+def test_results_arrive_with_the_weights(hub, results, tmp_path):
+    result = run(hub, tmp_path, "pllava", "push", "nano", "me/nano", "--results", results)
+    assert commits(hub) == ["Results of pllava eval", "Upload nano"]
+    assert result.stdout.splitlines()[-2:] == [f"{hub}/me/nano", f"{hub}/datasets/me/nano-results"]
+    accuracy = json.loads((results / "nano" / "metrics.json").read_text())["accuracy"]
+    card = card_of(hub, "me/nano")
+    measured = next(each for each in card.data.eval_results if each.source_name == "predictions")
+    assert measured.metric_value == float(Decimal(repr(accuracy)).scaleb(2))
+    assert "me/nano-results" in measured.source_url and "## Results" in card.text
+    assert is_generated((hub.folder / "me" / "nano" / "README.md").read_text())
+
+
+def test_pushing_weights_again_keeps_the_results(hub, results, tmp_path):
+    run(hub, tmp_path, "pllava", "push", "nano", "me/nano", "--results", results)
+    with_results = (hub.folder / "me" / "nano" / "README.md").read_text()
+    again = run(hub, tmp_path, "pllava", "push", "nano", "me/nano")
+    assert "kept" not in again.stdout
+    assert (hub.folder / "me" / "nano" / "README.md").read_text() == with_results
+
+
+def test_an_adapter_has_the_best_alpha_of_a_sweep(hub, tmp_path):
+    render(tmp_path / "world", 2, seed=9)
+    run(hub, tmp_path, "pllava", "push", "nano", "me/nano")
+    torch.manual_seed(0)
+    model = get_peft_model(pllava.load_model(pllava.NANO), lora_config(r=4, lora_alpha=8))
+    for name, weight in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(weight, std=0.05)
+    model.save_pretrained(tmp_path / "adapter")
+    pllava.PllavaProcessor.from_pretrained(pllava.NANO).save_pretrained(tmp_path / "adapter")
+    arguments = ["--data", "world", "--adapter", "adapter", "--sweep", "alpha=0,32", "--out", "results"]
+    run(hub, tmp_path, "pllava", "eval", *arguments)
+    run(hub, tmp_path, "pllava", "push", "adapter", "me/tuned", "--base-model", "me/nano", "--results", "results")
+    scores = {
+        alpha: json.loads((tmp_path / "results" / "nano" / f"alpha={alpha}" / "metrics.json").read_text())["accuracy"]
+        for alpha in (0, 32)
+    }
+    best = max(scores, key=scores.get)
+    alphas = json.loads((hub.folder / "me" / "tuned" / "alpha.json").read_text())
+    (recommended,) = alphas["recommended"].values()
+    assert recommended == best
+    assert (
+        f"| best alpha of a sweep on {next(iter(alphas['recommended']))} | {best} |" in card_of(hub, "me/tuned").text
+    )
 
 
 # --- pllava card -----------------------------------------------------------------------------------------------------
