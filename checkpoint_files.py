@@ -5,14 +5,24 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import StrictDataclassError
+from huggingface_hub.utils import tqdm
 from safetensors import SafetensorError, safe_open
 
 from .files import read_object
 
+BAR_DELAY = 2  # seconds
 FINGERPRINT_BLOCKS, BLOCK_SIZE = 64, 1 << 16  # enough to see a training step, which changes every trained tensor
+
+
+class DelayedBar(tqdm):
+    """A progress bar that appears after two seconds: most downloads are in the cache already."""
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **{"delay": BAR_DELAY, **kwargs})
 
 
 def fetch(
@@ -32,7 +42,11 @@ def download(
 ) -> Path:
     """Return the directory of a downloaded snapshot of the Hub repository `name`."""
     try:
-        return Path(snapshot_download(name, repo_type=repo_type, revision=revision, allow_patterns=allow_patterns))
+        return Path(
+            snapshot_download(
+                name, repo_type=repo_type, revision=revision, allow_patterns=allow_patterns, tqdm_class=DelayedBar
+            )
+        )
     except (OSError, ValueError) as error:  # no such repository, no access, no network, not a repository id
         place = name if revision is None else f"{name}@{revision}"
         raise ValueError(f"{place}: not a directory, and the Hub does not provide it ({error})") from error

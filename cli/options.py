@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from pllava import PllavaProcessor, VideoTextToTextPipeline
     from pllava.loading import Checkpoint
 
-BAR_DELAY = 2  # seconds
 PANEL = "Model"  # the heading of these options in the help
 option = partial(typer.Option, rich_help_panel=PANEL)
 
@@ -157,6 +156,8 @@ class ModelOptions:
 def _bars_of_slow_loads() -> Iterator[None]:
     """Delay transformers' progress bars, so that only those of large models appear."""
     from transformers.utils import logging
+
+    from pllava.checkpoint_files import BAR_DELAY
 
     previous = logging.set_tqdm_hook(lambda bar, args, kwargs: bar(*args, **{"delay": BAR_DELAY, **kwargs}))
     try:

@@ -7,7 +7,6 @@ import sys
 from pathlib import Path
 
 import pytest
-import yaml
 from hub_client import online, run
 from huggingface_hub import ModelCard
 from layouts import write_official
@@ -21,6 +20,7 @@ pytestmark = pytest.mark.slow
 
 SNIPPET = re.compile(r"^```(python|bash|yaml)\n(.*?)^```", re.DOTALL | re.MULTILINE)
 TRAIN = ["--max_steps", "2", "--per_device_train_batch_size", "2", "--bf16", "false", "--use_cpu", "true"]
+TRAIN += ["--report_to", "none", "--output_dir", "trained"]
 # The repositories, by the kind of their card
 CARDS = {
     "model": "me/nano",
@@ -41,7 +41,6 @@ def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("snippets")
     (folder / "hub").mkdir()
     render(folder / "world", 4, seed=3)
-    (folder / "clip.mp4").symlink_to(next((folder / "world" / "clips").iterdir()))
     return folder
 
 
@@ -50,9 +49,8 @@ def hub(folder):
     with local_hub(folder / "hub") as hub:
         run(hub, folder, "pllava", "eval", "nano", "--data", "world", "--out", "results")
         run(hub, folder, "pllava", "push", "nano", "me/nano", "--results", "results", "--space")
-        train = ["--datasets", "world/questions.jsonl", "--model", "me/nano", "--output_dir", "tuned", *TRAIN]
-        run(hub, folder, "pllava", "train", *train, "--report_to", "none")
-        run(hub, folder, "pllava", "push", "tuned", "me/tuned")
+        run(hub, folder, "pllava", "train", "--datasets", "world/questions.jsonl", "--model", "me/nano", *TRAIN)
+        run(hub, folder, "pllava", "push", "trained", "me/tuned")
         run(hub, folder, "pllava", "data", "push", "world/questions.jsonl", "me/clips")
         caption = ["pllava", "caption", "world/clips", "--out", "captions.jsonl", "--push"]
         run(hub, folder, *caption, "me/captions")
@@ -68,19 +66,20 @@ def hub(folder):
 
 
 @pytest.mark.parametrize("kind", CARDS)
-def test_snippets_run(kind, hub, folder):
+def test_snippets_run(kind, hub, folder, tmp_path):
     card = ModelCard.load(hub.folder / CARDS[kind] / "README.md", ignore_metadata_errors=True)
     snippets = SNIPPET.findall(card.text)
     assert snippets or kind == "space"
+    (tmp_path / "clip.mp4").symlink_to(next((folder / "world" / "clips").iterdir()))
+    (tmp_path / "folder" / "of" / "the").mkdir(parents=True)
+    (tmp_path / "folder" / "of" / "the" / "clips").symlink_to(folder / "world" / "clips")
     for language, code in snippets:
         if language == "yaml":
-            (folder / "recipe.yaml").write_text(code)
-            assert yaml.safe_load(code)
-            command = ["pllava", "train", "--config", "recipe.yaml", "--model", "me/nano", *TRAIN]
-            run(hub, folder, *command, "--report_to", "none", "--output_dir", f"trained-{kind.replace(' ', '-')}")
+            (tmp_path / "recipe.yaml").write_text(code)
+            run(hub, tmp_path, "pllava", "train", "--config", "recipe.yaml", "--model", "me/nano", *TRAIN)
             continue
         command = [sys.executable, "-c", code] if language == "python" else ["bash", "-euc", code]
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-        environment = {**os.environ, **online(hub, folder / "home"), "PATH": path}
-        result = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
+        environment = {**os.environ, **online(hub, tmp_path / "home"), "PATH": path}
+        result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
         assert result.returncode == 0, f"{code}\n{result.stderr[-3000:]}"
