@@ -18,17 +18,18 @@ DRAWN = {
     "nano": (440, 30, 112, "a synthetic world, a checkpoint"),
     "cli": (440, 98, 100, "the command line"),
     "train": (560, 168, 100, "trainer, loader, recipes"),
-    "data": (430, 246, 84, "rows, mixtures, shards"),
+    "data": (400, 246, 84, "rows, mixtures, shards"),
     "eval": (700, 246, 118, "benchmarks, judges, reports"),
-    "convert": (130, 258, 100, "other checkpoints, to ours"),
-    "loading": (330, 326, 88, "models with adapters"),
-    "adapters": (190, 396, 88, "LoRA, its strength alpha"),
-    "model files": (80, 466, 70, "travel to the Hub"),
-    "hub_cards": (450, 450, 70, "models, data sets"),
-    "checkpoint_files": (256, 466, 84, "safetensors, the index"),
-    "workers": (610, 536, 66, "timeouts, retries"),
-    "files": (256, 536, 66, "JSON Lines"),
-    "extras": (760, 536, 56, "pip extras"),
+    "convert": (110, 258, 100, "other checkpoints, to ours"),
+    "hub_cards": (218, 350, 98, "publishing, cards, Spaces"),
+    "loading": (408, 350, 84, "models with adapters"),
+    "adapters": (94, 440, 88, "LoRA, its strength alpha"),
+    "result_files": (661, 440, 54, "results, as text"),
+    "model files": (290, 530, 70, "travel to the Hub"),
+    "checkpoint_files": (460, 530, 76, "safetensors, origins"),
+    "files": (590, 606, 66, "JSON Lines"),
+    "workers": (724, 606, 62, "timeouts, retries"),
+    "extras": (784, 530, 44, "pip extras"),
 }
 
 
@@ -53,7 +54,7 @@ def room_imports(imports: dict[str, set[str]]) -> dict[str, set[str]]:
 
 def draw(imports: dict[str, set[str]]) -> None:
     for theme in (LIGHT, DARK):
-        figure, axes = canvas(height=568)
+        figure, axes = canvas(height=638)
         for upper, lower in ((upper, lower) for upper, rooms in room_imports(imports).items() for lower in rooms):
             (x0, y0, half0, _), (x1, y1, half1, _) = DRAWN[upper], DRAWN[lower]
             start = min(max(x1, x0 - half0 + 15), x0 + half0 - 15), y0 + HALF_HEIGHT

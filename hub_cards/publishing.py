@@ -7,13 +7,14 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, gettempdir
 from typing import Any
 
 from huggingface_hub import CommitInfo, HfApi, ModelCard, RepoUrl
+from safetensors import SafetensorError
 from transformers.utils import ADAPTER_CONFIG_NAME
 
-from ..files import read_object
+from ..files import is_disk_full, read_object
 from ..origins import CARD, ModelSource
 from ..result_files.reading import read_results, recommended_alphas
 from . import staging
@@ -113,7 +114,7 @@ def staged(
     report: Callable[[str], None] = print,
 ) -> Iterator[Path]:
     """Yield a folder with the files that [`push`] uploads; see there for the arguments and errors."""
-    with TemporaryDirectory() as saved, TemporaryDirectory() as temporary:
+    with _naming_full_disk(), TemporaryDirectory() as saved, TemporaryDirectory() as temporary:
         directory, folder = Path(saved), Path(temporary)
         if isinstance(source, (str, os.PathLike)):
             directory = Path(source)
@@ -136,6 +137,19 @@ def staged(
         if evaluated:
             stage_results(folder, evaluated, f"{repo_id}-results", repo_id)
         yield folder
+
+
+@contextmanager
+def _naming_full_disk() -> Iterator[None]:
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        if not is_disk_full(error):
+            raise
+        raise OSError(
+            f"The disk is full: nothing was published. Free some space in {gettempdir()}, or set TMPDIR to a folder "
+            "on another disk, and run this again"
+        ) from error
 
 
 def find_base(directory: Path, base_model: str | None) -> ModelSource | None:

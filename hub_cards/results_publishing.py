@@ -2,22 +2,20 @@
 
 import shutil
 import tempfile
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import yaml
 from huggingface_hub import CommitInfo, HfApi, ModelCard, RepoUrl, eval_result_entries_to_yaml, snapshot_download
-from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
+from huggingface_hub.errors import EntryNotFoundError
 
 from ..files import replace_file
 from ..model_card_pllava import is_generated, sign
 from ..result_files.reading import BenchmarkResults, read_results
 from .cards.results_section import add_results, dataset_url, read_card
 from .predictions import stage_predictions
-from .uploading import explaining_errors, upload
+from .uploading import commit_on_newest, explaining_errors, upload
 
-ATTEMPTS = 5  # at a commit, if others are made at the same time
 MESSAGE = "Results of pllava eval"
 
 
@@ -39,7 +37,8 @@ def push_results(results: Path, repo_id: str) -> tuple[str, str]:
     check_model_exists(repo_id)
     dataset, published = push_predictions(results, repo_id)
 
-    def commit(parent: str) -> CommitInfo:
+    def commit() -> CommitInfo:
+        parent = _newest(repo_id, "model")
         with tempfile.TemporaryDirectory() as folder, explaining_errors(repo_id):
             stage = Path(folder)
             try:
@@ -50,7 +49,7 @@ def push_results(results: Path, repo_id: str) -> tuple[str, str]:
             stage_results(stage, published, dataset.repo_id, repo_id)
             return upload(stage, repo_id, commit_message=MESSAGE, parent_commit=parent)
 
-    return str(_commit_on_newest(repo_id, "model", commit).repo_url), str(dataset)
+    return str(commit_on_newest(commit).repo_url), str(dataset)
 
 
 def push_predictions(
@@ -72,7 +71,8 @@ def push_predictions(
     """
     api, dataset = HfApi(), f"{repo_id}-results"
 
-    def commit(parent: str | None) -> CommitInfo:
+    def commit() -> CommitInfo:
+        parent = _newest(dataset, "dataset")
         with tempfile.TemporaryDirectory() as folder:
             stage = Path(folder)
             if parent is not None:
@@ -86,7 +86,7 @@ def push_predictions(
     if private is None:
         with explaining_errors(repo_id):
             private = bool(api.model_info(repo_id).private)
-    return _commit_on_newest(dataset, "dataset", commit).repo_url, published
+    return commit_on_newest(commit).repo_url, published
 
 
 def stage_results(folder: Path, results: list[BenchmarkResults], predictions_repo: str, repo_id: str) -> None:
@@ -124,19 +124,8 @@ def check_model_exists(repo_id: str) -> None:
             raise ValueError(f"{repo_id}: there is no such model on the Hub; publish it first with `pllava push`")
 
 
-def _commit_on_newest(repo_id: str, repo_type: str, commit: Callable[[str | None], CommitInfo]) -> CommitInfo:
-    """Commit to what is newest on the Hub, given its revision; anew if somebody else has committed meanwhile."""
-
-    def newest() -> str | None:
-        with explaining_errors(repo_id):
-            exists = HfApi().repo_exists(repo_id, repo_type=repo_type)
-            return HfApi().repo_info(repo_id, repo_type=repo_type).sha if exists else None
-
-    for _ in range(ATTEMPTS - 1):
-        try:
-            return commit(newest())
-        except OSError as error:
-            reply = error.__cause__
-            if not (isinstance(reply, HfHubHTTPError) and reply.response.status_code == 412):
-                raise
-    return commit(newest())
+def _newest(repo_id: str, repo_type: str) -> str | None:
+    """Return the newest commit of a repository; None if there is no repository."""
+    with explaining_errors(repo_id):
+        exists = HfApi().repo_exists(repo_id, repo_type=repo_type)
+        return HfApi().repo_info(repo_id, repo_type=repo_type).sha if exists else None

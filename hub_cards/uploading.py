@@ -1,13 +1,17 @@
 """Uploading a folder to the Hub in one commit, with one clear error for each way in which it can fail."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 
 from huggingface_hub import CommitInfo, HfApi, constants
 from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError, RepositoryNotFoundError
 from huggingface_hub.utils import httpx
 
+ATTEMPTS = 5  # at a commit, if others are made at the same time
+CHANGED = 412  # the status of a reply to a commit whose parent is no longer the newest
+Result = TypeVar("Result")
 HUB_ERRORS = (HfHubHTTPError, LocalTokenNotFoundError, httpx.TransportError)
 LOGIN = "log in with `hf auth login`, or set HF_TOKEN to a token that may write"
 RESUME = "run the same command again: files that were uploaded are not uploaded twice"
@@ -16,7 +20,7 @@ ADVICE = {
     401: LOGIN,
     403: "your token may not do this: it cannot write there, or the quota is used up",
     409: "the name is taken, or another commit was being made: choose another name, or run this again",
-    412: "the repository has changed in the meantime: run this again",
+    CHANGED: "the repository has changed in the meantime: run this again",
     413: "the Hub takes no file of this size",
     429: f"the Hub limits how often you may ask: wait, and {RESUME}",
 }
@@ -80,6 +84,18 @@ def create_repository(repo_id: str, repo_type: str = "model", private: bool = Fa
 def _check_private(api: HfApi, repo_id: str, repo_type: str) -> None:
     if not api.repo_info(repo_id, repo_type=repo_type).private:
         raise ValueError(f"{repo_id} exists and is public: make it private in its settings, or leave --private out")
+
+
+def commit_on_newest(commit: Callable[[], Result]) -> Result:
+    """Call a function that reads what is newest on the Hub and commits to it; anew if another commit came between."""
+    for _ in range(ATTEMPTS - 1):
+        try:
+            return commit()
+        except OSError as error:
+            reply = error if isinstance(error, HfHubHTTPError) else error.__cause__
+            if not (isinstance(reply, HfHubHTTPError) and reply.response.status_code == CHANGED):
+                raise
+    return commit()
 
 
 @contextmanager

@@ -20,11 +20,10 @@ import pyarrow.parquet as pq
 from datasets import Features, List, Value, Video
 from datasets.utils.py_utils import convert_file_size_to_int
 from huggingface_hub import CommitOperationAdd, DatasetCard, HfApi, HfFileSystem
-from huggingface_hub.errors import HfHubHTTPError
 from tqdm import tqdm
 
 from ...hub_cards.cards.dataset_cards import CaptionSummary, build_captions_card
-from ...hub_cards.uploading import create_repository, explaining_errors
+from ...hub_cards.uploading import commit_on_newest, create_repository, explaining_errors
 from ...origins import public_name
 from ..media import Medium, content_hash, find_medium
 from .parquet_files import group_rows, upload_shard, why_not_embeddable, write_shards
@@ -54,7 +53,6 @@ NOT_IN_KEY = ("video", "caption", "sha256", "time")  # the other columns say how
 OUR_FILES = r"\.gitattributes|README\.md|data/train-\d{5}\.parquet"
 # Row groups are larger than those of training data: a later push sends one request for each
 ROW_GROUP_BYTES, ROW_GROUP_ROWS = 32_000_000, 10_000
-ATTEMPTS = 5  # if other processes commit in the meantime
 
 
 @dataclass
@@ -121,12 +119,7 @@ def publish_captions(
         raise ValueError(f"{repo_id}: there is nothing to publish, since none of the {len(rows)} rows has a caption")
     with explaining_errors(repo_id):
         repo_id = create_repository(repo_id, "dataset", private)
-        for attempt in range(ATTEMPTS):
-            try:
-                return _append(rows, repo_id, embed_clips, license, max_bytes)
-            except HfHubHTTPError as error:
-                if error.response.status_code != 412 or attempt == ATTEMPTS - 1:
-                    raise
+        return commit_on_newest(lambda: _append(rows, repo_id, embed_clips, license, max_bytes))
 
 
 def _append(rows: list[Row], repo_id: str, embed: bool, license: str | None, max_bytes: int) -> CaptionPush:

@@ -25,6 +25,7 @@ from transformers import AutoProcessor
 
 from ... import NANO
 from ...hub_cards.cards.dataset_cards import build_dataset_card
+from ...hub_cards.uploading import commit_on_newest, create_repository, explaining_errors
 from ..inspection import ClipStatistics, find_problems, format_problem, inspect_rows
 from ..media import find_medium
 from ..row_formats import FEATURES
@@ -75,7 +76,9 @@ def publish(
         report: Is called with a line about each problem because of which a sample is left out.
 
     Raises:
-        ValueError: if no sample can be read, or the dataset was not made by this function, or has other columns.
+        OSError: if the Hub cannot be reached or refuses: the message says what to do.
+        ValueError: if no sample can be read, the dataset was not made by this function or has other columns, or
+            `private` is asked for and it is public.
     """
     if not re.fullmatch(r"\w+", split):
         raise ValueError(f"The name of a split consists of letters, digits and underscores; got {split!r}")
@@ -87,16 +90,17 @@ def publish(
         raise ValueError(f"{source.path}: none of its {counts.left_out_samples} samples can be read")
     counts.columns = [name for name in FEATURES if first[name] is not None]  # `chosen` only for preferences
     api = HfApi()
-    repo_id = api.create_repo(repo_id, repo_type="dataset", private=private or None, exist_ok=True).repo_id
-    present = set(api.list_repo_files(repo_id, repo_type="dataset"))
-    splits = _read_splits(api, repo_id, present)
-    for name, other in splits.items():
-        if name != split and other["columns"] != counts.columns:
-            raise ValueError(
-                f"{split} would have the columns {counts.columns}, but {name}, which is in {repo_id} already, has "
-                f"{other['columns']}. All splits of a dataset have the same columns: choose another dataset"
-            )
-    shards = _upload(api, repo_id, split, chain([first], rows), max_bytes, counts)
+    with explaining_errors(repo_id):
+        repo_id = create_repository(repo_id, "dataset", private)
+        _read_published(api, repo_id, split, counts)  # before anything is uploaded
+        shards = _upload(api, repo_id, split, chain([first], rows), max_bytes, counts)
+        commit_on_newest(lambda: _commit(api, repo_id, split, shards, counts))
+    return counts
+
+
+def _commit(api: HfApi, repo_id: str, split: str, shards: list[CommitOperationAdd], counts: Split) -> None:
+    """Make uploaded files the split, in one commit with the card and without the split's earlier files."""
+    commit, present, splits = _read_published(api, repo_id, split, counts)
     splits[split] = asdict(counts)
     texts = {
         SPLITS_FILE: json.dumps(splits, indent=2, ensure_ascii=False),
@@ -105,17 +109,32 @@ def publish(
     old = {name for name in present if name.startswith(f"data/{split}-")} - {shard.path_in_repo for shard in shards}
     operations = [*shards, *(CommitOperationAdd(name, text.encode()) for name, text in texts.items())]
     operations += [CommitOperationDelete(name) for name in old]
-    api.create_commit(repo_id, operations, commit_message=f"Upload {split}", repo_type="dataset")
-    return counts
+    api.create_commit(repo_id, operations, commit_message=f"Upload {split}", repo_type="dataset", parent_commit=commit)
 
 
-def _read_splits(api: HfApi, repo_id: str, present: set[str]) -> dict[str, dict[str, Any]]:
+def _read_published(
+    api: HfApi, repo_id: str, split: str, counts: Split
+) -> tuple[str, set[str], dict[str, dict[str, Any]]]:
+    """
+    Return the newest commit of a dataset, its files, and its splits as `SPLITS_FILE` has them.
+
+    Raises:
+        ValueError: if it has a file that [`publish`] did not write, or splits with other columns.
+    """
+    info = api.repo_info(repo_id, repo_type="dataset")
+    present, splits = {file.rfilename for file in info.siblings}, {}
     if SPLITS_FILE in present:
-        file = api.hf_hub_download(repo_id, SPLITS_FILE, repo_type="dataset")
-        return json.loads(Path(file).read_text(encoding="utf-8"))
-    if present - {".gitattributes"}:
+        file = api.hf_hub_download(repo_id, SPLITS_FILE, repo_type="dataset", revision=info.sha)
+        splits = json.loads(Path(file).read_text(encoding="utf-8"))
+    elif present - {".gitattributes"}:
         raise ValueError(f"{repo_id} holds files that this command did not write: choose another dataset")
-    return {}
+    for name, other in splits.items():
+        if name != split and other["columns"] != counts.columns:
+            raise ValueError(
+                f"{split} would have the columns {counts.columns}, but {name}, which is in {repo_id} already, has "
+                f"{other['columns']}. All splits of a dataset have the same columns: choose another dataset"
+            )
+    return info.sha, present, splits
 
 
 # --- rows ------------------------------------------------------------------------------------------------------------

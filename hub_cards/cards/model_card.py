@@ -55,7 +55,7 @@ def build_model_card(directory: Path, repo_id: str, base: ModelSource | None = N
         "metadata": {"datasets": [source["repo_id"] for source in summary.data if source.get("repo_id")] or None}
         if summary
         else {},
-        "sections": [_training_section(directory, summary)] if summary else [],
+        "sections": [_training_section(directory, summary, base)] if summary else [],
     }
     if (directory / ADAPTER_CONFIG_NAME).exists():
         return _adapter_card(directory, repo_id, base or adapter_base(directory), summary, **options)
@@ -138,9 +138,11 @@ def _shape(directory: Path, summary: TrainingSummary | None = None) -> SimpleNam
 # --- sections --------------------------------------------------------------------------------------------------------
 
 
-def _training_section(directory: Path, summary: TrainingSummary) -> str:
+def _training_section(directory: Path, summary: TrainingSummary, base: ModelSource | None) -> str:
     figure = LOSS_FIGURE if (directory / LOSS_FIGURE).exists() else None
-    return render("training.md", summary=summary, base=name_source(summary.base), figure=figure)
+    return render(
+        "training.md", summary=summary, base=name_source(base.to_dict() if base else summary.base), figure=figure
+    )
 
 
 def _origin_section(origin: dict[str, Any]) -> str:

@@ -119,7 +119,7 @@ def test_slow_loading_shows_progress_on_standard_error(monkeypatch, checkpoint, 
     command = ["chat", clips[0], "What?", "--model", checkpoint, *SHORT]
     result = run(*command)
     assert result.exit_code == 0 and "Loading" not in result.output
-    monkeypatch.setattr("pllava_cli.options.BAR_DELAY", 0)
+    monkeypatch.setattr("pllava.checkpoint_files.BAR_DELAY", 0)
     result = run(*command)
     assert "Loading weights: 100%" in result.stderr and "Loading" not in result.stdout
 

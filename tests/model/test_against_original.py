@@ -414,6 +414,7 @@ def test_a_training_output_converts_to_the_weights_of_the_official_checkpoint(di
         # the base has the image model's projector; the trained one is in the adapter
         assert ours.keys() - equal == ({key for key in ours if "projector" in key} if folder == "." else set())
     configs = [json.loads((folder / "config.json").read_text()) for folder in (other, directory)]
+    assert {config.pop("origin")["kind"] for config in configs} == {"training", "official"}
     configs[1]["text_config"].pop("gradient_checkpointing")  # the original writes one into its config
     configs[0]["text_config"].pop("gradient_checkpointing", None)
     assert configs[0] == configs[1]

@@ -1,5 +1,6 @@
 """`pllava push` and what users of transformers do: one commit, with a card that the Hub accepts."""
 
+import errno
 import hashlib
 import json
 import shutil
@@ -15,9 +16,11 @@ from huggingface_hub import ModelCard
 from layouts import write_official
 from local_hub import Token, local_hub
 from peft import get_peft_model
+from safetensors import SafetensorError
 
 import pllava
 from pllava.adapters import lora_config
+from pllava.hub_cards.publishing import staged
 from pllava.model_card_pllava import is_generated
 from pllava.nano.data import render
 
@@ -283,6 +286,25 @@ def test_busy_servers_are_asked_again(hub, checkpoint, tmp_path):
         hub.faults.answer(status, path="preupload|lfs/objects/batch", times=1, retry_after=0)
     run(hub, tmp_path, "pllava", "push", checkpoint, "me/mine")
     assert commits(hub) == ["Upload mine"]
+
+
+def test_a_lost_connection_is_named(hub, checkpoint, tmp_path):
+    hub.faults.drop(times=1000)
+    error = error_of(hub, tmp_path, "pllava", "push", checkpoint, "me/mine")
+    assert f"{hub} cannot be reached" in error and "run the same command again" in error and not commits(hub)
+
+
+@pytest.mark.parametrize(
+    "failure", [OSError(errno.ENOSPC, "No space left on device"), SafetensorError("No space left on device")]
+)
+def test_a_full_disk_is_named(checkpoint, monkeypatch, failure):
+    def write(*args):
+        raise failure
+
+    monkeypatch.setattr("pllava.hub_cards.publishing.staging.write", write)
+    with pytest.raises(OSError, match="The disk is full: nothing was published. Free some space in /"):
+        with staged(checkpoint):
+            pass
 
 
 def test_a_server_that_fails_for_good_is_named(hub, checkpoint, tmp_path):

@@ -176,7 +176,10 @@ def test_a_merged_model(world, sharded, adapter, clip):
     run(hub, folder, "pllava", "convert", sharded, "merged", "--adapter", adapter, "--alpha", "4")
     run(hub, folder, "pllava", "push", "merged", "me/merged")
     loaded = pllava.load_model(str(folder / "merged"))
-    round_trip(world, "model", "merged model", "me/merged", clip, loaded, AutoProcessor.from_pretrained(sharded))
+    processor = AutoProcessor.from_pretrained(sharded)
+    round_trip(world, "model", "merged model", "me/merged", clip, loaded, processor)
+    run(hub, folder, "-m", "huggingface_hub.cli.hf", "upload", "me/by-hand", "merged")
+    round_trip(world, "model", "merged, by `hf upload`", "me/by-hand", clip, loaded, processor)
 
 
 def test_what_trainers_push(world, sharded, clip):
@@ -238,4 +241,4 @@ def test_the_table(capsys):
         print(f"\n{'pushed and pulled':24}{'commit':10}{'equal':44}{'loaded in':>10}")
         for name, commit, equal, seconds in TABLE:
             print(f"{name:24}{commit:10}{equal:44}{seconds:>10}")
-    assert len(TABLE) == 8
+    assert len(TABLE) == 9

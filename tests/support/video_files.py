@@ -45,6 +45,7 @@ def write_video(
     with av.open(str(path), "w", options=container_options or {}) as container:
         stream = container.add_stream(codec, rate=fps, options=options)
         stream.pix_fmt = pix_fmt
+        stream.codec_context.thread_count = 1  # with several threads, each run encodes other bytes
         if times is not None:
             stream.codec_context.time_base = Fraction(1, 1000)
         sound = container.add_stream("mp2" if Path(path).suffix == ".ts" else "aac", rate=44100) if audio else None

@@ -51,7 +51,7 @@ def test_checkpoint_loads_without_pllava_installed(processor, checkpoint, clip, 
     assert {"processing_pllava.py", "video_processing_pllava.py", "training_args.json"} <= files
     assert not files & {"training_args.bin", "model.safetensors", "adapter_model.bin"}
     card = (saved / "README.md").read_text()
-    assert "| steps | 40 of 40 |" in card and "alpha = 32 at rank 16" in card and "drawn uniform" in card
+    assert "| steps | 40 of 40," in card and "| alpha in training | 32 |" in card and "drawn uniform" in card
     result = run_bare(
         ELSEWHERE, saved, checkpoint, clip, packages=("peft",), HF_MODULES_CACHE=str(tmp_path / "modules")
     )
