@@ -1,8 +1,9 @@
 """PLLaVA's configuration: LLaVA's, with the number of frames and the shape that they are pooled to."""
 
 import math
+import re
 from operator import attrgetter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from huggingface_hub.dataclasses import strict
 from transformers import LlavaConfig
@@ -27,6 +28,11 @@ CUSTOM_PIPELINES = {
         "type": "multimodal",
     }
 }
+
+# What `origin` says of a source
+SOURCE_KEYS = {"repo_id", "revision", "fingerprint", "license", "origin"}
+ONE_WORD = re.compile(r"[\w./-]{1,200}")
+MAX_ORIGINS = 10  # of local models that were made from local models
 
 # Maxima, several times those of any published model (the minimum is 1): an untrusted checkpoint that exceeds them is
 # refused before memory is allocated for it
@@ -112,6 +118,7 @@ class PllavaConfig(LlavaConfig):
                 f"{self.vision_feature_select_strategy!r}"
             )
         _ = self.num_vision_layers  # raises an error if the layer does not exist
+        check_origin(self.origin)
 
     @property
     def num_visual_tokens(self) -> int:
@@ -129,6 +136,22 @@ class PllavaConfig(LlavaConfig):
                 f"{-layers} to -1; got {layer}"
             )
         return built
+
+
+def check_origin(origin: Any, depth: int = 0) -> None:
+    """Raise a `ValueError` if it is not None, nor has the form of [`PllavaConfig`]'s `origin`, which cards print."""
+    names = {"kind": str, "alpha": (int, float), "rank": int, "source": dict, "base": dict, "adapter": dict}
+    valid = origin is None or (isinstance(origin, dict) and {"kind", "source"} <= origin.keys() <= names.keys())
+    for name, value in (origin or {}).items() if valid else ():
+        valid &= isinstance(value, names[name])
+        if valid and names[name] is dict:
+            nested = value.get("origin")
+            texts = [part for key, part in value.items() if key != "origin"]
+            valid &= depth < MAX_ORIGINS and value.keys() <= SOURCE_KEYS
+            valid &= all(isinstance(text, str) and ONE_WORD.fullmatch(text) is not None for text in texts)
+            check_origin(nested, depth + 1)
+    if not valid:
+        raise ValueError(f"`origin` is not as `pllava convert` and trainings write it: {origin!r:.200}; remove it")
 
 
 __all__ = ["PllavaConfig"]

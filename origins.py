@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -11,8 +10,10 @@ from typing import Any
 from huggingface_hub import ModelCard
 from transformers.utils import CONFIG_NAME, cached_file
 from transformers.utils.hub import extract_commit_hash
+from yaml import YAMLError
 
 from .checkpoint_files import fingerprint
+from .configuration_pllava import ONE_WORD, check_origin
 from .files import read_object
 
 CARD = "README.md"
@@ -58,6 +59,7 @@ class ModelSource:
         repo_id, revision = hub_repository(directory) or (None, None)
         config = directory / "config.json"
         origin = read_object(config).get("origin") if repo_id is None and config.exists() else None
+        check_origin(origin)
         return cls(repo_id, revision, fingerprint(directory), read_license(directory / CARD), origin)
 
     def to_dict(self) -> dict[str, Any]:
@@ -81,22 +83,11 @@ def directory_revision(directory: str | os.PathLike) -> str | None:
 
 
 def read_license(card: Path) -> str | None:
-    """Return the license in the metadata of a card, if there is one."""
-    return ModelCard.load(card, ignore_metadata_errors=True).data.license if card.exists() else None
-
-
-def public_name(name: str) -> str:
-    """
-    Return the name of a model or an adapter for others to read, without folders of this machine: a Hub id as it is; of
-    a folder, the id of the repository that is in it or that was converted to it, if nothing was merged into that, and
-    else the folder's name. A folder `checkpoint` or `checkpoint-100` is named by the one that it is in.
-    """
-    folder = Path(os.path.abspath(name))
-    if not folder.is_dir() and re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", name):
-        return name
-    if cached := hub_repository(folder):
-        return cached[0]
-    origin = (folder / CONFIG_NAME).exists() and read_object(folder / CONFIG_NAME).get("origin")
-    if origin and not origin.keys() & {"base", "adapter"} and origin.get("source", {}).get("repo_id"):
-        return origin["source"]["repo_id"]
-    return folder.parent.name if re.fullmatch(r"checkpoint(-\d+)?", folder.name) else folder.name
+    """Return the license in the metadata of a card, if it states one there."""
+    if not card.exists():
+        return None
+    try:
+        license = ModelCard.load(card, ignore_metadata_errors=True).data.get("license")
+    except (ValueError, YAMLError):  # somebody else's card, of which nothing else is used
+        return None
+    return license if isinstance(license, str) and ONE_WORD.fullmatch(license) else None

@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 from pllava import load_model, lora_config
 from pllava.convert import convert
+from pllava.origins import ModelSource
 from pllava_cli import app
 
 
@@ -160,3 +161,37 @@ def test_pickled_weights_are_refused(ours):
     (ours / "model.safetensors").unlink()
     with pytest.raises(OSError, match="no file named model.safetensors"):
         load_model(ours)
+
+
+@pytest.mark.parametrize(
+    "origin",
+    [
+        {"kind": "official"},
+        {"kind": "official", "source": "me/model"},
+        {"kind": "official", "source": {"repo_id": "a](http://evil) **b**"}},
+        {"kind": "official", "source": {"repo_id": "me/model", "more": "x"}},
+        {"kind": "official", "source": {}, "alpha": "4"},
+        {"kind": "official", "source": {"origin": {"kind": 3, "source": {}}}},
+    ],
+    ids=str,
+)
+def test_an_origin_of_another_form_is_refused(ours, origin):
+    edit_config(ours, "origin", origin)
+    assert "`origin` is not as" in error_of(load_model, ours)
+    with pytest.raises(ValueError, match="`origin` is not as"):
+        ModelSource.of(ours)
+
+
+def test_an_endless_origin_is_refused(ours):
+    origin = {"kind": "merged", "source": {}}
+    for _ in range(50):
+        origin = {"kind": "merged", "source": {"origin": origin}}
+    edit_config(ours, "origin", origin)
+    assert "`origin` is not as" in error_of(load_model, ours)
+
+
+@pytest.mark.parametrize("card", ["---\n: [\n---\n", "---\nlicense: [1, {a: b}]\n---\n", "---\n- 1\n---\n", "\x00"])
+def test_a_broken_card_has_no_license(image_base, tmp_path, card):
+    (image_base / "README.md").write_text(card)
+    convert(image_base, tmp_path / "out")
+    assert "license:" not in (tmp_path / "out" / "README.md").read_text()
