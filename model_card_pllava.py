@@ -37,26 +37,12 @@ model reads as part of its prompt. The pooling has no parameters.
 ## How to use
 
 ```python
-{% if adapter -%}
-from peft import AutoPeftModelForCausalLM
-from transformers import AutoProcessor
+{% if adapter or processor -%}
+{% if adapter %}from peft import AutoPeftModelForCausalLM
+{% endif %}from transformers import AutoProcessor
 
-model = AutoPeftModelForCausalLM.from_pretrained("{{ repo_id }}", trust_remote_code=True)
-processor = AutoProcessor.from_pretrained("{{ repo_id }}", trust_remote_code=True)
-question = [{"type": "video", "path": "clip.mp4"}, {"type": "text", "text": "Describe the video."}]
-inputs = processor.apply_chat_template(
-    [{"role": "user", "content": question}],
-    add_generation_prompt=True,
-    tokenize=True,
-    return_dict=True,
-    return_tensors="pt",
-).to(model.device)
-ids = model.generate(**inputs, max_new_tokens=128)
-print(processor.decode(ids[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))
-{%- elif processor -%}
-from transformers import AutoProcessor
-
-processor = AutoProcessor.from_pretrained("{{ repo_id }}", trust_remote_code=True)
+{% if adapter %}model = AutoPeftModelForCausalLM.from_pretrained("{{ repo_id }}", trust_remote_code=True)
+{% endif %}processor = AutoProcessor.from_pretrained("{{ repo_id }}", trust_remote_code=True)
 question = [{"type": "video", "path": "clip.mp4"}, {"type": "text", "text": "Describe the video."}]
 inputs = processor.apply_chat_template(
     [{"role": "user", "content": question}],
@@ -65,6 +51,10 @@ inputs = processor.apply_chat_template(
     return_dict=True,
     return_tensors="pt",
 )
+{%- if adapter %}
+ids = model.generate(**inputs.to(model.device), max_new_tokens=128)
+print(processor.decode(ids[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))
+{%- endif %}
 {%- else -%}
 from transformers import pipeline
 

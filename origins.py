@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from .configuration_pllava import ONE_WORD, check_origin
 from .files import read_object
 
 CARD = "README.md"
+CONVERTED = ("official", "image")  # kinds of an `origin` whose weights are those of the source, in another format
 
 
 @dataclass(frozen=True)
@@ -91,3 +93,21 @@ def read_license(card: Path) -> str | None:
     except (ValueError, YAMLError):  # somebody else's card, of which nothing else is used
         return None
     return license if isinstance(license, str) and ONE_WORD.fullmatch(license) else None
+
+
+def public_name(name: str) -> str:
+    """
+    Return the name of a model or an adapter for others to read, without folders of this machine: a Hub id as it is; of
+    a folder, the id of the repository that is in it or that was converted to it, and else the folder's name. A folder
+    `checkpoint` or `checkpoint-100` is named by the one that it is in.
+    """
+    folder = Path(os.path.abspath(name))
+    if not folder.is_dir() and re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", name):
+        return name
+    if cached := hub_repository(folder):
+        return cached[0]
+    origin = read_object(folder / CONFIG_NAME).get("origin") if (folder / CONFIG_NAME).exists() else None
+    check_origin(origin)
+    if origin and origin["kind"] in CONVERTED and "repo_id" in origin["source"]:
+        return origin["source"]["repo_id"]
+    return folder.parent.name if re.fullmatch(r"checkpoint(-\d+)?", folder.name) else folder.name
