@@ -452,15 +452,20 @@ def test_options_of_a_push_need_one(caption, clips, tmp_path):
 
 def test_public_name_of_a_model(tmp_path, monkeypatch):
     cached = tmp_path / "models--some-org--PLLaVA-7b" / "snapshots" / "0123abcd"
-    for name in ("mine/nano", "run/checkpoint-20", "run/last", "converted", "merged"):
+    for name in ("mine/nano", "run/checkpoint-20", "run/last", "converted", "merged", "trained"):
         (tmp_path / name).mkdir(parents=True)
     cached.mkdir(parents=True)
     source, base = {"repo_id": "some-org/pllava"}, {"repo_id": "some-org/llava"}
-    (tmp_path / "converted" / "config.json").write_text(json.dumps({"origin": {"source": source}}))
-    (tmp_path / "merged" / "config.json").write_text(json.dumps({"origin": {"source": source, "base": base}}))
+    for folder, origin in (
+        ("converted", {"kind": "official", "source": source}),
+        ("merged", {"kind": "merged", "source": source, "adapter": base}),
+        ("trained", {"kind": "trained", "source": source}),
+    ):
+        (tmp_path / folder / "config.json").write_text(json.dumps({"origin": origin}))
     names = {name: public_name(str(tmp_path / name)) for name in ("mine/nano", "run/checkpoint-20", "gone/model")}
     assert names == {"mine/nano": "nano", "run/checkpoint-20": "run", "gone/model": "model"}
     assert public_name("some-org/PLLaVA-7b") == public_name(str(cached)) == "some-org/PLLaVA-7b"
     monkeypatch.chdir(tmp_path)
     assert public_name("run/last") == "last" and public_name("./run/last/") == "last"
-    assert public_name("converted") == "some-org/pllava" and public_name("merged") == "merged"
+    assert public_name("converted") == "some-org/pllava"
+    assert public_name("merged") == "merged" and public_name("trained") == "trained"

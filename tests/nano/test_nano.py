@@ -15,6 +15,8 @@ from pllava import NANO, load_model
 from pllava.eval import LocalModel, load_benchmark, load_prompts
 from pllava.eval import evaluate as run_benchmark
 from pllava.files import read_lines, to_lines
+from pllava.hub_cards.cards.model_card import build_model_card
+from pllava.model_card_pllava import sign
 from pllava.nano import drawing, questions, world
 from pllava.nano.data import read_questions, render, video_conversations
 from pllava.nano.evaluate import MAIN, SHUFFLED, VARIANTS, accuracy, one_of_each_type
@@ -190,6 +192,11 @@ def test_nano_needs_the_order_of_the_frames(measured):
         for name in (MAIN, SHUFFLED)
     )
     assert shuffled["mean"] < ordered["mean"] - 25, (shuffled, ordered)
+
+
+def test_card_is_the_one_that_is_written_now():
+    written = sign(str(build_model_card(Path(NANO), "path/to/nano")))
+    assert (Path(NANO) / "README.md").read_text() == written, "run `python -m pllava.nano evaluate`, or write the card"
 
 
 def test_card_contains_the_evaluation():

@@ -63,6 +63,12 @@ for name in ("pllava", "datasets", "trl"):
 save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, Path(out, "tensors.safetensors"))
 Path(out, "answers.json").write_text(json.dumps(answers))
 """
+COPY = """
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+for auto in (AutoModelForImageTextToText, AutoProcessor):
+    auto.from_pretrained("me/original", trust_remote_code=True).push_to_hub("me/copy")
+"""
 LOAD_ROWS = """
 import hashlib, json, sys
 
@@ -155,6 +161,19 @@ def test_a_model_in_shards(world, sharded, clip):
     round_trip(world, "model", "model in shards", "me/sharded", clip, loaded, AutoProcessor.from_pretrained(sharded))
 
 
+def test_a_copy_that_remote_code_has_pushed(world, sharded, clip):
+    """`push_to_hub` of a model and a processor, where only their remote code is: the copy refers to no other code."""
+    folder, hub = world
+    run(hub, folder, "pllava", "push", sharded, "me/original")
+    result = run_bare(COPY, packages=(), **online(hub, folder / "home-copying"))
+    assert result.returncode == 0, result.stderr[-3000:]
+    config = json.loads((hub.folder / "me" / "copy" / "config.json").read_text())
+    assert not [name for name in config["auto_map"].values() if "--" in name]
+    assert "video-text-to-text" in (hub.folder / "me" / "copy" / "README.md").read_text()
+    loaded = pllava.load_model(str(sharded), check=False)
+    round_trip(world, "model", "copy by remote code", "me/copy", clip, loaded, AutoProcessor.from_pretrained(sharded))
+
+
 def test_a_processor_alone(world, sharded, clip):
     folder, hub = world
     processor = AutoProcessor.from_pretrained(sharded)
@@ -241,4 +260,4 @@ def test_the_table(capsys):
         print(f"\n{'pushed and pulled':24}{'commit':10}{'equal':44}{'loaded in':>10}")
         for name, commit, equal, seconds in TABLE:
             print(f"{name:24}{commit:10}{equal:44}{seconds:>10}")
-    assert len(TABLE) == 9
+    assert len(TABLE) == 10
