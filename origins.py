@@ -95,7 +95,7 @@ def read_license(card: Path) -> str | None:
     return license if isinstance(license, str) and ONE_WORD.fullmatch(license) else None
 
 
-def public_name(name: str) -> str:
+def published_name(name: str) -> str:
     """
     Return the name of a model or an adapter for others to read, without folders of this machine: a Hub id as it is; of
     a folder, the id of the repository that is in it or that was converted to it, and else the folder's name. A folder

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from ..files import read_lines, replace_file, to_lines
+from ..origins import published_name
 from ..result_files.folders import LOCATION_SETTINGS, Metrics, read_metrics, read_runs, result_folders
-from ..result_files.formatting import is_local, published_name
+from ..result_files.formatting import is_local
 from ..result_files.reading import read_results
 from ..video_source_pllava import is_address
 from .cards.dataset_cards import build_predictions_card

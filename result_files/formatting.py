@@ -121,11 +121,6 @@ def model_name(source: str) -> str:
     return f"{path.parent.name}/{path.name}" if path.name.startswith("checkpoint-") else path.name
 
 
-def published_name(source: str) -> str:
-    """Return a model's Hub id as it is, and a short name instead of the path of a local directory."""
-    return model_name(source) if is_local(source) else source
-
-
 def is_local(source: str) -> bool:
     """Whether a model's name is the path of a local directory, which may have been moved, and not a Hub id."""
     return Path(source).is_absolute() or Path(source).is_dir()

@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from ...hub_cards.cards.dataset_cards import CaptionSummary, build_captions_card
 from ...hub_cards.uploading import commit_on_newest, create_repository, explaining_errors
-from ...origins import public_name
+from ...origins import published_name
 from ..media import Medium, content_hash, find_medium
 from .parquet_files import group_rows, upload_shard, why_not_embeddable, write_shards
 
@@ -234,7 +234,7 @@ def _public_row(line: Row, medium: Medium) -> Row:
     row = {name: line.get(name) for name in COLUMNS}
     # Numbers as they are read again, since they are in the key
     row |= {name: float(row[name]) for name in ("alpha", "start", "end") if row[name] is not None}
-    row |= {name: row[name] and public_name(row[name]) for name in ("model", "adapter")}
+    row |= {name: row[name] and published_name(row[name]) for name in ("model", "adapter")}
     return {"video": medium.file.name if medium.file else medium.name, **row}
 
 

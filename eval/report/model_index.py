@@ -8,6 +8,7 @@ from huggingface_hub import EvalResult, EvalResultEntry, eval_result_entries_to_
 from huggingface_hub.repocard_data import eval_results_to_model_index
 
 from ...files import replace_file
+from ...origins import published_name
 from ...result_files.folders import MEASURES, PROBLEMS, UNITS, Metrics
 from ...result_files.formatting import (
     ExactNumber,
@@ -16,7 +17,6 @@ from ...result_files.formatting import (
     main_measure,
     measure_title,
     model_name,
-    published_name,
 )
 from ..benchmarks.benchmark import Benchmark
 

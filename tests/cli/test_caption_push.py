@@ -19,7 +19,7 @@ from video_files import decode_all, moving_frames, write_video
 
 from pllava.checkpoint_files import fingerprint
 from pllava.data import media
-from pllava.origins import public_name
+from pllava.origins import published_name
 from pllava_cli import app
 
 
@@ -450,7 +450,7 @@ def test_options_of_a_push_need_one(caption, clips, tmp_path):
         assert not (tmp_path / "out.jsonl").exists()
 
 
-def test_public_name_of_a_model(tmp_path, monkeypatch):
+def test_published_name_of_a_model(tmp_path, monkeypatch):
     cached = tmp_path / "models--some-org--PLLaVA-7b" / "snapshots" / "0123abcd"
     for name in ("mine/nano", "run/checkpoint-20", "run/last", "converted", "merged", "trained"):
         (tmp_path / name).mkdir(parents=True)
@@ -462,10 +462,10 @@ def test_public_name_of_a_model(tmp_path, monkeypatch):
         ("trained", {"kind": "trained", "source": source}),
     ):
         (tmp_path / folder / "config.json").write_text(json.dumps({"origin": origin}))
-    names = {name: public_name(str(tmp_path / name)) for name in ("mine/nano", "run/checkpoint-20", "gone/model")}
+    names = {name: published_name(str(tmp_path / name)) for name in ("mine/nano", "run/checkpoint-20", "gone/model")}
     assert names == {"mine/nano": "nano", "run/checkpoint-20": "run", "gone/model": "model"}
-    assert public_name("some-org/PLLaVA-7b") == public_name(str(cached)) == "some-org/PLLaVA-7b"
+    assert published_name("some-org/PLLaVA-7b") == published_name(str(cached)) == "some-org/PLLaVA-7b"
     monkeypatch.chdir(tmp_path)
-    assert public_name("run/last") == "last" and public_name("./run/last/") == "last"
-    assert public_name("converted") == "some-org/pllava"
-    assert public_name("merged") == "merged" and public_name("trained") == "trained"
+    assert published_name("run/last") == "last" and published_name("./run/last/") == "last"
+    assert published_name("converted") == "some-org/pllava"
+    assert published_name("merged") == "merged" and published_name("trained") == "trained"
