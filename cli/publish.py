@@ -23,7 +23,7 @@ BaseModel = Annotated[
 
 Results = Annotated[
     Path | None,
-    typer.Option(help="Results of `pllava eval`: for the card, and published as a dataset.", metavar="FOLDER"),
+    typer.Option(help="Results of `pllava eval`, for the card; push publishes them, too.", metavar="FOLDER"),
 ]
 
 
