@@ -127,11 +127,16 @@ def name_base(model: PreTrainedModel | PeftModel, repo_id: str | None) -> ModelS
 
     Args:
         repo_id: The id of a model that is in a folder.
+
+    Raises:
+        ValueError: if the model was loaded from another repository on the Hub.
     """
     config = plain_model(model).config
     if not config.name_or_path:  # a new model
         return ModelSource(repo_id, None, None)
     base = ModelSource.of(config.name_or_path, getattr(config, "_commit_hash", None))
+    if base.repo_id and repo_id not in (None, base.repo_id):
+        raise ValueError(f"The base model was loaded from {base.repo_id} on the Hub, but `base_model` is {repo_id}")
     base = replace(base, repo_id=base.repo_id or repo_id)
     for adapter in getattr(model, "peft_config", {}).values():
         adapter.base_model_name_or_path = base.repo_id or os.path.abspath(config.name_or_path)

@@ -113,9 +113,12 @@ class TrainingSummary:
 
     @classmethod
     def read(cls, directory: Path) -> TrainingSummary | None:
-        """Read what [`save`] wrote; None if the directory has no summary."""
+        """Read what [`save`] wrote; None if the directory has no summary. Another file is a `ValueError`."""
         file = directory / SUMMARY_FILE
-        return cls(**read_object(file)) if file.exists() else None
+        try:
+            return cls(**read_object(file)) if file.exists() else None
+        except TypeError as error:
+            raise ValueError(f"{file} is not the summary of a training ({error}): remove it") from error
 
     def save(self, directory: Path) -> None:
         replace_file(directory / SUMMARY_FILE, json.dumps(asdict(self), indent=2) + "\n")

@@ -187,15 +187,16 @@ def test_invalid_metadata_are_refused_before_weights_are_uploaded(hub, checkpoin
         (lambda folder: (folder / "model.safetensors").rename(folder / "pytorch_model.bin"), "safetensors only"),
         (lambda folder: (folder / "processor_config.json").unlink(), "save the processor there"),
         (lambda folder: [file.unlink() for file in folder.glob("*config.json")], "no config.json"),
+        (lambda folder: (folder / "training_summary.json").write_text("{}"), "not the summary of a training"),
         (shutil.rmtree, "no config.json"),
     ],
-    ids=["pickle", "no processor", "no configs", "no folder"],
+    ids=["pickle", "no processor", "no configs", "another summary", "no folder"],
 )
 def test_an_incomplete_folder_is_refused(hub, checkpoint, tmp_path, change, message):
     folder = Path(shutil.copytree(checkpoint, tmp_path / "mine"))
     change(folder)
     assert message in error_of(hub, tmp_path, "pllava", "push", folder, "me/mine")
-    assert not hub.requests
+    assert not commits(hub)
 
 
 # --- branches, pull requests, rights, failures -----------------------------------------------------------------------

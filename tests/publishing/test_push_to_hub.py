@@ -10,6 +10,7 @@ from huggingface_hub import ModelCard
 from local_hub import local_hub
 
 import pllava
+from pllava.train.saving import name_base
 
 ROOT = Path(pllava.__file__).parent
 
@@ -97,3 +98,10 @@ def test_a_trainer_names_a_base_on_the_hub_by_its_commit(hub, captions, tmp_path
     card = card_of(hub, "me/my-captioner")
     assert card.data.base_model == "me/nano" and card.data.base_model_relation == "adapter"
     assert card.data.license == "apache-2.0"
+
+
+def test_a_base_model_that_is_not_the_one_on_the_hub_is_refused(checkpoint):
+    model = pllava.load_model(checkpoint, check=False)
+    model.config.name_or_path = "me/nano"
+    with pytest.raises(ValueError, match="loaded from me/nano on the Hub, but `base_model` is me/other"):
+        name_base(model, "me/other")
