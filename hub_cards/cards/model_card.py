@@ -61,7 +61,8 @@ def build_model_card(directory: Path, repo_id: str, base: ModelSource | None = N
         return _adapter_card(directory, repo_id, base or adapter_base(directory), summary, **options)
     if (directory / CONFIG_NAME).exists():
         config, nano = PllavaConfig.from_pretrained(directory), nano_options(directory)
-        options["metadata"] |= {**({"base_model": base.repo_id} if base else {}), **nano.get("metadata", {})}
+        named = {"base_model": base.repo_id} if base and base.repo_id else {}
+        options["metadata"] |= {**named, **nano.get("metadata", {})}
         has_adapter = (directory / ADAPTER_FOLDER / ADAPTER_CONFIG_NAME).exists()
         options["sections"] += [render("adapter_folder.md", repo_id=repo_id)] if has_adapter else []
         options["sections"] += [_origin_section(config.origin)] if config.origin else []

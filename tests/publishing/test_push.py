@@ -13,7 +13,7 @@ import pytest
 import torch
 from hub_client import commits, error_of, online, run, try_run
 from huggingface_hub import ModelCard
-from layouts import write_official
+from layouts import IMAGE_BASE, write_official
 from local_hub import Token, local_hub
 from peft import get_peft_model
 from safetensors import SafetensorError
@@ -101,11 +101,14 @@ def test_an_adapter_names_its_base_on_the_hub_by_its_commit(hub, checkpoint, ada
     assert repr(str(checkpoint)) in refused and "--base-model" in refused
     run(hub, tmp_path, "pllava", "push", checkpoint, "me/base")
     before = hashes(adapter)
-    run(hub, tmp_path, "pllava", "push", adapter, "me/adapter", "--base-model", "me/base")
+    run(hub, tmp_path, "pllava", "push", adapter, "me/adapter", "--base-model", "me/base", "--space")
     config = json.loads((hub.folder / "me" / "adapter" / "adapter_config.json").read_text())
     base = hub.find("models", "me/base")
     assert config["base_model_name_or_path"] == "me/base"
     assert config["revision"] == base.resolve("main")
+    app = (hub.folder / "spaces" / "me" / "adapter" / "app.py").read_text()
+    pushed = hub.find("models", "me/adapter").resolve("main")
+    assert f'"me/base", "{base.resolve("main")}"' in app and f'"me/adapter", "{pushed}"' in app
     card = card_of(hub, "me/adapter")
     assert card.data.base_model == "me/base" and card.data.base_model_relation == "adapter"
     assert str(checkpoint) not in str(card) and 'AutoPeftModelForCausalLM.from_pretrained("me/adapter"' in card.text
@@ -151,6 +154,25 @@ def test_a_local_source_of_a_local_source_is_named(hub, tmp_path):
     config = json.loads((hub.folder / "me" / "local" / "adapter" / "adapter_config.json").read_text())
     assert config["base_model_name_or_path"] == "me/local"
     assert "`adapter`" in card_of(hub, "me/local").text
+
+
+def test_what_was_made_from_an_image_model_names_it(hub, tmp_path):
+    """The conversion, and what was trained on it in a local folder: an adapter, and a whole model."""
+    shutil.copytree(IMAGE_BASE, hub.folder / "llava-hf" / "image")
+    run(hub, tmp_path, "pllava", "convert", "llava-hf/image", "base")
+    card = ModelCard.load(tmp_path / "base" / "README.md")
+    assert card.data.base_model == "llava-hf/image" and "without training on videos" in card.text
+    render(tmp_path / "world", 2, seed=9)
+    options = ["--datasets", "world/questions.jsonl", "--model", "base", "--max_steps", "2", "--use_cpu", "true"]
+    options += ["--bf16", "false", "--report_to", "none", "--per_device_train_batch_size", "1", "--max_length", "2900"]
+    for name, use_peft in (("adapter", "true"), ("whole", "false")):
+        run(hub, tmp_path, "pllava", "train", *options, "--output_dir", name, "--use_peft", use_peft)
+        card = ModelCard.load(tmp_path / name / "README.md")
+        assert card.data.base_model == "llava-hf/image" and card.data.get("base_model_relation") is None
+        assert "a local model made from [llava-hf/image](https://huggingface.co/llava-hf/image)" in card.text
+        assert "2 of 2," in card.text and "| questions |" in card.text
+    run(hub, tmp_path, "pllava", "push", "whole", "me/whole")
+    assert card_of(hub, "me/whole").data.base_model == "llava-hf/image"
 
 
 @pytest.mark.parametrize(("where", "kept"), [("folder", "the folder"), ("hub", "me/mine")])
