@@ -49,7 +49,7 @@ benchmark: .venv/installed
 .venv-lmms-eval/installed: setup.cfg
 	$(PYTHON) -m venv .venv-lmms-eval
 	.venv-lmms-eval/bin/python -m pip install --quiet --upgrade pip
-	.venv-lmms-eval/bin/python -m pip install --quiet 'lmms-eval==0.7.3' --editable .
+	.venv-lmms-eval/bin/python -m pip install --quiet 'lmms-eval==0.7.3' 'filelock<4' --editable .
 	touch $@
 
 clean:

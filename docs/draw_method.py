@@ -12,7 +12,7 @@ from figure_style import DARK, LIGHT, Theme, arrow, box, canvas, save, text
 from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 
-from pllava.hub_cards.cards.model_card import METHOD_FIGURE
+from pllava.hub_cards.cards.rendering import METHOD_FIGURE
 from pllava.nano import drawing
 from pllava.nano.demo import demo_clip
 

@@ -20,7 +20,8 @@ from ..checkpoint_files import read_shard_index
 from ..files import read_object
 from ..model_card_pllava import is_generated, sign
 from ..origins import CARD, ModelSource
-from .cards.model_card import ADAPTER_FOLDER, ALPHA_FILE, METHOD_FIGURE, build_model_card, read_alphas
+from .cards.model_card import ADAPTER_FOLDER, ALPHA_FILE, build_model_card, read_alphas
+from .cards.rendering import METHOD_FIGURE
 from .cards.results_section import keep_results, read_card
 
 MODEL_FILES = ["*.safetensors", "*.json", "*.py", "*.jinja", "*.md", "*.model", "*.txt", "*.png"]

@@ -23,6 +23,7 @@ from huggingface_hub import CommitOperationAdd, DatasetCard, HfApi, HfFileSystem
 from tqdm import tqdm
 
 from ...hub_cards.cards.dataset_cards import CaptionSummary, build_captions_card
+from ...hub_cards.cards.rendering import METHOD_FIGURE
 from ...hub_cards.uploading import commit_on_newest, create_repository, explaining_errors
 from ...origins import published_name
 from ..media import Medium, content_hash, find_medium
@@ -50,7 +51,7 @@ COLUMNS = {
     "time": Value("string"),
 }
 NOT_IN_KEY = ("video", "caption", "sha256", "time")  # the other columns say how a caption was made
-OUR_FILES = r"\.gitattributes|README\.md|data/train-\d{5}\.parquet"
+OUR_FILES = r"\.gitattributes|README\.md|method\.png|data/train-\d{5}\.parquet"
 # Row groups are larger than those of training data: a later push sends one request for each
 ROW_GROUP_BYTES, ROW_GROUP_ROWS = 32_000_000, 10_000
 
@@ -141,7 +142,11 @@ def _append(rows: list[Row], repo_id: str, embed: bool, license: str | None, max
         card = build_captions_card(repo_id, published.summary, embed, license or published.license)
         api.create_commit(
             repo_id,
-            [*shards, CommitOperationAdd("README.md", str(card).encode())],
+            [
+                *shards,
+                CommitOperationAdd("README.md", str(card).encode()),
+                CommitOperationAdd(METHOD_FIGURE.name, METHOD_FIGURE),
+            ],
             commit_message=f"Add {push.added} captions",
             repo_type="dataset",
             parent_commit=published.commit,

@@ -25,6 +25,7 @@ from transformers import AutoProcessor
 
 from ... import NANO
 from ...hub_cards.cards.dataset_cards import build_dataset_card
+from ...hub_cards.cards.rendering import METHOD_FIGURE
 from ...hub_cards.uploading import commit_on_newest, create_repository, explaining_errors
 from ..inspection import ClipStatistics, find_problems, format_problem, inspect_rows
 from ..media import find_medium
@@ -108,6 +109,7 @@ def _commit(api: HfApi, repo_id: str, split: str, shards: list[CommitOperationAd
     }
     old = {name for name in present if name.startswith(f"data/{split}-")} - {shard.path_in_repo for shard in shards}
     operations = [*shards, *(CommitOperationAdd(name, text.encode()) for name, text in texts.items())]
+    operations += [CommitOperationAdd(METHOD_FIGURE.name, METHOD_FIGURE)]
     operations += [CommitOperationDelete(name) for name in old]
     api.create_commit(repo_id, operations, commit_message=f"Upload {split}", repo_type="dataset", parent_commit=commit)
 

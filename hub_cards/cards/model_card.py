@@ -15,10 +15,9 @@ from ...files import read_object, replace_file
 from ...model_card_pllava import build_card, hub_ids, is_generated, name_source, sign
 from ...origins import CARD, ModelSource
 from .nano_card import nano_options
-from .rendering import render
+from .rendering import METHOD_FIGURE, render
 from .training_log import LOSS_FIGURE, TrainingSummary
 
-METHOD_FIGURE = Path(__file__).with_name("method.png")
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 ADAPTER_FOLDER = "adapter"  # that `pllava convert --keep-adapter` writes into a model's folder
 ALPHA_FILE = "alpha.json"  # beside an adapter: alpha in training, and the best one of each sweep

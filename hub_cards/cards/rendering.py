@@ -6,6 +6,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader
 
 TEMPLATES = Path(__file__).parent / "templates"
+METHOD_FIGURE = Path(__file__).with_name("method.png")  # cards show the file of this name beside them
 
 
 def render(template: str, **values: Any) -> str:

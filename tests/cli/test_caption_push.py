@@ -175,7 +175,12 @@ def test_captions_are_pushed_and_appended(hub, caption, push, checkpoint, clips,
     assert commits(hub, "me/captions") == [200, 200]
     folder = repository(hub, "me/captions")
     files = {file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()}
-    assert files - {".gitattributes"} == {"README.md", "data/train-00000.parquet", "data/train-00001.parquet"}
+    assert files - {".gitattributes"} == {
+        "README.md",
+        "method.png",
+        "data/train-00000.parquet",
+        "data/train-00001.parquet",
+    }
     assert [row["video"] for row in rows_of(hub, "me/captions")] == ["0.mp4", "1.mp4", "2.mp4"]
     assert "0 captions added, 3 were there before" in push("me/captions", *clips).stdout
     assert commits(hub, "me/captions") == [200, 200], "nothing new"

@@ -7,6 +7,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from hub_client import run as run_online
 from local_hub import local_hub
 
 from pllava import NANO
@@ -48,6 +49,14 @@ def options_of(row: dict[str, str]) -> list[str]:
     return list(NUMBERS) if row["type"] == "bounces" else row["question"].rstrip("?").split(", ")[1].split(" or ")
 
 
+# The task's clips are in a branch
+MAKE_BRANCH = """
+from huggingface_hub import HfApi
+
+HfApi().create_branch("OpenGVLab/MVBench", branch="video", repo_type="dataset")
+"""
+
+
 def make_hub(folder: Path) -> list[list[str]]:
     """Write questions about nano's clips as MVBench on the Hub; return the options of each question."""
     rng = random.Random(0)
@@ -83,6 +92,7 @@ def evaluated(tmp_path_factory):
     command += ["--device", "cpu", "--log_samples", "--output_path", folder / "out"]
     command += ["--reasoning_tags", "none"]  # the samples then have the answers, not only their letters
     with local_hub(folder / "hub") as address:
+        run_online(address, folder, "-c", MAKE_BRANCH)
         local = {"HF_ENDPOINT": address, "HF_HOME": str(folder / "hf"), "HF_HUB_OFFLINE": "0", "HF_TOKEN": "local"}
         run = subprocess.run(
             command, cwd=folder, env={**os.environ, **local}, capture_output=True, text=True, timeout=900
