@@ -20,7 +20,8 @@ from .modeling_pllava import PllavaForConditionalGeneration
 if TYPE_CHECKING:  # peft takes a second to import: the functions import it when they run
     from peft import LoraConfig, PeftConfig, PeftModel
 
-ADAPTER_FILES = ["adapter_*", "alpha.json"]  # the last one has the values of alpha that were found to be good
+ALPHA_FILE = "alpha.json"  # beside an adapter: alpha in training, and the best one of each sweep
+ADAPTER_FILES = ["adapter_*", ALPHA_FILE]
 CHECKED_TOKENS = 8  # visual tokens per video in `check_model`, to keep it fast
 
 

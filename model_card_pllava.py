@@ -116,13 +116,12 @@ def build_card(
         values: For the template: `adapter` or `processor` if it is one, and the file name of the `figure`.
     """
     origin = getattr(config, "origin", None)
-    bases = hub_ids(origin)
     common = {
         "library_name": "transformers",
         "pipeline_tag": "video-text-to-text",
         "language": "en",
         "license": next(iter(licenses(origin)), None),
-        "base_model": bases if len(bases) > 1 else next(iter(bases), None),
+        "base_model": one_or_list(hub_ids(origin)),
         "tags": ["pllava", "video"],
     }
     return ModelCard.from_template(
@@ -168,18 +167,24 @@ def name_source(source: dict[str, Any]) -> str:
 def hub_ids(origin: dict[str, Any] | None) -> list[str]:
     """Return the ids of the Hub's repositories that a model was made from; those of its local sources' sources."""
     ids = []
-    for source in _sources(origin):
+    for source in sources(origin).values():
         ids += [source["repo_id"]] if source.get("repo_id") else hub_ids(source.get("origin"))
     return ids
 
 
 def licenses(origin: dict[str, Any] | None) -> list[str]:
     """Return the licenses of what a model was made from."""
-    return [source["license"] for source in _sources(origin) if source.get("license")]
+    return [source["license"] for source in sources(origin).values() if source.get("license")]
 
 
-def _sources(origin: dict[str, Any] | None) -> list[dict[str, Any]]:
-    return [origin[part] for part in ("source", "base", "adapter") if part in (origin or {})]
+def sources(origin: dict[str, Any] | None) -> dict[str, dict[str, Any]]:
+    """Return what a model was made from, by its part in it."""
+    return {part: origin[part] for part in ("source", "base", "adapter") if part in (origin or {})}
+
+
+def one_or_list(ids: list[str]) -> str | list[str] | None:
+    """Return ids as metadata have them: one by itself, several as a list."""
+    return ids if len(ids) > 1 else next(iter(ids), None)
 
 
 # --- which cards are replaced ----------------------------------------------------------------------------------------

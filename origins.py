@@ -34,9 +34,9 @@ class ModelSource:
         origin: Of a local folder: `origin` in its config.json.
     """
 
-    repo_id: str | None
-    revision: str | None
-    fingerprint: str | None
+    repo_id: str | None = None
+    revision: str | None = None
+    fingerprint: str | None = None
     license: str | None = None
     origin: dict[str, Any] | None = None
 
@@ -55,13 +55,11 @@ class ModelSource:
             try:
                 config, card = (cached_file(name, file, revision=revision, **quiet) for file in (CONFIG_NAME, CARD))
             except OSError:  # not on the Hub, or not yet
-                return cls(os.fspath(name), revision, None)
+                return cls(os.fspath(name), revision)
             revision = extract_commit_hash(config, revision)
-            return cls(os.fspath(name), revision, None, card and read_license(Path(card)))
+            return cls(os.fspath(name), revision, license=card and read_license(Path(card)))
         repo_id, revision = hub_repository(directory) or (None, None)
-        config = directory / "config.json"
-        origin = read_object(config).get("origin") if repo_id is None and config.exists() else None
-        check_origin(origin)
+        origin = read_origin(directory) if repo_id is None else None
         return cls(repo_id, revision, fingerprint(directory), read_license(directory / CARD), origin)
 
     def to_dict(self) -> dict[str, Any]:
@@ -82,6 +80,14 @@ def directory_revision(directory: str | os.PathLike) -> str | None:
     """Return the commit of a folder in the Hub's cache, and the [`fingerprint`] of another one."""
     repository = hub_repository(directory)
     return repository[1] if repository else fingerprint(directory)
+
+
+def read_origin(directory: Path) -> dict[str, Any] | None:
+    """Return `origin` of the config in a folder, if it has one; one of another form is a `ValueError`."""
+    config = directory / CONFIG_NAME
+    origin = read_object(config).get("origin") if config.exists() else None
+    check_origin(origin)
+    return origin
 
 
 def read_license(card: Path) -> str | None:
@@ -106,8 +112,7 @@ def published_name(name: str) -> str:
         return name
     if cached := hub_repository(folder):
         return cached[0]
-    origin = read_object(folder / CONFIG_NAME).get("origin") if (folder / CONFIG_NAME).exists() else None
-    check_origin(origin)
+    origin = read_origin(folder)
     if origin and origin["kind"] in CONVERTED and "repo_id" in origin["source"]:
         return origin["source"]["repo_id"]
     return folder.parent.name if re.fullmatch(r"checkpoint(-\d+)?", folder.name) else folder.name

@@ -85,9 +85,10 @@ def convert(
         plan.config.origin = _origin(plan)
         plan.config.save_pretrained(partial)
         _generation_config(plan).save_pretrained(partial)
-        _processor(plan).save_pretrained(partial)
+        processor = _processor(plan)
+        processor.save_pretrained(partial)
         if plan.keep_adapter:
-            _save_adapter(plan, partial / "adapter", out)
+            _save_adapter(plan, processor, partial / "adapter", out)
         write_model_card(partial, out.name)
     return out
 
@@ -168,15 +169,15 @@ def _add_rows(weight: torch.Tensor, rows: int) -> torch.Tensor:
     return torch.cat([weight, mean.expand(rows - len(weight), -1)])
 
 
-def _save_adapter(plan: Plan, directory: Path, base: Path) -> None:
+def _save_adapter(plan: Plan, processor: PllavaProcessor, directory: Path, base: Path) -> None:
     config = plan.adapter_config()
     config.base_model_name_or_path = str(base.resolve())
     config.inference_mode = True
     config.save_pretrained(directory)
     weights = {name: tensor.read() for name, tensor in plan.trained.adapter_tensors().items()}
     save_file(weights, directory / ADAPTER_SAFE_WEIGHTS_NAME, metadata={"format": "pt"})
-    _processor(plan).save_pretrained(directory)
-    base_source = ModelSource(None, None, None, origin=plan.config.origin)
+    processor.save_pretrained(directory)
+    base_source = ModelSource(origin=plan.config.origin)
     write_model_card(directory, f"{base.name}/{directory.name}", base_source)
 
 

@@ -25,12 +25,12 @@ DRAWN = {
     "loading": (408, 350, 84, "models with adapters"),
     "adapters": (94, 440, 88, "LoRA, its strength alpha"),
     "origins": (300, 440, 66, "ids, commits"),
-    "result_files": (661, 440, 54, "results, as text"),
+    "result_files": (661, 428, 54, "results, as text"),
     "model files": (290, 530, 70, "travel to the Hub"),
     "checkpoint_files": (460, 530, 84, "safetensors, the index"),
     "files": (590, 606, 66, "JSON Lines"),
     "workers": (724, 606, 62, "timeouts, retries"),
-    "extras": (784, 530, 44, "pip extras"),
+    "extras": (781, 534, 47, "pip, versions"),
 }
 
 

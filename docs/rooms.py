@@ -31,7 +31,7 @@ ROOMS = [
     {"checkpoint_files": "checkpoint_files.py"},
     {"workers": "workers.py"},
     {"files": "files.py"},
-    {"extras": "extras.py"},
+    {"extras": "extras.py environment.py"},
 ]
 ROOMS_OF_EVAL = [
     {"eval: runs": "eval/*"},

@@ -7,10 +7,9 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from huggingface_hub import HfApi, ModelCard, constants
-from huggingface_hub.errors import HfHubHTTPError
-from huggingface_hub.utils import httpx
 
 from ..origins import CARD
+from .uploading import HUB_ERRORS
 
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 SNIPPET = re.compile(r"^```(python|bash)\n(.*?)^```", re.DOTALL | re.MULTILINE)
@@ -33,7 +32,7 @@ def _check_metadata(card: ModelCard) -> Iterator[str]:
         card.validate()
     except ValueError as error:
         yield f"metadata: {' '.join(str(error).split())}"
-    except (HfHubHTTPError, httpx.TransportError) as error:
+    except HUB_ERRORS as error:
         yield f"metadata: not checked, {constants.ENDPOINT} cannot be asked ({error})"
 
 
@@ -49,7 +48,7 @@ def _check_link(link: str, directory: Path) -> Iterator[str]:
     elif match := REPOSITORY.fullmatch(link):
         try:
             exists = HfApi().repo_exists(match[2], repo_type=REPO_TYPES[match[1] or ""])
-        except (HfHubHTTPError, httpx.TransportError) as error:
+        except HUB_ERRORS as error:
             yield f"link: {link} was not checked, {constants.ENDPOINT} cannot be asked ({error})"
         else:
             if not exists:

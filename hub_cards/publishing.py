@@ -131,7 +131,7 @@ def staged(
                 alphas = {title: alpha for title, (alpha, _) in recommended_alphas(evaluated).items()}
                 staging.stage_adapter_config(folder, base, alphas)
             if (folder / ADAPTER_FOLDER).exists():
-                staging.stage_adapter_config(folder / ADAPTER_FOLDER, ModelSource(repo_id, None, None), {})
+                staging.stage_adapter_config(folder / ADAPTER_FOLDER, ModelSource(repo_id), {})
             card = staging.stage_card(folder, repo_id, base, revision, report)
         staging.write(folder / CARD, card)
         if evaluated:
@@ -162,9 +162,7 @@ def find_base(directory: Path, base_model: str | None) -> ModelSource | None:
     is_adapter = (directory / ADAPTER_CONFIG_NAME).exists()
     if base_model is not None:
         with explaining_errors(base_model):
-            revision = (
-                HfApi().model_info(base_model).sha
-            )  # pinned: a later change of the base does not change the adapter
+            revision = HfApi().model_info(base_model).sha  # so that a later change of the base has no effect
         return ModelSource.of(base_model, revision)
     base = adapter_base(directory) if is_adapter else None
     if base is not None and base.repo_id is None:

@@ -16,11 +16,12 @@ from transformers.utils import (
     SAFE_WEIGHTS_NAME,
 )
 
+from ..adapters import ALPHA_FILE
 from ..checkpoint_files import read_shard_index
 from ..files import read_object
 from ..model_card_pllava import is_generated, sign
 from ..origins import CARD, ModelSource
-from .cards.model_card import ADAPTER_FOLDER, ALPHA_FILE, build_model_card, read_alphas
+from .cards.model_card import ADAPTER_FOLDER, build_model_card, read_alphas
 from .cards.rendering import METHOD_FIGURE
 from .cards.results_section import keep_results, read_card
 

@@ -1,17 +1,20 @@
 """Reading folders of results, for cards."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from decimal import InvalidOperation
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 from huggingface_hub import EvalResult, EvalResultEntry, parse_eval_result_entries
 from huggingface_hub.repocard_data import model_index_to_eval_results
 
-from .folders import SWEPT_SETTINGS, Metrics, is_variant, read_metrics, read_runs, result_folders
+from .folders import Metrics, is_variant, read_metrics, read_runs, result_folders
 from .formatting import ExactNumber, main_measure
-from .variants import Points, read_controls, read_sweep
+from .variants import Points, read_controls, read_sweeps
+
+Result = TypeVar("Result", EvalResult, EvalResultEntry)
 
 
 @dataclass(frozen=True)
@@ -64,16 +67,15 @@ def read_results(folder: Path) -> list[BenchmarkResults]:
                 )
             found[run_folder] = metrics
         plain, any_run = found.get(benchmark_folder), next(iter(found.values()))
-        sweeps = {setting: read_sweep(benchmark_folder, setting)[0] for setting in SWEPT_SETTINGS}
         results.append(
             BenchmarkResults(
                 name,
                 any_run.get("title", name),
                 plain,
-                _read_model_index(benchmark_folder / "model-index.yaml") if plain else [],
-                _read_leaderboard(benchmark_folder / "eval-results.yaml") if plain else [],
+                _read_file(benchmark_folder / "model-index.yaml", _read_model_index) if plain else [],
+                _read_file(benchmark_folder / "eval-results.yaml", parse_eval_result_entries) if plain else [],
                 read_controls(benchmark_folder, plain)[0] if plain else {},
-                {setting: points for setting, points in sweeps.items() if points},
+                read_sweeps(benchmark_folder),
             )
         )
     return results
@@ -102,19 +104,15 @@ class _ExactLoader(yaml.SafeLoader):
 _ExactLoader.add_constructor("tag:yaml.org,2002:float", _ExactLoader.construct_yaml_float)
 
 
-def _read_model_index(file: Path) -> list[EvalResult]:
-    if not file.is_file():  # a run without scores
-        return []
-    try:
-        return model_index_to_eval_results(load_exact_yaml(file.read_text(encoding="utf-8"))["model-index"])[1]
-    except (KeyError, TypeError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ValueError(f"{file} is not a model-index ({error}): pllava eval --rescore writes it again") from error
+def _read_model_index(content: Any) -> list[EvalResult]:
+    return model_index_to_eval_results(content["model-index"])[1]
 
 
-def _read_leaderboard(file: Path) -> list[EvalResultEntry]:
+def _read_file(file: Path, parse: Callable[[Any], list[Result]]) -> list[Result]:
+    """Read a file of results, which a run without scores, or without a leaderboard, does not have."""
     if not file.is_file():
         return []
     try:
-        return parse_eval_result_entries(load_exact_yaml(file.read_text(encoding="utf-8")))
+        return parse(load_exact_yaml(file.read_text(encoding="utf-8")))
     except (KeyError, TypeError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ValueError(f"{file} has no results ({error}): pllava eval --rescore writes it again") from error

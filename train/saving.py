@@ -133,7 +133,7 @@ def name_base(model: PreTrainedModel | PeftModel, repo_id: str | None) -> ModelS
     """
     config = plain_model(model).config
     if not config.name_or_path:  # a new model
-        return ModelSource(repo_id, None, None)
+        return ModelSource(repo_id)
     base = ModelSource.of(config.name_or_path, getattr(config, "_commit_hash", None))
     if base.repo_id and repo_id not in (None, base.repo_id):
         raise ValueError(f"The base model was loaded from {base.repo_id} on the Hub, but `base_model` is {repo_id}")

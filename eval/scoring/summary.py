@@ -1,15 +1,12 @@
 """The metrics of a run from the rows of its predictions.jsonl, with confidence intervals and coverage."""
 
-import os
 import platform
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from importlib import metadata
 from statistics import fmean
 from typing import Any
 
-import torch
-
+from ...environment import hardware, library_versions
 from ...result_files.folders import MEASURES, UNITS, Metrics
 from ..benchmarks.benchmark import Benchmark
 from ..benchmarks.samples import Sample
@@ -121,11 +118,5 @@ def _counts(benchmark: Benchmark, samples: Sequence[Sample], rows: Sequence[Row]
 
 def environment(seed: int) -> dict[str, Any]:
     """Return the versions of the libraries, the hardware and the seed, as metrics.json has them."""
-    versions = {"python": platform.python_version()}
-    for library in LIBRARIES:
-        try:
-            versions[library] = metadata.version(library)
-        except metadata.PackageNotFoundError:
-            versions[library] = "not installed"
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
-    return {"versions": versions, "hardware": gpu or f"{platform.machine()}, {os.cpu_count()} cores", "seed": seed}
+    versions = {"python": platform.python_version(), **library_versions(LIBRARIES)}
+    return {"versions": versions, "hardware": hardware(), "seed": seed}

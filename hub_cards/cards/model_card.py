@@ -10,9 +10,10 @@ from typing import Any
 from huggingface_hub import ModelCard
 from transformers.utils import ADAPTER_CONFIG_NAME, CONFIG_NAME, PROCESSOR_NAME
 
+from ...adapters import ALPHA_FILE
 from ...configuration_pllava import PllavaConfig
 from ...files import read_object, replace_file
-from ...model_card_pllava import build_card, hub_ids, is_generated, name_source, sign
+from ...model_card_pllava import build_card, hub_ids, is_generated, name_source, one_or_list, sign, sources
 from ...origins import CARD, ModelSource
 from .nano_card import nano_options
 from .rendering import METHOD_FIGURE, render
@@ -20,7 +21,6 @@ from .training_log import LOSS_FIGURE, TrainingSummary
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 ADAPTER_FOLDER = "adapter"  # that `pllava convert --keep-adapter` writes into a model's folder
-ALPHA_FILE = "alpha.json"  # beside an adapter: alpha in training, and the best one of each sweep
 
 
 def write_model_card(directory: Path, repo_id: str, base: ModelSource | None = None) -> None:
@@ -80,12 +80,11 @@ def build_model_card(directory: Path, repo_id: str, base: ModelSource | None = N
 def adapter_base(directory: Path) -> ModelSource:
     """Return the base model of the adapter in a folder: the one that its config names, or that its training noted."""
     config, summary = read_object(directory / ADAPTER_CONFIG_NAME), TrainingSummary.read(directory)
-    name = config.get("base_model_name_or_path") or ""
-    if summary is not None and summary.base.get("repo_id") == name:
-        return ModelSource(**{"revision": None, "fingerprint": None, **summary.base})
-    if Path(name).is_dir() or HUB_ID.fullmatch(name):
+    name = config.get("base_model_name_or_path")
+    noted = ModelSource(**summary.base) if summary else ModelSource()
+    if name and name != noted.repo_id and (Path(name).is_dir() or HUB_ID.fullmatch(name)):
         return ModelSource.of(name, config.get("revision"))
-    return ModelSource(**{"repo_id": None, "revision": None, "fingerprint": None, **(summary.base if summary else {})})
+    return noted
 
 
 def read_alphas(directory: Path) -> dict[str, Any]:
@@ -99,7 +98,6 @@ def read_alphas(directory: Path) -> dict[str, Any]:
 def _adapter_card(
     directory: Path, repo_id: str, base: ModelSource, summary: TrainingSummary | None, **options: Any
 ) -> ModelCard:
-    bases = [base.repo_id] if base.repo_id else hub_ids(base.origin)
     text = (
         f"A LoRA adapter and a projector for {name_source(base.to_dict())}. With them it is a video model that "
         "answers questions about clips and describes them, [PLLaVA](https://arxiv.org/abs/2404.16994)."
@@ -111,7 +109,7 @@ def _adapter_card(
         )
     metadata = {
         "library_name": "peft",
-        "base_model": bases if len(bases) > 1 else next(iter(bases), None),
+        "base_model": one_or_list([base.repo_id] if base.repo_id else hub_ids(base.origin)),
         "base_model_relation": "adapter" if base.repo_id else None,
         "license": base.license,
         "tags": ["pllava", "video", "lora"],
@@ -146,6 +144,5 @@ def _training_section(directory: Path, summary: TrainingSummary, base: ModelSour
 
 
 def _origin_section(origin: dict[str, Any]) -> str:
-    sources = {part: origin[part] for part in ("source", "base", "adapter") if part in origin}
-    links = {part: {**source, "link": name_source(source)} for part, source in sources.items()}
+    links = {part: {**source, "link": name_source(source)} for part, source in sources(origin).items()}
     return render("origin.md", sources=links, alpha=origin.get("alpha"), rank=origin.get("rank"))

@@ -8,6 +8,7 @@ from safetensors import safe_open
 from transformers.utils import SAFE_WEIGHTS_NAME
 
 from ...files import read_object
+from ...result_files.formatting import markdown_table
 from .rendering import render
 
 TRAINING_FILE, EVALUATION_FILE = "training.json", "evaluation.json"
@@ -54,17 +55,15 @@ def _eval_results(results: dict[str, Any]) -> list[EvalResult]:
 
 def _table(results: dict[str, Any]) -> str:
     columns = [results["accuracy"][name] for name in (MAIN, NO_VIDEO, SHUFFLED)]
-    lines = ["| question | asked | accuracy (%) | no video | shuffled | chance |", "|---|---:|---:|---:|---:|---:|"]
+    heads, rows = ["question", "asked", "accuracy (%)", "no video", "shuffled", "chance"], []
     types = [kind for group in results["types"] for kind in group]
-    groups = [*results["types"], ["mean", "caption"]]
-    for group in groups:
+    for group in [*results["types"], ["mean", "caption"]]:
+        rows += [[""] * len(heads)] if rows else []
         for kind in (kind for kind in group if kind in columns[0]):
             asked = results["questions"].get(kind, sum(results["questions"][name] for name in types))
             chance = f"{results['chance'][kind]:.1f}" if kind in results["chance"] else ""
-            values = " | ".join(f"{column[kind]:.1f}" for column in columns)
-            lines.append(f"| {kind} | {asked} | {values} | {chance} |")
-        lines += ["| | | | | | |"] * (group is not groups[-1])
-    return "\n".join(lines)
+            rows.append([kind, str(asked), *(f"{column[kind]:.1f}" for column in columns), chance])
+    return markdown_table(heads, rows)
 
 
 def _count_parameters(weights: Path) -> int:

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
-import platform
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from ...environment import hardware, library_versions
 from ...files import read_object, replace_file
 
 SUMMARY_FILE, LOSS_FIGURE = "training_summary.json", "loss.png"
@@ -39,7 +37,7 @@ class TrainingSummary:
 
     Args:
         trainer: Its class.
-        base: The model that it started from (see [`~pllava.origins.Source`]), with its `name`.
+        base: The model that it started from: the fields of a [`~pllava.origins.ModelSource`].
         frames: `num_frames`, `pooling_shape`, and how frames were drawn (`sampling`) if it is known.
         batch_size: Examples in an optimizer step, of all processes.
         arguments: The values of `ARGUMENTS`.
@@ -78,7 +76,7 @@ class TrainingSummary:
         """Summarise a trainer of transformers or TRL in its current state. `facts` are `data` and `skipped`."""
         args, state, model = trainer.args, trainer.state, trainer.accelerator.unwrap_model(trainer.model)
         config, adapter = model.config, getattr(model, "active_peft_config", None)
-        log = state.log_history
+        log, gpus = state.log_history, torch.cuda.device_count()
         evaluations: dict[str, list[tuple[int, float]]] = {}
         for entry in log:
             for key in entry:
@@ -102,12 +100,12 @@ class TrainingSummary:
             lora=adapter and _lora(adapter),
             precision="bfloat16" if args.bf16 else "float16" if args.fp16 else "float32",
             processes=args.world_size,
-            hardware=_hardware(),
+            hardware=f"{gpus} x {hardware()}" if gpus else hardware(),
             seconds=next((entry["train_runtime"] for entry in reversed(log) if "train_runtime" in entry), None),
             losses=[(entry["step"], entry["loss"]) for entry in log if "loss" in entry],
             eval_losses=evaluations,
             source_losses={key.removeprefix("loss/"): last[key] for key in last if key.startswith("loss/")},
-            versions={library: metadata.version(library) for library in LIBRARIES},
+            versions=library_versions(LIBRARIES),
             **facts,
         )
 
@@ -135,12 +133,6 @@ def _lora(config: Any) -> dict[str, Any]:
         "targets": targets if isinstance(targets, str) else sorted(targets or ()),
         "trained in full": sorted(config.modules_to_save or ()),
     }
-
-
-def _hardware() -> str:
-    if torch.cuda.is_available():
-        return f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}"
-    return f"{platform.machine()}, {os.cpu_count()} cores"
 
 
 def plot_losses(

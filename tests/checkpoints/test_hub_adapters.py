@@ -4,6 +4,7 @@ import json
 import shutil
 
 import forked
+import hub_client
 import pytest
 import torch
 from local_hub import local_hub
@@ -68,8 +69,7 @@ def change_weights(file, part, factor):
 
 @pytest.fixture
 def online(hub, tmp_path):
-    environment = {"HF_ENDPOINT": str(hub), "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1"}
-    return {**environment, "HF_HOME": str(tmp_path / "home"), "cwd": str(tmp_path)}
+    return {**hub_client.online(hub, tmp_path / "home"), "cwd": str(tmp_path)}
 
 
 def succeed(*arguments, **options):

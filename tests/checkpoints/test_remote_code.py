@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import forked
+import hub_client
 import pytest
 import torch
 from bare_environment import BARE, run_bare
@@ -112,15 +113,8 @@ def write_adapter(folder, checkpoint, base, revision=None):
 @pytest.fixture
 def online(hub, clips, tmp_path):
     """The environment of a process that uses the Hub, with caches of its own."""
-    return {
-        "HF_ENDPOINT": str(hub),
-        "HF_HUB_OFFLINE": "0",
-        "HF_HUB_DISABLE_XET": "1",
-        "HF_HOME": str(tmp_path / "home"),
-        "HF_MODULES_CACHE": str(tmp_path / "modules"),
-        "MARKER": str(tmp_path / "marker"),
-        "CLIP": str(clips[0]),
-    }
+    environment = hub_client.online(hub, tmp_path / "home")
+    return {**environment, "MARKER": str(tmp_path / "marker"), "CLIP": str(clips[0])}
 
 
 def result_of(run):

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from conftest import TOKENS
+from hub_client import online
 from local_hub import local_hub
 from PIL import Image
 from typer.testing import CliRunner
@@ -32,15 +33,7 @@ def hub(tmp_path_factory):
 @pytest.fixture(scope="module")
 def environment(hub, tmp_path_factory):
     """Of a process that uses the local Hub."""
-    home = str(tmp_path_factory.mktemp("home"))
-    return {
-        "HF_ENDPOINT": hub,
-        "HF_HUB_OFFLINE": "0",
-        "HF_HUB_DISABLE_XET": "1",
-        "HF_TOKEN": "hf_x",
-        "HF_HOME": home,
-        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-    }
+    return {**online(hub, tmp_path_factory.mktemp("home")), "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
 
 
 @pytest.fixture

@@ -16,6 +16,7 @@ import forked
 import psutil
 import pytest
 from conftest import TOKENS
+from hub_client import online
 from local_hub import local_hub
 from peft import get_peft_model
 from PIL import Image
@@ -251,7 +252,9 @@ def test_error_is_one_line(adapter, clips, world, tmp_path, monkeypatch, argumen
 def test_model_of_a_hub_repository_that_has_an_adapter_is_refused(adapter, clips, tmp_path):
     shutil.copytree(adapter, tmp_path / "hub" / "me" / "adapter")
     with local_hub(tmp_path / "hub") as address:
-        result = forked.run("pllava", "chat", clips[0], "What?", "--model", "me/adapter", **online(address, tmp_path))
+        result = forked.run(
+            "pllava", "chat", clips[0], "What?", "--model", "me/adapter", **online(address, tmp_path / "home")
+        )
     assert result.returncode == 1
     assert result.stderr.splitlines()[-1] == (
         "Error: 'me/adapter' is an adapter, not a model: pass it as the adapter (--adapter)"
@@ -262,7 +265,7 @@ def test_revision_of_a_model_on_the_hub_is_recorded_as_its_commit(checkpoint, cl
     shutil.copytree(checkpoint, tmp_path / "hub" / "me" / "pllava")
     with local_hub(tmp_path / "hub") as address:
         commit = json.load(urlopen(f"{address}/api/models/me/pllava"))["sha"]
-        model, options = ["--model", "me/pllava"], {"cwd": tmp_path, **online(address, tmp_path)}
+        model, options = ["--model", "me/pllava"], {"cwd": tmp_path, **online(address, tmp_path / "home")}
         named = forked.run("pllava", "caption", clips[0], "--out", "a.jsonl", *model, "--revision", commit, **options)
         evaluated = forked.run("pllava", "eval", *model, "--revision", commit, "--data", world, **options)
         unknown = forked.run("pllava", "chat", clips[0], "What?", *model, "--revision", "v9", **options)
@@ -271,11 +274,6 @@ def test_revision_of_a_model_on_the_hub_is_recorded_as_its_commit(checkpoint, cl
     run_file = json.loads((tmp_path / "results" / "nano" / "run.json").read_text())
     assert row["revision"] == run_file["revision"] == commit
     assert unknown.returncode == 1 and "v9 is not a valid git identifier" in unknown.stderr.splitlines()[-1]
-
-
-def online(address, folder):
-    """The environment of a process that uses a stand-in for the Hub."""
-    return {"HF_ENDPOINT": address, "HF_HUB_OFFLINE": "0", "HF_HOME": str(folder / "home")}
 
 
 # --- caption ---------------------------------------------------------------------------------------------------------

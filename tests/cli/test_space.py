@@ -9,6 +9,7 @@ import gradio
 import pytest
 import torch
 from bare_environment import run_bare
+from hub_client import online
 from huggingface_hub import SpaceCard
 from local_hub import local_hub
 from packaging.requirements import Requirement
@@ -114,11 +115,6 @@ def visit(address, space, *files, packages, folder):
 def ask(model, clip):
     pipe = pllava.VideoTextToTextPipeline(model=model, processor=AutoProcessor.from_pretrained(NANO))
     return pipe(clip, text=QUESTION)[0]["generated_text"].strip()
-
-
-def online(address, home):
-    hub = {"HF_ENDPOINT": address, "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1", "HF_TOKEN": "hf_x"}
-    return {**hub, "HF_HOME": str(home), "HF_MODULES_CACHE": str(home / "modules")}
 
 
 def distributions(space):

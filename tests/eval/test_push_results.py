@@ -9,6 +9,7 @@ from decimal import Decimal
 import forked
 import pytest
 import yaml
+from hub_client import online
 from huggingface_hub import EvalResult, ModelCard, ModelCardData, parse_eval_result_entries
 from huggingface_hub.repocard_data import model_index_to_eval_results
 from local_hub import local_hub
@@ -353,8 +354,7 @@ def hub(tmp_path):
     model.mkdir(parents=True)
     (model / "README.md").write_text(CARD)
     with local_hub(tmp_path / "hub") as address:
-        environment = {"HF_ENDPOINT": str(address), "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1"}
-        yield address, {**environment, "HF_TOKEN": "hf_x", "HF_HOME": str(tmp_path / "home")}
+        yield address, online(address, tmp_path / "home")
 
 
 def push(results, folder, environment):

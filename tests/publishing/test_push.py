@@ -11,7 +11,7 @@ from pathlib import Path
 import forked
 import pytest
 import torch
-from hub_client import commits, error_of, online, run, try_run
+from hub_client import card_of, commits, error_of, online, run, try_run
 from huggingface_hub import ModelCard
 from layouts import IMAGE_BASE, write_official
 from local_hub import Token, local_hub
@@ -44,10 +44,6 @@ def adapter(checkpoint, processor, tmp_path_factory):
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
     return folder
-
-
-def card_of(hub, repo_id):
-    return ModelCard.load(hub.folder / repo_id / "README.md")
 
 
 def hashes(folder):

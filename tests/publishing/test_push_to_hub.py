@@ -5,8 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from hub_client import commits, run
-from huggingface_hub import ModelCard
+from hub_client import card_of, commits, run
 from local_hub import local_hub
 
 import pllava
@@ -20,10 +19,6 @@ def hub(tmp_path):
     (tmp_path / "hub").mkdir()
     with local_hub(tmp_path / "hub") as hub:
         yield hub
-
-
-def card_of(hub, repo_id):
-    return ModelCard.load(hub.folder / repo_id / "README.md")
 
 
 LOAD = (

@@ -4,6 +4,7 @@ import subprocess
 from pathlib import Path
 
 import forked
+from huggingface_hub import ModelCard
 from local_hub import LocalHub
 
 
@@ -30,6 +31,11 @@ def error_of(hub: LocalHub, folder: Path, *arguments: object, token: str = "hf_x
     lines = [line for line in result.stderr.splitlines() if line.startswith("Error: ")]
     assert result.returncode and len(lines) == 1 and "Traceback" not in result.stderr, result.stderr[-3000:]
     return lines[0]
+
+
+def card_of(hub: LocalHub, repo_id: str) -> ModelCard:
+    """Return the card of a model on the Hub."""
+    return ModelCard.load(hub.folder / repo_id / "README.md")
 
 
 def commits(hub: LocalHub) -> list[str]:

@@ -1,0 +1,26 @@
+"""What a result was obtained with: the versions of libraries, and the hardware."""
+
+import os
+import platform
+from collections.abc import Iterable
+from importlib import metadata
+
+import torch
+
+
+def library_versions(libraries: Iterable[str]) -> dict[str, str]:
+    """Return the versions of libraries; "not installed" for those that are not."""
+    versions = {}
+    for library in libraries:
+        try:
+            versions[library] = metadata.version(library)
+        except metadata.PackageNotFoundError:
+            versions[library] = "not installed"
+    return versions
+
+
+def hardware() -> str:
+    """Return the name of the GPU, or the processor's architecture and cores."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    return f"{platform.machine()}, {os.cpu_count()} cores"
