@@ -1,0 +1,1 @@
+"""The chat about videos in the browser (Gradio)."""

@@ -1,0 +1,1 @@
+"""The gate for media from strangers: what may be read, and within which limits."""

@@ -1,0 +1,1 @@
+"""An OpenAI-compatible server on transformers' own, and the plugin for vLLM."""
