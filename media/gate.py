@@ -20,8 +20,6 @@ from .limits import MediaLimits, MediaRefused
 from .places import check_bytes, open_data_uri, open_local_file, path_of_url, scheme_of, temporary_file
 from .sandbox import ProcessEnded, run_limited, start_fork_server
 
-Reference = str | os.PathLike | bytes
-
 
 @dataclass(frozen=True)
 class Media:
@@ -47,6 +45,9 @@ class Media:
     tracks: int
     frames: int | None
     seconds: float | None
+
+
+Reference = str | os.PathLike | bytes | Media
 
 
 class MediaGate:
@@ -78,7 +79,7 @@ class MediaGate:
     def read(self, reference: Reference) -> Media:
         """
         Return a file whose place, size, format and header are checked. `reference` is a `data:`, http(s) or `file:`
-        URL, a path, or the bytes of a file. Nothing of it is decoded.
+        URL, a path (an `os.PathLike` always is one), or the bytes of a file. Nothing of it is decoded.
 
         Raises:
             MediaRefused: if it may not be read, or exceeds a limit.
@@ -105,7 +106,7 @@ class MediaGate:
         metadata has the frames' indices and the frame rate.
 
         Args:
-            reference: As for `read`.
+            reference: As for `read`, or what `read` returned.
             num_frames: Number of frames; by default the processor's own.
             start, end: Bounds of a part of the video, in seconds.
 
@@ -124,7 +125,7 @@ class MediaGate:
 
     def load_image(self, reference: Reference) -> Image.Image:
         """
-        Return an image, RGB, rotated as its EXIF data says. `reference` is as for `read`.
+        Return an image, RGB, rotated as its EXIF data says. `reference` is as for `load_video`.
 
         Raises:
             MediaRefused: if it may not be read, exceeds a limit, or cannot be decoded.
@@ -142,6 +143,9 @@ class MediaGate:
 
     def _open(self, reference: Reference) -> tuple[str, BinaryIO]:
         """Return the name for messages and the open file."""
+        if isinstance(reference, Media):
+            reference.file.seek(0)
+            return reference.name, os.fdopen(os.dup(reference.file.fileno()), "rb")
         if isinstance(reference, (bytes, bytearray, memoryview)):
             name = f"<{len(reference):,} bytes>"
             check_bytes(name, len(reference), self.limits)
