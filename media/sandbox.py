@@ -168,9 +168,7 @@ class _ForkServer:
             with suppress(EOFError, OSError):
                 return self._fork(file)
             self.stop()
-        raise RuntimeError(
-            f"The process that starts decoders, {__package__}.forking, does not run: see what it printed"
-        )
+        raise RuntimeError(f"The process that starts decoders ({__package__}.forking) ends: see what it printed")
 
     def _fork(self, file: BinaryIO | None) -> tuple[socket.socket, int]:
         ours, theirs = socket.socketpair()
