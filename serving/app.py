@@ -92,7 +92,9 @@ class _ChatEndpoint:
             self._metrics.under_way -= 1
 
     async def _read_body(self, request: Request) -> bytearray:
-        """Read the body piece by piece, whatever its Content-Length says."""
+        """Read the body piece by piece; a Content-Length may be missing or wrong."""
+        if int(request.headers.get("content-length", 0)) > MAX_BODY_BYTES:
+            raise _too_large()
         body = bytearray()
         try:
             async with asyncio.timeout(CLIENT_SECONDS):

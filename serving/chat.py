@@ -84,14 +84,17 @@ class ChatHandler(ChatCompletionHandler):
         if request.model != self.name:
             message = f"This server has the model {self.name}, and no other: send that as `model`."
             raise ApiError(404, message, "model_not_found", "model")
-        num_frames = request.media_io_kwargs.video.num_frames or self.processor.num_frames
-        if num_frames * request.num_videos > MAX_FRAMES:
-            message = f"{request.num_videos} videos of {num_frames} frames are more than {MAX_FRAMES} frames."
-            raise ApiError(400, message, "invalid_request", "media_io_kwargs.video.num_frames")
+        num_frames, videos = request.media_io_kwargs.video.num_frames or self.processor.num_frames, request.num_videos
+        if num_frames * videos > MAX_FRAMES:
+            place = "media_io_kwargs.video.num_frames"
+            message = f"`{place}`: {videos} videos of {num_frames} frames are more than {MAX_FRAMES} frames."
+            raise ApiError(400, message, "invalid_request", place)
         parts = [part for message in request.messages for part in message.content]
-        characters = sum(len(part.text) for part in parts if isinstance(part, TextPart))
-        if characters > self.context * self._longest_token:
-            raise _too_long(f"{characters} characters", self.context)
+        texts = [part.text for part in parts if isinstance(part, TextPart)]
+        tokens = sum(map(len, texts)) // self._longest_token
+        tokens += (len(parts) - len(texts)) * self.processor.num_visual_tokens
+        if tokens >= self.context:
+            raise _too_long(f"more than {tokens} tokens", self.context)
 
     def _prepare(self, request: ChatRequest) -> BatchFeature:
         """Read the media, and return the model's inputs, on its device."""

@@ -3,6 +3,7 @@ The body of a chat completion: which fields are read, and what they may hold. Ev
 would have no effect.
 """
 
+import re
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, ValidationError, field_validator, model_validator
@@ -178,4 +179,6 @@ def _sentence(kind: str, message: str, place: str) -> str:
         return f"`{place}` needs a `type`: text, image_url or video_url."
     if kind == "union_tag_invalid":
         return f"The `type` of `{place}` is unknown; this server reads text, image_url and video_url."
-    return f"`{place}`: {message}." if place else f"The body: {message}."
+    place = f"`{place}`" if place else "The body"
+    about = re.sub(r"^(Input|List|String) should", "should", message)
+    return f"{place} {about}." if about != message else f"{place}: {message}."

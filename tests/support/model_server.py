@@ -9,7 +9,8 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,18 +28,19 @@ class ModelServer:
     address: str
     process: subprocess.Popen
     log_file: Path
+    http: httpx.Client = field(default_factory=partial(httpx.Client, timeout=60))
 
     def client(self, api_key: str = "none", **options: Any) -> openai.OpenAI:
         return openai.OpenAI(base_url=f"{self.address}/v1", api_key=api_key, max_retries=0, timeout=60, **options)
 
-    def post(self, body: Any, **options: Any) -> httpx.Response:
-        """Post a chat completion: a JSON value, or bytes as they are."""
+    def post(self, body: Any, path: str = "/v1/chat/completions", **options: Any) -> httpx.Response:
+        """Post a JSON value, or bytes as they are."""
         headers = {"Content-Type": "application/json", **options.pop("headers", {})}
         sent = {"content": body} if isinstance(body, bytes) else {"json": body}
-        return httpx.post(f"{self.address}/v1/chat/completions", headers=headers, timeout=60, **sent, **options)
+        return self.http.post(self.address + path, headers=headers, **sent, **options)
 
     def get(self, path: str, **options: Any) -> httpx.Response:
-        return httpx.get(self.address + path, timeout=10, **options)
+        return self.http.get(self.address + path, **options)
 
     def metric(self, name: str) -> float:
         """Return a metric's value, such as "pllava_num_requests_running"."""
