@@ -15,6 +15,7 @@ from ..video_decoding_pllava import VideoTruncatedWarning
 from ..video_processing_pllava import PllavaVideoProcessor
 from ..video_source_pllava import public_name
 from . import decoding
+from .hosts import AllowedHosts, fetch
 from .limits import MediaLimits, MediaRefused
 from .places import check_bytes, open_data_uri, open_local_file, path_of_url, scheme_of, temporary_file
 from .sandbox import ProcessEnded, run_limited, start_fork_server
@@ -58,6 +59,9 @@ class MediaGate:
             of your own network.
         allowed_local_media_path: Folders below which files of this machine may be read.
         limits: What a medium may cost.
+
+    Raises:
+        ValueError: if an entry of `allowed_media_domains` is not a host.
     """
 
     def __init__(
@@ -66,8 +70,8 @@ class MediaGate:
         allowed_local_media_path: Iterable[str | os.PathLike] = (),
         limits: MediaLimits = MediaLimits(),  # noqa: B008 (it is frozen)
     ):
-        self.allowed_media_domains = tuple(allowed_media_domains)
-        self.allowed_local_media_path = tuple(map(Path, allowed_local_media_path))
+        self._hosts = AllowedHosts(allowed_media_domains)
+        self._folders = tuple(map(Path, allowed_local_media_path))
         self.limits = limits
         start_fork_server()
 
@@ -150,9 +154,11 @@ class MediaGate:
         name = public_name(reference)
         if scheme == "data":
             return name, open_data_uri(reference, name, self.limits)
+        if scheme in ("http", "https"):
+            return name, fetch(reference, name, self._hosts, self.limits)
         if scheme == "file":
             return self._open_path(path_of_url(reference), name)
         raise MediaRefused(f"Cannot read {name}: addresses that begin with {scheme}: are not read. Upload the file.")
 
     def _open_path(self, path: Path, name: str) -> tuple[str, BinaryIO]:
-        return name, open_local_file(path, name, self.allowed_local_media_path, self.limits)
+        return name, open_local_file(path, name, self._folders, self.limits)
