@@ -139,6 +139,8 @@ def test_each_line_of_the_log_has_the_request_id(busy: ModelServer) -> None:
     evil = "/%0A2026-01-01 00:00:00,000 INFO forged GET /health 200\r\n\x1b[31m\u2028"
     busy.get("/" + "".join(f"%{byte:02X}" for byte in evil.encode()))
     _wait_for_line(busy, "forged")
+    bad = [line for line in re.split(r"[\r\n\u2028]", busy.log) if line and not LINE.fullmatch(line)]
+    assert not bad, bad
     assert not [line for line in re.split(r"[\r\n\u2028]", busy.log) if line and not LINE.fullmatch(line)]
     assert not [line for line in busy.log.splitlines() if line.startswith("2026-01-01")]
     assert "\x1b" not in busy.log and "\\x1b" in busy.log
