@@ -6,7 +6,16 @@ would have no effect.
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from .errors import ApiError
 
@@ -14,6 +23,16 @@ MAX_MEDIA = 16  # videos and images of a request
 MAX_FRAMES = 512  # of all videos of a request together
 MIN_TEMPERATURE = 0.01  # above 0: with less, logits overflow
 
+MAX_ADDRESS = 4096  # characters of a URL or path; a data: URI may be longer
+
+
+def _check_address(url: str) -> str:
+    if len(url) > MAX_ADDRESS and not url.startswith("data:"):
+        raise ValueError(f"an address has at most {MAX_ADDRESS} characters; send content as a data: URI")
+    return url
+
+
+Address = Annotated[str, AfterValidator(_check_address)]
 Seconds = Annotated[float, Field(ge=0)]
 
 
@@ -29,14 +48,14 @@ class _Fields(BaseModel):
 
 
 class ImageUrl(_Fields):
-    url: str
+    url: Address
     detail: Literal["auto"] = "auto"  # the model has one resolution
 
 
 class VideoUrl(_Fields):
     """A video, or the part of it from `start` to `end`, in seconds."""
 
-    url: str
+    url: Address
     start: Seconds | None = None
     end: Seconds | None = None
 

@@ -26,11 +26,13 @@ def serve(
     host: Annotated[
         str, typer.Option(help="The address to listen on.", metavar="ADDRESS", rich_help_panel=SERVER)
     ] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, metavar="N", rich_help_panel=SERVER)] = 8000,
+    port: Annotated[
+        int, typer.Option(min=0, max=65535, help="0: a free one.", metavar="N", rich_help_panel=SERVER)
+    ] = 8000,
     api_key: Annotated[
         str | None,
         typer.Option(
-            help="The key that requests must carry; better in the environment, where other users do not see it.",
+            help="The key that requests must carry. Other users of this machine see it here, not in the environment.",
             envvar="PLLAVA_API_KEY",
             metavar="KEY",
             rich_help_panel=SERVER,
@@ -57,7 +59,8 @@ def serve(
     allowed_media_domains: Annotated[
         list[str],
         typer.Option(
-            help="A host from which videos and images may be fetched; repeat it for more.",
+            help="A host from which media may be fetched, HOST:PORT for a private one, * for all public ones; repeat "
+            "it for more.",
             metavar="HOST",
             show_default="none",
             rich_help_panel=MEDIA,
@@ -66,7 +69,7 @@ def serve(
     allowed_local_media_path: Annotated[
         list[Path],
         typer.Option(
-            help="A folder of this machine from which requests may name files; repeat it for more.",
+            help="A folder whose files requests may name; repeat it for more.",
             metavar="DIR",
             show_default="none",
             rich_help_panel=MEDIA,

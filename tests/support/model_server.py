@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -73,14 +73,17 @@ class World:
     questions: list[str]
 
 
-@contextmanager
-def model_server(folder: Path, *arguments: str, **environment: str) -> Iterator[ModelServer]:
+def model_server(folder: Path, *arguments: str, **environment: str) -> AbstractContextManager[ModelServer]:
     """Run `pllava serve ARGUMENTS`, and stop it afterwards if it still runs. The log is written into the folder."""
+    return running([*COMMAND, *arguments, "--port", "0"], folder, **environment)
+
+
+@contextmanager
+def running(command: list[str], folder: Path, **environment: str) -> Iterator[ModelServer]:
+    """Run a program that serves a model, and stop it afterwards if it still runs."""
     log_file = folder / "server.log"
     with log_file.open("w") as log:
-        process = subprocess.Popen(
-            [*COMMAND, *arguments, "--port", "0"], stderr=log, stdout=log, env={**os.environ, **environment}
-        )
+        process = subprocess.Popen(command, stderr=log, stdout=log, env={**os.environ, **environment})
     try:
         end = time.monotonic() + START_SECONDS
         while not (found := re.search(r"is served at (http://\S+)/v1", log_file.read_text())):
