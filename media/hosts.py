@@ -9,6 +9,7 @@ from huggingface_hub.utils import httpx
 
 from ..video_download_pllava import DownloadError, download, is_public, resolve_host
 from .limits import MediaLimits, MediaRefused
+from .places import check_bytes
 
 ANY_HOST = "*"
 
@@ -74,5 +75,6 @@ def fetch(url: str, name: str, hosts: AllowedHosts, limits: MediaLimits) -> Bina
     except DownloadError as error:
         file.close()
         raise MediaRefused(f"Cannot fetch {name}: {error}. Check the address, or upload the file.") from None
+    check_bytes(name, file.tell(), limits)
     file.flush()
     return file
