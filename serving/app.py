@@ -2,10 +2,12 @@
 
 import asyncio
 import hmac
+import ipaddress
 import logging
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager, suppress
 from typing import Any
+from urllib.parse import urlsplit
 
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.applications import Starlette
@@ -30,17 +32,26 @@ MAX_BODY_BYTES = 128 * 2**20
 CLIENT_LEFT = 499  # only in logs and metrics
 
 
-def build_app(handler: ChatHandler, metrics: Metrics, max_requests: int, api_key: str | None = None) -> ASGIApp:
+def build_app(
+    handler: ChatHandler, metrics: Metrics, max_requests: int, api_key: str | None = None, only_local: bool = False
+) -> ASGIApp:
     """
     Return the server as an ASGI application.
 
     Args:
         max_requests: Chat completions in progress, those that wait for the model included. Further ones are refused.
         api_key: The key that requests below /v1 must carry, if there is one.
+        only_local: Refuse requests to a host by its name, other than localhost: a page in a browser on this machine
+            whose name suddenly leads here (DNS rebinding) could else read the answers.
     """
 
-    async def models(request: Request) -> Response:
+    def check(request: Request) -> None:
         _check_key(request, api_key)
+        if only_local:
+            _check_host(request)
+
+    async def models(request: Request) -> Response:
+        check(request)
         model = {"id": handler.name, "object": "model", "created": 0, "owned_by": "pllava"}
         return JSONResponse({"object": "list", "data": [{**model, "max_model_len": handler.context}]})
 
@@ -50,7 +61,7 @@ def build_app(handler: ChatHandler, metrics: Metrics, max_requests: int, api_key
     async def show_metrics(request: Request) -> Response:
         return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
-    chat = _ChatEndpoint(handler, metrics, max_requests, api_key)
+    chat = _ChatEndpoint(handler, metrics, max_requests, check)
     app = Starlette(
         routes=[
             Route(CHAT, chat, methods=["POST"]),
@@ -64,12 +75,12 @@ def build_app(handler: ChatHandler, metrics: Metrics, max_requests: int, api_key
 
 
 class _ChatEndpoint:
-    def __init__(self, handler: ChatHandler, metrics: Metrics, max_requests: int, api_key: str | None):
-        self._handler, self._metrics, self._max_requests, self._api_key = handler, metrics, max_requests, api_key
+    def __init__(self, handler: ChatHandler, metrics: Metrics, max_requests: int, check: Callable[[Request], None]):
+        self._handler, self._metrics, self._max_requests, self._check = handler, metrics, max_requests, check
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = Request(scope, receive)
-        _check_key(request, self._api_key)
+        self._check(request)
         if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
             # Without this, a page in a browser could send requests without asking first
             raise ApiError(415, "Send the request as JSON, with the header Content-Type: application/json.")
@@ -144,6 +155,16 @@ def _check_key(request: Request, api_key: str | None) -> None:
     if api_key is not None and not hmac.compare_digest(given.encode(), api_key.encode()):
         message = "This server needs its API key: send it in the header Authorization: Bearer KEY."
         raise ApiError(401, message, "invalid_api_key", headers={"WWW-Authenticate": "Bearer"})
+
+
+def _check_host(request: Request) -> None:
+    try:
+        host = urlsplit(f"//{request.headers.get('host', '')}").hostname or ""
+        if host != "localhost":
+            ipaddress.ip_address(host)
+    except ValueError:
+        message = "This server is for its own machine: use http://127.0.0.1 or http://localhost."
+        raise ApiError(403, message, "wrong_host") from None
 
 
 # --- errors, request ids and the log ---------------------------------------------------------------------------------

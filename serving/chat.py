@@ -55,14 +55,13 @@ class ChatHandler(ChatCompletionHandler):
         self.context = model.config.get_text_config().max_position_embeddings
         self._longest_token = max(map(len, processor.tokenizer.get_vocab()))
 
-    async def handle_request(self, body: ChatRequest, request_id: Call) -> StreamingResponse | JSONResponse:
+    async def handle_request(self, request: ChatRequest, call: Call) -> StreamingResponse | JSONResponse:
         """
         Answer a request. This replaces transformers' way from the body to the model, which fetches media itself.
 
         Raises:
             ApiError: if the request names another model, its prompt is too long, or a medium is refused.
         """
-        request, call = body, request_id
         self._check(request)
         loop = asyncio.get_running_loop()
         inputs = await loop.run_in_executor(self._decoders, copy_context().run, self._prepare, request)

@@ -1,5 +1,6 @@
 """Run the application under uvicorn, until a signal: then running answers end first."""
 
+import ipaddress
 import logging
 import os
 import signal
@@ -72,6 +73,11 @@ def bind(host: str, port: int) -> socket.socket:
     return reserved
 
 
+def is_local(address: socket.socket) -> bool:
+    """Return whether only programs of this machine can connect to an address."""
+    return ipaddress.ip_address(address.getsockname()[0]).is_loopback
+
+
 def serve(
     name: str,
     model: PreTrainedModel,
@@ -93,7 +99,7 @@ def serve(
     metrics = Metrics()
     with ThreadPoolExecutor(min(MAX_DECODERS, os.cpu_count() or 1), "decode") as decoders:
         handler = ChatHandler(name, model, processor, gate, decoders, metrics)
-        app = build_app(handler, metrics, max_requests, api_key)
+        app = build_app(handler, metrics, max_requests, api_key, api_key is None and is_local(address))
         config = uvicorn.Config(
             app, log_config=None, access_log=False, ws="none", server_header=False, proxy_headers=False
         )

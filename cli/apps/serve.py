@@ -1,6 +1,5 @@
 """`pllava serve`: a model behind an OpenAI-compatible server."""
 
-import ipaddress
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
@@ -84,7 +83,7 @@ def serve(
     from pllava.extras import needs_extra
 
     with needs_extra("serve"):
-        from pllava.serving.server import bind, serve
+        from pllava.serving.server import bind, is_local, serve
 
     from pllava.adapters import plain_model
     from pllava.media import MediaGate
@@ -100,19 +99,10 @@ def serve(
     gate = MediaGate(allowed_media_domains, allowed_local_media_path)
     checkpoint, processor = model_options.read()
     name = served_model_name or model_name_of(checkpoint.adapter or checkpoint.model)
-    if api_key is None and not _is_loopback(host):
+    if api_key is None and not is_local(address):
         typer.echo(
             f"Warning: everyone who reaches {host}:{port} can use the model: set PLLAVA_API_KEY, or leave --host out",
             err=True,
         )
     model = plain_model(model_options.load())
     serve(name, model, processor, gate, address, max_requests, api_key)
-
-
-def _is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
