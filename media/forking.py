@@ -113,3 +113,7 @@ def _end_with_caller(connection: socket.socket) -> None:
         os._exit(1)
 
     Thread(target=end, daemon=True).start()
+
+
+if __name__ == "__main__":
+    serve(int(sys.argv[1]))

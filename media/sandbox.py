@@ -29,7 +29,6 @@ START_SECONDS = 300  # for the fork server's imports, on a busy machine
 MAX_HEADER = 1 << 24  # bytes of the JSON part of an answer
 ENVIRONMENT = ("HOME", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "PATH", "TMPDIR")  # what the fork server keeps of it
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}  # a process with threads cannot fork safely
-START = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from {} import serve; serve(int(sys.argv[2]))"
 CRASHED = "its decoder crashed"
 
 
@@ -144,11 +143,11 @@ class _ForkServer:
             if self._requests is not None:
                 return
             ours, theirs = socket.socketpair()
-            module = f"{__package__}.forking"
-            environment = {name: os.environ[name] for name in ENVIRONMENT if name in os.environ} | ONE_THREAD
+            environment = {name: os.environ[name] for name in ENVIRONMENT if name in os.environ}
+            environment |= {"PYTHONPATH": os.pathsep.join(sys.path), **ONE_THREAD}
             with theirs:
                 self._process = subprocess.Popen(
-                    [sys.executable, "-c", START.format(module), json.dumps(sys.path), str(theirs.fileno())],
+                    [sys.executable, "-P", "-m", f"{__package__}.forking", str(theirs.fileno())],
                     stdin=subprocess.DEVNULL,
                     pass_fds=[theirs.fileno()],
                     env=environment,
@@ -169,7 +168,9 @@ class _ForkServer:
             with suppress(EOFError, OSError):
                 return self._fork(file)
             self.stop()
-        raise RuntimeError(f"The process that starts decoders, {sys.executable} -m {__package__}, does not run")
+        raise RuntimeError(
+            f"The process that starts decoders, {__package__}.forking, does not run: see what it printed"
+        )
 
     def _fork(self, file: BinaryIO | None) -> tuple[socket.socket, int]:
         ours, theirs = socket.socketpair()

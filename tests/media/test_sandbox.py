@@ -125,7 +125,7 @@ def test_neither_the_main_module_nor_its_secrets_are_in_the_process(tmp_path):
     printed = subprocess.run([sys.executable, script], env=environment, check=True, capture_output=True, text=True)
     running, seen = printed.stdout.splitlines()
     seen = json.loads(seen)
-    assert running == "running" and seen["main"] is None
+    assert running == "running" and seen["main"].endswith("forking.py")
     assert "PATH" in seen["environment"] and "secret" not in seen["environment"].values()
 
 
