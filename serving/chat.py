@@ -16,11 +16,12 @@ from transformers.cli.serving.utils import GenerationState
 
 from ..media import MediaGate, MediaRefused
 from ..processing_pllava import PllavaProcessor
+from ..video_sampling_pllava import MAX_FRAMES
 from .errors import ApiError
 from .generation import Generation
 from .logs import Call
 from .metrics import Metrics
-from .requests import MAX_FRAMES, ChatRequest, ImagePart, TextPart, VideoPart
+from .requests import ChatRequest, ImagePart, TextPart, VideoPart
 
 logger = logging.getLogger(__name__)
 
@@ -84,7 +85,7 @@ class ChatHandler(ChatCompletionHandler):
             message = f"This server has the model {self.name}, and no other: send that as `model`."
             raise ApiError(404, message, "model_not_found", "model")
         num_frames, videos = request.media_io_kwargs.video.num_frames or self.processor.num_frames, request.num_videos
-        if num_frames * videos > MAX_FRAMES:
+        if num_frames * videos > MAX_FRAMES:  # of all videos together
             place = "media_io_kwargs.video.num_frames"
             message = f"`{place}`: {videos} videos of {num_frames} frames are more than {MAX_FRAMES} frames."
             raise ApiError(400, message, "invalid_request", place)
@@ -128,10 +129,10 @@ class ChatHandler(ChatCompletionHandler):
             if isinstance(part, ImagePart):
                 place = f"{place}.image_url.url"
                 return {"type": "image", "image": self._gate.load_image(part.image_url.url)}
-            place, video = f"{place}.video_url.url", part.video_url
-            num_frames = request.media_io_kwargs.video.num_frames
+            place, options = f"{place}.video_url.url", request.media_io_kwargs.video
+            bounds = part.video_url if part.video_url.are_given else options
             frames, _ = self._gate.load_video(
-                video.url, self.processor.video_processor, num_frames, video.start, video.end
+                part.video_url.url, self.processor.video_processor, options.num_frames, bounds.start, bounds.end
             )
             return {"type": "video", "video": frames}
         except MediaRefused as error:

@@ -4,7 +4,7 @@ would have no effect.
 """
 
 import re
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     AfterValidator,
@@ -17,10 +17,10 @@ from pydantic import (
     model_validator,
 )
 
+from ..video_sampling_pllava import MAX_FRAMES
 from .errors import ApiError
 
 MAX_MEDIA = 16  # videos and images of a request
-MAX_FRAMES = 512  # of all videos of a request together
 MIN_TEMPERATURE = 0.01  # above 0: with less, logits overflow
 
 MAX_ADDRESS = 4096  # characters of a URL or path; a data: URI may be longer
@@ -52,18 +52,25 @@ class ImageUrl(_Fields):
     detail: Literal["auto"] = "auto"  # the model has one resolution
 
 
-class VideoUrl(_Fields):
-    """A video, or the part of it from `start` to `end`, in seconds."""
+class Bounds(_Fields):
+    """The part of a video from `start` to `end`, in seconds."""
 
-    url: Address
     start: Seconds | None = None
     end: Seconds | None = None
 
     @model_validator(mode="after")
-    def _check_order(self) -> "VideoUrl":
+    def _check_order(self) -> Self:
         if self.end is not None and self.end <= (self.start or 0):
             raise ValueError("`end` must be after `start`")
         return self
+
+    @property
+    def are_given(self) -> bool:
+        return self.start is not None or self.end is not None
+
+
+class VideoUrl(Bounds):
+    url: Address
 
 
 class TextPart(_Fields):
@@ -100,7 +107,9 @@ class Message(_Fields):
         return self
 
 
-class VideoOptions(_Fields):
+class VideoOptions(Bounds):
+    """The bounds are those of all videos that have none of their own."""
+
     num_frames: Annotated[int, Field(ge=1, le=MAX_FRAMES)] | None = None
 
 
