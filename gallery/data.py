@@ -11,7 +11,7 @@ from ..eval.report.compare import check_same_samples
 from ..eval.store import Row, texts_of
 from ..result_files.folders import UNITS
 from ..result_files.formatting import main_measure
-from ..video_source_pllava import is_address
+from ..video_source_pllava import is_address, public_name
 from .answers import describe_answer, disagreement
 from .frames import Clip, Strip, make_strips
 from .runs import Run, find_runs, name_runs
@@ -130,7 +130,7 @@ def _collect_clips(name: str, runs: list[Run]) -> Shown:
 
         def number(run: Run, control: str | None, row: Row = rows[0]) -> int:
             clip = Clip(
-                row["video"],
+                public_name(row["video"]) if is_address(row["video"]) else row["video"],  # without secrets
                 paths[row["video"]],
                 row.get("start"),
                 row.get("end"),

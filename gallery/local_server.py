@@ -43,7 +43,10 @@ class GalleryServer(ThreadingHTTPServer):
 
     def __init__(self, results: Sequence[Path], port: int = 0, chat: str | None = None, site: Path = SITE):
         page = page_files(site)
-        super().__init__((HOST, port), _Handler)  # now, rather than after the strips have been made
+        try:
+            super().__init__((HOST, port), _Handler)  # now, rather than after the strips have been made
+        except OSError as error:
+            raise OSError(f"Port {port} cannot be used ({error.strerror}): choose another one") from error
         self.cache = cached_assets_path("pllava", "gallery")
         gallery = read_results(results, self.cache)
         self.videos: dict[str, Video] = {}

@@ -63,11 +63,7 @@ def _export(results: list[Path], folder: Path, clips: bool, chat: str | None) ->
 def _serve(results: list[Path], port: int, chat: str | None, browser: bool) -> None:
     from pllava.gallery.local_server import GalleryServer
 
-    try:
-        server = GalleryServer(results, port, chat)
-    except OSError as error:
-        raise OSError(f"Port {port} cannot be used ({error.strerror}): choose another --port") from error
-    with server:
+    with GalleryServer(results, port, chat) as server:
         _print_problems(server.problems, len(server.problems))
         typer.echo(f"The gallery is at {server.address} until you press Ctrl-C")
         if browser:
