@@ -115,6 +115,7 @@ class _Handler(BaseHTTPRequestHandler):
             if found is None:
                 return self._refuse(HTTPStatus.NOT_FOUND, "There is no such file in the gallery")
             kind = mimetypes.guess_type(name or "index.html")[0] or "application/octet-stream"
+            kind += "; charset=utf-8" if kind.startswith("text/") else ""
             if isinstance(found, bytes):
                 self._start(HTTPStatus.OK, kind, len(found))
                 self._write(found)
