@@ -1,4 +1,4 @@
-"""How the gallery's page gets into distributions: built by npm, refused without it, not needed by editable installs."""
+"""How the gallery's page gets into distributions: npm builds it, without it none is made, editable installs do without."""
 
 import os
 import shutil

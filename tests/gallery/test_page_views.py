@@ -188,5 +188,3 @@ def test_a_copied_link_is_the_address(browser, address):
         expect(page.get_by_text("Link to this sample copied")).to_be_visible()
         assert page.evaluate("navigator.clipboard.readText()") == page.url
         assert "sample=00006" in page.url
-
-

@@ -22,7 +22,7 @@ ARABIC = "يتحرك المربع الأحمر من اليسار إلى اليم
 LONG = "The red square moves slowly from the left side of the picture to its right side. " * 60
 NUMBER, TEXT = (int, float), (str, None)
 
-# The shape of the data. A dictionary: an object with these fields; a list: any number of what it holds; a tuple: one of these
+# The shape of the data. A dictionary is an object with these fields, a list any number of what it holds, a tuple a choice
 MAYBE_NUMBER, INTERVAL = (*NUMBER, None), ([NUMBER], None)
 ROW = {
     "name": str,
