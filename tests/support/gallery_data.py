@@ -22,7 +22,7 @@ ARABIC = "يتحرك المربع الأحمر من اليسار إلى اليم
 LONG = "The red square moves slowly from the left side of the picture to its right side. " * 60
 NUMBER, TEXT = (int, float), (str, None)
 
-# The shape of the data. A dictionary: an object with these fields; a list: any number of what it holds; a tuple: one of these
+# The shape of the data. A dictionary is an object with these fields, a list any number of what it holds, a tuple a choice
 MAYBE_NUMBER, INTERVAL = (*NUMBER, None), ([NUMBER], None)
 ROW = {
     "name": str,
@@ -118,7 +118,7 @@ def make_benchmark(name: str, samples: int, runs: int, seed: int = 0) -> dict[st
         "tasks": tasks,
         "overall": task_row("all", rows, runs),
         "comparisons": [compare(rows, first, second) for second in range(runs) for first in range(second)],
-        "clips": [make_clip(index) for index in range(max(1, samples // 3))],
+        "clips": [make_clip(index) for index in range(3 + samples // 3)],
         "samples": rows,
     }
 
@@ -130,7 +130,7 @@ def make_sample(draw: random.Random, index: int, runs: int) -> dict[str, Any]:
     return {
         "id": f"{index:05d}",
         "task": TASKS[index % len(TASKS)],
-        "clip": index // 3,
+        "clip": 2 + index // 3,
         "questions": [
             f"Which way does the {draw.choice(('red', 'blue', 'green'))} square go, seen from frame {index}?"
         ],

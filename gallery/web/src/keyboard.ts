@@ -1,4 +1,4 @@
-import { useEffect } from "preact/hooks";
+import { useEffect, useRef } from "preact/hooks";
 
 /** The short cuts, as the help lists them. */
 export const SHORTCUTS: [keys: string[], what: string][] = [
@@ -38,6 +38,8 @@ const FIELDS = "input, select, textarea";
 
 /** Call `act` with the name of a short cut that was pressed; it returns whether there was something to do. */
 export function useShortcuts(act: (name: string) => boolean): void {
+  const latest = useRef(act);
+  latest.current = act; // at once: the next key may come before an effect runs
   useEffect(() => {
     const press = (event: KeyboardEvent) => {
       const name = NAMES[event.key];
@@ -47,9 +49,9 @@ export function useShortcuts(act: (name: string) => boolean): void {
       if (target.matches(FIELDS) && name !== "close") return;
       if (event.key.startsWith("Arrow") && target.matches("video")) return; // which seeks
       if (event.key === " " && target.matches("button, a, summary, video")) return; // which are pressed by it
-      if (act(name)) event.preventDefault();
+      if (latest.current(name)) event.preventDefault();
     };
     addEventListener("keydown", press);
     return () => removeEventListener("keydown", press);
-  });
+  }, []);
 }

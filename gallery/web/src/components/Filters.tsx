@@ -84,16 +84,16 @@ export function Filters({ benchmark, state, selection }: Props) {
         </span>
         {hasFilters(state) && <button onClick={clearFilters}>Clear filters</button>}
         <span class="space" />
-        <label class="sort">
-          <span>Sort by</span>
-          <select value={sortOf(state, benchmark)} onChange={choose("sort")}>
+        <span class="sort">
+          <span aria-hidden="true">Sort by</span>
+          <select aria-label="Sort by" value={sortOf(state, benchmark)} onChange={choose("sort")}>
             {Object.entries(SORTS)
               .filter(([name]) => (name !== "disagreement" || several) && (name !== "score" || scored))
               .map(([name, title]) => (
                 <option value={name}>{title}</option>
               ))}
           </select>
-        </label>
+        </span>
       </p>
     </div>
   );
