@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from ..eval.benchmarks.samples import LETTERS
 from ..eval.report.compare import check_same_samples
 from ..eval.store import Row, texts_of
 from ..result_files.folders import UNITS
@@ -216,9 +217,17 @@ def _describe_sample(runs: list[Run], rows: tuple[Row, ...], clip: int, clips: l
         "id": row["id"],
         "task": row["task"],
         "clip": clip,
-        "questions": texts_of(row["question"]),
+        "questions": [_without_options(text, row.get("options", [])) for text in texts_of(row["question"])],
         "options": row.get("options", []),
         "reference": row["reference"],
         "disagreement": disagreement(rows, answers),
         "answers": answers,
     }
+
+
+def _without_options(question: str, options: list[str]) -> str:
+    """Return a question without the list of options that MVBench's reader ends it with: the page shows them itself."""
+    listed = "\nOptions:\n" + "\n".join(f"({letter}) {text}" for letter, text in zip(LETTERS, options, strict=False))
+    if not options or not question.endswith(listed.rstrip()):
+        return question
+    return question.removesuffix(listed.rstrip()).removeprefix("Question: ")

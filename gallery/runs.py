@@ -24,6 +24,7 @@ from ..result_files.formatting import format_problems, run_name
 
 NOT_SHOWN = {"benchmark", "samples", "prompts", *LOCATION_SETTINGS}  # keys of run.json: hashes, and places
 REVISIONS = ("revision", "adapter_revision")
+TITLES = {"num_frames": "frames", "pooling_shape": "pooling"}
 SHOWN_REVISION = 12  # characters
 
 
@@ -73,7 +74,11 @@ class Run:
         if judge := self.metrics.get("judge"):
             settings |= {"judge": published_name(judge["model"]), "judge_temperature": judge["temperature"]}
         settings |= {name: settings[name][:SHOWN_REVISION] for name in REVISIONS if settings.get(name)}
-        return {name: _as_text(value) for name, value in settings.items() if value is not None}
+        return {
+            TITLES.get(name, name.replace("_", " ")): _as_text(value)
+            for name, value in settings.items()
+            if value is not None
+        }
 
     def problems(self) -> list[str]:
         """Return what went wrong in the run, and what is not known about its frames, as text."""

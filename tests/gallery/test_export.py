@@ -63,8 +63,8 @@ def test_rows_have_the_values_and_intervals_of_metrics_json(evaluated, shown):
             assert row["chance"] == (100 * task["chance"] if "chance" in task else None)
         assert benchmarks["nano"]["overall"]["runs"][index]["value"] == 100 * found["accuracy"]
     assert [run["name"] for run in benchmarks["nano"]["runs"]] == [
-        "nano (num_frames 16)",
-        "nano (num_frames 8)",
+        "nano (frames 16)",
+        "nano (frames 8)",
         "nano, frames reversed",
         "nano, no video",
     ]
@@ -122,6 +122,8 @@ def test_answers_say_how_the_rule_read_them(evaluated, shown):
         assert answer["status"] == ("right" if row["correct"] else "wrong")
         assert row["correct"] == (answer["parsed"] == sample["reference"].lower().strip("."))
     choices = benchmarks["mvbench"]["samples"]
+    assert {tuple(sample["questions"]) for sample in choices} == {("Which is there?",)}  # the options are apart
+    assert all(len(sample["options"]) == 4 and sample["reference"] in sample["options"] for sample in choices)
     assert {sample["answers"][0]["parsed"] for sample in choices} >= {None, "no single option named"}
     (unreadable,) = [sample["answers"][0] for sample in choices if sample["answers"][0]["status"] == "unreadable"]
     assert unreadable["texts"] == [] and unreadable["notes"][0].startswith("Cannot decode ")
