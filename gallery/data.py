@@ -135,8 +135,7 @@ def _collect_clips(name: str, runs: list[Run]) -> Shown:
                 paths[row["video"]],
                 row.get("start"),
                 row.get("end"),
-                run.settings["num_frames"],
-                _sampling(run),
+                *run.sampling,
                 control,
             )
             return numbers.setdefault(clip, len(numbers))
@@ -154,12 +153,6 @@ def _readable_paths(runs: list[Run]) -> dict[str, str]:
             if known != row["video"] and not is_address(known) and not Path(known).exists():
                 paths[published["video"]] = row["video"]
     return paths
-
-
-def _sampling(run: Run) -> str:
-    """How the frames were sampled; random ones cannot be sampled again, and the middle ones stand in for them."""
-    sampling = run.settings.get("sampling", "uniform")
-    return "middle" if sampling == "random" else sampling
 
 
 def _describe_benchmark(shown: Shown, clips: list[dict[str, Any]]) -> dict[str, Any]:

@@ -240,7 +240,7 @@ def test_older_results_say_that_the_sampling_is_assumed(copied, site, tmp_path):
     assert settings.pop("sampling") == "uniform"
     file.write_text(json.dumps(settings))
     (run_of,) = export(tmp_path / "gallery", site, copied.nano)["nano"]["runs"]
-    assert "run.json does not say how frames were sampled: those shown are of uniform sampling" in run_of["problems"]
+    assert "run.json does not say how frames were sampled: those shown are 16 uniform ones" in run_of["problems"]
     # They go on as well: the key is not taken for another setting
     world = ["--data", copied.data / "world", "--out", copied.nano]
     assert "100.0% (" in run("eval", "nano", *world)
