@@ -29,9 +29,9 @@ export function Help({ open, onClose, created }: { open: boolean; onClose: () =>
         </dl>
         <h2>Views</h2>
         <p>
-          Right, Wrong and Unreadable show the samples whose answer has that status: in the chosen run or, with “any
-          run”, in at least one. Different shows those on which the runs disagree, most first. Each address is a link
-          to what you see.
+          Right and Wrong show the samples with such an answer, Unreadable those whose clip could not be read: in the
+          chosen run or, with “any run”, in at least one. Different shows those on which the runs disagree, most first.
+          Each address is a link to what you see.
         </p>
         <p class="muted">Results of {created}.</p>
         <button onClick={() => dialog.current?.close()}>Close</button>
