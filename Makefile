@@ -42,6 +42,7 @@ benchmark: .venv/installed
 	$(BIN)/python benchmarks/decode.py
 	$(BIN)/python benchmarks/train_step.py
 	$(BIN)/python benchmarks/evaluate.py
+	$(BIN)/python benchmarks/gallery.py
 
 $(PAGE): $(PAGE_PACKAGES) $(PAGE_SOURCES)
 	cd gallery/web && npm run build

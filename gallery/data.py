@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from ..eval.benchmarks.samples import LETTERS
 from ..eval.report.compare import check_same_samples
 from ..eval.store import Row, texts_of
 from ..result_files.folders import UNITS
@@ -134,8 +135,7 @@ def _collect_clips(name: str, runs: list[Run]) -> Shown:
                 paths[row["video"]],
                 row.get("start"),
                 row.get("end"),
-                run.settings["num_frames"],
-                _sampling(run),
+                *run.sampling,
                 control,
             )
             return numbers.setdefault(clip, len(numbers))
@@ -153,12 +153,6 @@ def _readable_paths(runs: list[Run]) -> dict[str, str]:
             if known != row["video"] and not is_address(known) and not Path(known).exists():
                 paths[published["video"]] = row["video"]
     return paths
-
-
-def _sampling(run: Run) -> str:
-    """How the frames were sampled; random ones cannot be sampled again, and the middle ones stand in for them."""
-    sampling = run.settings.get("sampling", "uniform")
-    return "middle" if sampling == "random" else sampling
 
 
 def _describe_benchmark(shown: Shown, clips: list[dict[str, Any]]) -> dict[str, Any]:
@@ -216,9 +210,17 @@ def _describe_sample(runs: list[Run], rows: tuple[Row, ...], clip: int, clips: l
         "id": row["id"],
         "task": row["task"],
         "clip": clip,
-        "questions": texts_of(row["question"]),
+        "questions": [_without_options(text, row.get("options", [])) for text in texts_of(row["question"])],
         "options": row.get("options", []),
         "reference": row["reference"],
         "disagreement": disagreement(rows, answers),
         "answers": answers,
     }
+
+
+def _without_options(question: str, options: list[str]) -> str:
+    """Return a question without the list of options that MVBench's reader ends it with: the page shows them itself."""
+    listed = "\nOptions:\n" + "\n".join(f"({letter}) {text}" for letter, text in zip(LETTERS, options, strict=False))
+    if not options or not question.endswith(listed.rstrip()):
+        return question
+    return question.removesuffix(listed.rstrip()).removeprefix("Question: ")

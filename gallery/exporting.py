@@ -12,7 +12,7 @@ from ..files import locked, replace_file
 from ..video_source_pllava import VideoDecodeError
 from ..workers import ordered_map
 from .data import VARIABLE, Gallery, Played, read_results, write_script
-from .frames import count_workers
+from .frames import Strip, count_workers
 from .videos import Video, write_video
 
 SITE = Path(__file__).with_name("site")  # the built page
@@ -121,12 +121,12 @@ def _write_videos(gallery: Gallery, folder: Path) -> list[Played]:
     bar = tqdm(problems, total=len(wanted), desc="Clips", unit="clip", disable=not wanted)
     problem_of = dict(zip(wanted, bar, strict=True))
 
-    def played(video: Video | None) -> Played:
+    def played(video: Video | None, strip: Strip) -> Played:
         if not video or problem_of[video.file]:
             return Played(problem=video and f"The clip cannot be shown: {problem_of[video.file]}")
-        return Played(video.file, video.start or 0.0)
+        return Played(video.file, strip.start)
 
-    return list(map(played, videos))
+    return list(map(played, videos, gallery.strips))
 
 
 def _write_video(folder: Path, video: Video) -> str | None:

@@ -61,6 +61,7 @@ class Strip:
         frames: "file", relative to the gallery's folder; "count", "width" and "height" (pixels of a frame); and
             "times" (seconds in the video). None if the clip cannot be read, or the run saw no video.
         seconds: The length of the clip, or of its part.
+        start: The time of its first frame, or that of its part's, in seconds.
         content: The hash of the clip's content; None if it cannot be read.
         playable: The suffix with which a browser plays the clip as it is, or "".
         problem: Why it cannot be read, or not to its end.
@@ -68,6 +69,7 @@ class Strip:
 
     frames: dict[str, Any] | None = None
     seconds: float | None = None
+    start: float = 0.0
     content: str | None = None
     playable: str = ""
     problem: str | None = None
@@ -105,9 +107,9 @@ def make_strip(folder: Path, clip: Clip) -> Strip:
         if described is None:
             pixels, described = _decode(clip)
             _write(file, pixels, described)
-        seconds, problem = described.pop("seconds"), described.pop("problem")
+        seconds, start, problem = (described.pop(name) for name in ("seconds", "start", "problem"))
         frames = {"file": file.relative_to(folder).as_posix(), **described}
-        return Strip(frames, seconds, content, playable_suffix(clip.path), problem)
+        return Strip(frames, seconds, start, content, playable_suffix(clip.path), problem)
     except OSError as error:
         return Strip(problem=f"The clip cannot be read: {error.strerror or type(error).__name__}.")
     except VideoDecodeError as error:
@@ -149,14 +151,16 @@ def _decode(clip: Clip) -> tuple[np.ndarray, dict[str, Any]]:
     damage = [str(each.message) for each in caught if issubclass(each.category, VideoTruncatedWarning)]
     order = choose_frames(clip.control, len(frames), (clip.path, clip.start, clip.end))
     indices = [metadata.frames_indices[index] for index in order]
-    start, duration = clip.start or 0.0, metadata.duration
+    (first,) = sample_frames(metadata, 1, None, "start", clip.start, clip.end)
+    duration = metadata.duration
     end = duration if clip.end is None or duration is None else min(clip.end, duration)
     return frames[order], {
         "count": len(order),
         "width": frames.shape[2],
         "height": frames.shape[1],
-        "times": [round(index / metadata.fps, 3) if metadata.fps else None for index in indices],
-        "seconds": None if end is None else round(max(0.0, end - start), 3),
+        "times": [round(int(index) / metadata.fps, 3) if metadata.fps else None for index in indices],
+        "seconds": None if end is None else round(max(0.0, end - (clip.start or 0.0)), 3),
+        "start": round(int(first) / metadata.fps, 3) if metadata.fps else 0.0,
         "problem": _public_message(clip, damage[0]).capitalize() if damage else None,
     }
 

@@ -16,6 +16,7 @@ from huggingface_hub import cached_assets_path
 from ..video_source_pllava import VideoDecodeError
 from .data import Played, read_results
 from .exporting import DATA, SITE, page_files
+from .frames import Clip, Strip
 from .videos import Video, write_video
 
 HOST = "127.0.0.1"
@@ -50,9 +51,7 @@ class GalleryServer(ThreadingHTTPServer):
         self.cache = cached_assets_path("pllava", "gallery")
         gallery = read_results(results, self.cache)
         self.videos: dict[str, Video] = {}
-        played = []
-        for clip, strip in zip(gallery.clips, gallery.strips, strict=True):
-            played.append(self._play(clip.path, clip.start, clip.end, strip.content, strip.playable))
+        played = list(map(self._play, gallery.clips, gallery.strips))
         self.problems = gallery.problems(played)
         self.script = gallery.describe(played, chat).encode()
         strips = {strip.frames["file"] for strip in gallery.strips if strip.frames}
@@ -63,16 +62,17 @@ class GalleryServer(ThreadingHTTPServer):
     def address(self) -> str:
         return f"http://{HOST}:{self.server_port}/"
 
-    def _play(self, path: str, start: float | None, end: float | None, content: str | None, playable: str) -> Played:
+    def _play(self, clip: Clip, strip: Strip) -> Played:
         """List the video of a clip. Browsers find the part of one that they play as it is; of others it is cut out."""
-        if content is None:
+        if strip.content is None:
             return Played()
-        video = Video.of(path, content, playable, *((None, None) if playable else (start, end)))
+        part = (clip.start, clip.end)
+        video = Video.of(clip.path, strip.content, strip.playable, *((None, None) if strip.playable else part))
         self.videos[video.file] = video
-        if not playable or (start, end) == (None, None):
-            return Played(video.file, video.start or 0.0)
-        part = f"{start or 0:g}" if end is None else f"{start or 0:g},{end:g}"
-        return Played(f"{video.file}#t={part}")
+        if not strip.playable or part == (None, None):
+            return Played(video.file, strip.start)
+        end = "" if clip.end is None else f",{clip.end:g}"
+        return Played(f"{video.file}#t={clip.start or 0:g}{end}")
 
     def find(self, name: str) -> Path | bytes | None:
         """
@@ -115,6 +115,7 @@ class _Handler(BaseHTTPRequestHandler):
             if found is None:
                 return self._refuse(HTTPStatus.NOT_FOUND, "There is no such file in the gallery")
             kind = mimetypes.guess_type(name or "index.html")[0] or "application/octet-stream"
+            kind += "; charset=utf-8" if kind.startswith("text/") else ""
             if isinstance(found, bytes):
                 self._start(HTTPStatus.OK, kind, len(found))
                 self._write(found)

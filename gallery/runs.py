@@ -24,6 +24,8 @@ from ..result_files.formatting import format_problems, run_name
 
 NOT_SHOWN = {"benchmark", "samples", "prompts", *LOCATION_SETTINGS}  # keys of run.json: hashes, and places
 REVISIONS = ("revision", "adapter_revision")
+TITLES = {"num_frames": "frames", "pooling_shape": "pooling"}
+PAPER_FRAMES = 16
 SHOWN_REVISION = 12  # characters
 
 
@@ -66,6 +68,15 @@ class Run:
         """Whether a server answered, which samples the frames of most clips itself."""
         return "pooling_shape" not in self.settings
 
+    @property
+    def sampling(self) -> tuple[int, str]:
+        """
+        How many frames were sampled, and how; what run.json does not say is as in the paper. Random frames cannot be
+        sampled again, and the middle ones of the same intervals stand in for them.
+        """
+        sampling = self.settings.get("sampling", "uniform")
+        return self.settings.get("num_frames", PAPER_FRAMES), "middle" if sampling == "random" else sampling
+
     def shown_settings(self) -> dict[str, str]:
         """Return the settings that the answers and the grades depend on, as text."""
         settings = {name: value for name, value in self.settings.items() if name not in NOT_SHOWN}
@@ -73,7 +84,11 @@ class Run:
         if judge := self.metrics.get("judge"):
             settings |= {"judge": published_name(judge["model"]), "judge_temperature": judge["temperature"]}
         settings |= {name: settings[name][:SHOWN_REVISION] for name in REVISIONS if settings.get(name)}
-        return {name: _as_text(value) for name, value in settings.items() if value is not None}
+        return {
+            TITLES.get(name, name.replace("_", " ")): _as_text(value)
+            for name, value in settings.items()
+            if value is not None
+        }
 
     def problems(self) -> list[str]:
         """Return what went wrong in the run, and what is not known about its frames, as text."""
@@ -82,8 +97,9 @@ class Run:
             problems.append("not judged")
         if self.is_served:
             problems.append("a server answered: it may have sampled other frames than those shown")
-        elif "sampling" not in self.settings:
-            problems.append("run.json does not say how frames were sampled: those shown are of uniform sampling")
+        elif not {"num_frames", "sampling"} <= self.settings.keys():
+            frames, sampling = self.sampling
+            problems.append(f"run.json does not say how frames were sampled: those shown are {frames} {sampling} ones")
         elif self.settings["sampling"] == "random":
             problems.append("frames were sampled at random: those shown are others")
         return problems

@@ -53,18 +53,17 @@ def _export(results: list[Path], folder: Path, clips: bool, chat: str | None) ->
     from pllava.gallery.exporting import export_gallery
 
     done = export_gallery(results, folder, clips, chat)
-    _print_problems(done.problems, done.clips)
-    typer.echo(
-        f"{folder}: {done.samples:,} samples, {done.runs} runs, {done.clips:,} clips; "
-        f"{done.size / 1e6:.1f} MB in {done.files:,} files. Open {folder / 'index.html'}"
-    )
+    _print_problems(done.problems)
+    content = f"{_count(done.samples, 'sample')}, {_count(done.runs, 'run')}, {_count(done.clips, 'clip')}"
+    size = f"{done.size / 1e6:.1f} MB in {_count(done.files, 'file')}"
+    typer.echo(f"{folder}: {content}; {size}. Open {folder / 'index.html'}")
 
 
 def _serve(results: list[Path], port: int, chat: str | None, browser: bool) -> None:
     from pllava.gallery.local_server import GalleryServer
 
     with GalleryServer(results, port, chat) as server:
-        _print_problems(server.problems, len(server.problems))
+        _print_problems(server.problems)
         typer.echo(f"The gallery is at {server.address} until you press Ctrl-C")
         if browser:
             webbrowser.open(server.address)
@@ -74,8 +73,12 @@ def _serve(results: list[Path], port: int, chat: str | None, browser: bool) -> N
             typer.echo("\nThe gallery is closed")
 
 
-def _print_problems(problems: dict[str, str], clips: int) -> None:
+def _print_problems(problems: dict[str, str]) -> None:
     for name, problem in list(problems.items())[:SHOWN_PROBLEMS]:
         typer.echo(f"{name}: {problem}", err=True)
     if problems:
-        typer.echo(f"{len(problems)} of {clips} clips have a problem; the page shows each", err=True)
+        typer.echo(f"Clips with a problem: {len(problems)}. The page shows what it is", err=True)
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
