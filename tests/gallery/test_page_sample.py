@@ -46,7 +46,7 @@ def test_several_questions_with_the_verdicts_of_the_judge(page, address, tmp_pat
     for text in (
         "It goes right.",
         "To the right.",
-        "right · 0.8",
+        "right: 0.8",
         "correctness 4",
         "Both name the square and its way.",
     ):

@@ -92,7 +92,7 @@ def make_gallery(samples: int = 40, runs: int = 2, seed: int = 0, chat: str | No
     return {
         "version": 1,
         "title": "nano, with and without video",
-        "created": "2026-11-27 08:00 UTC",
+        "created": "2026-11-27T08:00:00+00:00",
         "chat": chat,
         "benchmarks": [make_benchmark("nano", samples, runs, seed)],
     }

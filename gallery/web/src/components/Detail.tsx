@@ -128,7 +128,7 @@ function AnswerCard({ run, index, answer, sample }: CardProps) {
         {answer && (
           <span class={`status ${answer.status}`}>
             <StatusMark status={answer.status} spoken={false} /> {answer.status}
-            {answer.score !== null && ` · ${formatScore(answer.score)}`}
+            {answer.score !== null && `: ${formatScore(answer.score)}`}
           </span>
         )}
       </h3>

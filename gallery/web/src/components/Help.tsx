@@ -1,4 +1,5 @@
 import { useEffect, useRef } from "preact/hooks";
+import { formatDate } from "../format";
 import { SHORTCUTS } from "../keyboard";
 
 export function Help({ open, onClose, created }: { open: boolean; onClose: () => void; created: string }) {
@@ -33,7 +34,7 @@ export function Help({ open, onClose, created }: { open: boolean; onClose: () =>
           chosen run or, with “any run”, in at least one. Different shows those on which the runs disagree, most first.
           Each address is a link to what you see.
         </p>
-        <p class="muted">Results of {created}.</p>
+        <p class="muted">Made on {formatDate(created)}.</p>
         <button onClick={() => dialog.current?.close()}>Close</button>
       </div>
     </dialog>

@@ -73,8 +73,9 @@ function Row({ benchmark, sample, open }: { benchmark: Benchmark; sample: Sample
         {sample.answers.map((answer, run) => (
           <span class="answer">
             {benchmark.runs.length > 1 && <RunLetter index={run} />}
-            {answer ? <StatusMark status={answer.status} /> : <span class="muted">no answer</span>}
-            {answer?.status === "scored" && answer.score !== null && <b>{formatScore(answer.score)}</b>}
+            {answer === null && <span class="muted">no answer</span>}
+            {answer &&
+              (answer.status !== "scored" ? <StatusMark status={answer.status} /> : <Score answer={answer} />)}
             <bdi>{answer && shortAnswer(answer)}</bdi>
           </span>
         ))}
@@ -90,6 +91,10 @@ function Row({ benchmark, sample, open }: { benchmark: Benchmark; sample: Sample
       </span>
     </a>
   );
+}
+
+function Score({ answer }: { answer: Answer }) {
+  return <b class="scored">{formatScore(answer.score ?? 0)}</b>;
 }
 
 function shortAnswer(answer: Answer): string {

@@ -1,7 +1,7 @@
 import { formatInterval, formatValue } from "../format";
 import { address, follow, type State } from "../state";
 import { letterOf, viewOf } from "../select";
-import type { Benchmark, TaskRow } from "../types";
+import type { Benchmark, Run, TaskRow } from "../types";
 import { type Axis, AxisNumbers, Chart, LegendMark, type Mark, niceAxis } from "./Chart";
 import { Compare } from "./Compare";
 import { Count, RunLetter, runClass, TaskName } from "./Marks";
@@ -95,11 +95,62 @@ function Scores({ title, benchmark, rows, links = false }: ScoresProps) {
           <AxisNumbers axis={axis} />
         </div>
       </div>
+      <Numbers rows={rows} runs={runs} papers={papers} unit={unit} chance={chance} />
       <p class="muted note">
         Dots are means, bars their 95 % intervals.{links && rows.length > 1 && " A click on a task shows its samples."}
       </p>
     </section>
   );
+}
+
+/** The same in numbers. */
+function Numbers({ rows, runs, papers, unit, chance }: NumbersProps) {
+  const number = (value: number | null | undefined) => (value == null ? "" : formatValue(value, unit));
+  return (
+    <details class="numbers">
+      <summary>All numbers</summary>
+      <div class="scroll" tabIndex={0} role="region" aria-label="All numbers">
+        <table>
+          <thead>
+            <tr>
+              <td />
+              {[...runs.map((run) => run.name), ...papers, ...(chance ? ["chance"] : [])].map((name) => (
+                <th scope="col">
+                  <bdi>{name}</bdi>
+                </th>
+              ))}
+            </tr>
+          </thead>
+          <tbody>
+            {rows.map((row) => (
+              <tr>
+                <th scope="row">
+                  <bdi>{row.name}</bdi>
+                </th>
+                {row.runs.map((value) => (
+                  <td>
+                    {number(value?.value)} <span class="muted">{formatInterval(value?.interval ?? null, unit)}</span>
+                  </td>
+                ))}
+                {papers.map((name) => (
+                  <td>{number(row.paper.find((each) => each.name === name)?.value)}</td>
+                ))}
+                {chance && <td>{number(row.chance)}</td>}
+              </tr>
+            ))}
+          </tbody>
+        </table>
+      </div>
+    </details>
+  );
+}
+
+interface NumbersProps {
+  rows: TaskRow[];
+  runs: Run[];
+  papers: string[];
+  unit: string;
+  chance: boolean;
 }
 
 /** Return each run's mean on a line of its own, the paper's on one below them, and chance through all lines. */
@@ -148,8 +199,12 @@ function Runs({ benchmark }: { benchmark: Benchmark }) {
 /** Return the axis of a unit ("%": 0 to 100; "0 to 5"), or one that holds all values. */
 function axisOf(unit: string, rows: TaskRow[]): Axis {
   const format = (value: number) => String(Math.round(value * 1000) / 1000);
-  const highest = unit === "%" ? 100 : Number(/^0 to (\d+)$/.exec(unit)?.[1] ?? NaN);
-  if (!Number.isNaN(highest)) return { ...niceAxis(0, highest, format), to: highest };
+  const highest = unit === "%" ? 100 : Number(/^0 to (\d+)$/.exec(unit)?.[1] ?? 0);
+  if (highest > 0) {
+    const step = [25, 5, 2, 1].find((each) => highest % each === 0 && highest / each >= 4) ?? highest;
+    const ticks = Array.from({ length: highest / step + 1 }, (_, index) => index * step);
+    return { from: 0, to: highest, ticks, format };
+  }
   const values = rows.flatMap((row) => [
     ...row.runs.flatMap((each) => (each ? [each.value, ...(each.interval ?? [])] : [])),
     ...row.paper.map((each) => each.value),
