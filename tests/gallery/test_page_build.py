@@ -1,4 +1,4 @@
-"""How the gallery's page gets into distributions: npm builds it, without it none is made, editable installs do without."""
+"""How the gallery's page gets into distributions: npm builds it, or none is made; editable installs do without."""
 
 import os
 import shutil

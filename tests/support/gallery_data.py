@@ -16,25 +16,27 @@ from video_files import moving_frames, write_video
 FRAMES, WIDTH, HEIGHT, SECONDS = 8, 160, 120, 4  # of the clip and its strip
 STRIP, VIDEO = "frames/ab/strip.webp", "clips/ab/clip.mp4"
 TASKS = ("action sequence", "direction", "counting", "object interaction", "order of events", "colour")
+LETTERS = "ABCD"
 OPTIONS = ("left", "right", "up", "down")
 ATTACK = "<img src=x onerror=\"document.title='attacked'\"><script>document.title='attacked'</script>"
 ARABIC = "يتحرك المربع الأحمر من اليسار إلى اليمين ثم يتوقف."
 LONG = "The red square moves slowly from the left side of the picture to its right side. " * 60
 NUMBER, TEXT = (int, float), (str, None)
 
-# The shape of the data. A dictionary is an object with these fields, a list any number of what it holds, a tuple a choice
+# The data's shape. A dictionary is an object with these fields, a list any number of what it holds, a tuple a choice.
 MAYBE_NUMBER, INTERVAL = (*NUMBER, None), ([NUMBER], None)
 ROW = {
     "name": str,
-    "samples": int,
+    "samples": (int, None),
     "runs": [({"value": NUMBER, "interval": INTERVAL}, None)],
     "paper": [{"name": str, "value": NUMBER}],
+    "chance": MAYBE_NUMBER,
 }
 RUN = {"name": str, "model": str, "settings": dict, "coverage": str, "problems": [str]}
 DIFFERENCE = {"task": str, "samples": int, "difference": NUMBER, "interval": INTERVAL, "p": NUMBER}
 STRIP_FIELDS = {"file": str, "count": int, "width": int, "height": int, "times": [MAYBE_NUMBER]}
 SPAN = {"start": MAYBE_NUMBER, "end": MAYBE_NUMBER, "seconds": MAYBE_NUMBER}
-CLIP = {"name": str, "strip": (STRIP_FIELDS, None), "video": TEXT, "problem": TEXT} | SPAN
+CLIP = {"name": str, "strip": (STRIP_FIELDS, None), "video": TEXT, "video_start": NUMBER, "problem": TEXT} | SPAN
 ANSWER = {
     "texts": [str],
     "parsed": TEXT,
@@ -42,6 +44,7 @@ ANSWER = {
     "score": MAYBE_NUMBER,
     "notes": [str],
     "verdicts": [{"aspect": str, "score": MAYBE_NUMBER, "right": (bool, None), "reason": TEXT}],
+    "clip": (int, None),
 }
 SAMPLE = {
     "id": str,
@@ -60,6 +63,7 @@ BENCHMARK = {
     "unit": str,
     "runs": [RUN],
     "tasks": [ROW],
+    "aspects": [ROW],
     "overall": ROW,
     "comparisons": [{"first": int, "second": int, "rows": [DIFFERENCE]}],
     "clips": [CLIP],
@@ -88,7 +92,7 @@ def make_gallery(samples: int = 40, runs: int = 2, seed: int = 0, chat: str | No
     return {
         "version": 1,
         "title": "nano, with and without video",
-        "created": "2026-11-27 08:00 UTC",
+        "created": "2026-11-27T08:00:00+00:00",
         "chat": chat,
         "benchmarks": [make_benchmark("nano", samples, runs, seed)],
     }
@@ -116,6 +120,7 @@ def make_benchmark(name: str, samples: int, runs: int, seed: int = 0) -> dict[st
             for run in range(runs)
         ],
         "tasks": tasks,
+        "aspects": [],
         "overall": task_row("all", rows, runs),
         "comparisons": [compare(rows, first, second) for second in range(runs) for first in range(second)],
         "clips": [make_clip(index) for index in range(3 + samples // 3)],
@@ -149,12 +154,15 @@ def make_answer(draw: random.Random, reference: str) -> dict[str, Any]:
         "unreadable": None,
     }[status]
     return {
-        "texts": [f"({chosen}" if chosen else "The answer is not clear from the frames."],
-        "parsed": chosen,
+        "texts": [
+            f"({LETTERS[OPTIONS.index(chosen)]}) {chosen}" if chosen else "The answer is not clear from the frames."
+        ],
+        "parsed": f"option ({LETTERS[OPTIONS.index(chosen)]})" if chosen else "no single option named",
         "status": status,
         "score": float(status == "right"),
         "notes": ["no option is named"] if chosen is None else [],
         "verdicts": [],
+        "clip": None,
     }
 
 
@@ -162,11 +170,11 @@ def special_samples(runs: int) -> list[dict[str, Any]]:
     """Markup as an answer; right-to-left text; a long answer; two questions with a judge's verdicts; no answer."""
 
     def answer(*texts: str, status: str = "wrong", **fields: Any) -> dict[str, Any]:
-        empty = {"parsed": None, "score": 0.0, "notes": [], "verdicts": []}
+        empty = {"parsed": None, "score": 0.0, "notes": [], "verdicts": [], "clip": None}
         return {"texts": list(texts), "status": status} | empty | fields
 
     def sample(name: str, task: str, question: str, reference: str, *answers: dict | None, **fields: Any) -> dict:
-        given = [*answers, *[answer(reference, status="right", score=1.0)] * runs][:runs]
+        given = [*answers, *(answer(reference, status="right", score=1.0) for _ in range(runs))][:runs]
         common = {"id": name, "task": task, "clip": 0, "questions": [question], "options": [], "reference": reference}
         return common | {"disagreement": 1.5, "answers": given} | fields
 
@@ -197,6 +205,7 @@ def make_clip(index: int) -> dict[str, Any]:
         "seconds": float(SECONDS) if index < 2 else 4.0 + index % 90,
         "strip": None if index == 1 else strip,
         "video": None if index else VIDEO,
+        "video_start": 0.0,
         "problem": "The clip is damaged: no frame could be decoded." if index == 1 else None,
     }
 
@@ -215,7 +224,7 @@ def task_row(name: str, samples: Iterable[dict[str, Any]], runs: int) -> dict[st
         {"name": "PLLaVA 34B", "value": 58.1},
         {"name": "GPT-4V", "value": 43.5},
     ]
-    return {"name": name, "samples": len(samples), "runs": values, "paper": paper}
+    return {"name": name, "samples": len(samples), "runs": values, "paper": paper, "chance": 25.0}
 
 
 def compare(samples: list[dict[str, Any]], first: int, second: int) -> dict[str, Any]:

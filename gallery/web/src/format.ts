@@ -38,3 +38,7 @@ export function formatTime(seconds: number): string {
   const minutes = Math.floor(hundredths / 6000);
   return `${minutes}:${((hundredths % 6000) / 100).toFixed(2).padStart(5, "0")}`;
 }
+
+export function formatDate(time: string): string {
+  return new Date(time).toLocaleString("en", { dateStyle: "long", timeStyle: "short" });
+}

@@ -56,7 +56,7 @@ export function runIndex(letter: string, benchmark: Benchmark): number | null {
   return letter.length === 1 && index >= 0 && index < benchmark.runs.length ? index : null;
 }
 
-export function runLetter(index: number): string {
+export function letterOf(index: number): string {
   return String.fromCharCode(65 + index);
 }
 

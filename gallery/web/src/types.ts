@@ -16,6 +16,8 @@ export interface Benchmark {
   unit: string;
   runs: Run[];
   tasks: TaskRow[];
+  /** Of a judge that grades several; else none. */
+  aspects: TaskRow[];
   overall: TaskRow;
   comparisons: Comparison[];
   clips: Clip[];
@@ -39,10 +41,12 @@ export interface Value {
 
 export interface TaskRow {
   name: string;
-  samples: number;
+  samples: number | null;
   /** One per run. */
   runs: (Value | null)[];
   paper: { name: string; value: number }[];
+  /** What guessing gives. */
+  chance: number | null;
 }
 
 export interface Comparison {
@@ -69,7 +73,10 @@ export interface Clip {
   end: number | null;
   seconds: number | null;
   strip: Strip | null;
+  /** An address, which may end in the part to play, "#t=3,5". */
   video: string | null;
+  /** The time in the clip at which the video begins, in seconds. */
+  video_start: number;
   problem: string | null;
 }
 
@@ -96,16 +103,20 @@ export interface Sample {
   answers: (Answer | null)[];
 }
 
-export type Status = "right" | "wrong" | "unreadable" | "unscored";
+/** "scored": with a number only; "unreadable": the clip could not be read. */
+export type Status = "right" | "wrong" | "scored" | "unreadable" | "unscored";
 
 export interface Answer {
   /** One per question. */
   texts: string[];
+  /** How the rule read the answer, in words; "option (B)" is one of the options. */
   parsed: string | null;
   status: Status;
   score: number | null;
   notes: string[];
   verdicts: Verdict[];
+  /** The clip with the frames that this run saw; null: the sample's. */
+  clip: number | null;
 }
 
 export interface Verdict {

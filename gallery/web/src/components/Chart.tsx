@@ -1,4 +1,3 @@
-import type { ComponentChildren } from "preact";
 import type { Interval } from "../types";
 
 /** From where to where an axis goes, and what stands at its lines. */
@@ -14,7 +13,7 @@ const LINE = 16; // pixels from one mark's middle to the next one's, as in style
 export interface Mark {
   value: number;
   interval: Interval | null;
-  /** The class of its colour: "run-0", "difference", or "paper", where `shape` counts. */
+  /** The class of its colour: "run-0", "difference", "paper", where `shape` counts, or "chance". */
   kind: string;
   shape?: number;
   /** The line on which it stands, from 0. */
@@ -34,21 +33,22 @@ export function Chart({ axis, marks, lines, label }: { axis: Axis; marks: Mark[]
     <svg class="chart" height={lines * LINE} role="img" aria-label={label}>
       <Grid axis={axis} place={place} />
       {marks.map((mark) => {
-        const y = (mark.line + 0.5) * LINE;
-        if (mark.kind === "paper") {
-          return (
-            <svg x={place(mark.value)} y={y} overflow="visible" class="paper">
-              <PaperShape shape={mark.shape ?? 0} title={mark.title} />
-            </svg>
-          );
-        }
+        const [x, y] = [place(mark.value), (mark.line + 0.5) * LINE];
         return (
           <g class={mark.kind}>
             <title>{mark.title}</title>
             {mark.interval && (
               <line class="bar" x1={place(mark.interval[0])} x2={place(mark.interval[1])} y1={y} y2={y} />
             )}
-            <circle class={mark.hollow ? "dot hollow" : "dot"} cx={place(mark.value)} cy={y} r="4.5" />
+            {mark.kind === "chance" ? (
+              <line x1={x} x2={x} y1="0" y2="100%" />
+            ) : mark.kind === "paper" ? (
+              <svg x={x} y={y} overflow="visible">
+                <path d={paperShape(mark.shape)} />
+              </svg>
+            ) : (
+              <circle class={mark.hollow ? "dot hollow" : "dot"} cx={x} cy={y} r="4.5" />
+            )}
           </g>
         );
       })}
@@ -92,15 +92,15 @@ const SHAPES = [
   "M0-5V5M-5 0H5",
 ];
 
-export function PaperShape({ shape, title }: { shape: number; title?: string }) {
-  return <path d={SHAPES[shape % SHAPES.length]}>{title && <title>{title}</title>}</path>;
+function paperShape(shape = 0): string {
+  return SHAPES[shape % SHAPES.length]!;
 }
 
 /** A mark of the legend. */
-export function LegendMark({ children }: { children: ComponentChildren }) {
+export function LegendMark({ kind, shape }: { kind: "paper" | "chance"; shape?: number }) {
   return (
-    <svg class="legend-mark paper" viewBox="-7 -7 14 14" aria-hidden="true">
-      {children}
+    <svg class={`legend-mark ${kind}`} viewBox="-7 -7 14 14" aria-hidden="true">
+      {kind === "paper" ? <path d={paperShape(shape)} /> : <line y1="-7" y2="7" />}
     </svg>
   );
 }

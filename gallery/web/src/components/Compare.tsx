@@ -1,5 +1,5 @@
 import { formatDifference, formatInterval, formatP } from "../format";
-import { runLetter } from "../select";
+import { letterOf } from "../select";
 import { go, type State } from "../state";
 import type { Benchmark, Comparison, Difference } from "../types";
 import { type Axis, AxisNumbers, Chart, niceAxis } from "./Chart";
@@ -9,7 +9,7 @@ import { TaskName } from "./Marks";
 export function Compare({ benchmark, state }: { benchmark: Benchmark; state: State }) {
   const pair = chosenPair(benchmark, state.pair);
   if (!pair) return null;
-  const [first, second] = [runLetter(pair.first), runLetter(pair.second)];
+  const [first, second] = [letterOf(pair.first), letterOf(pair.second)];
   const axis = axisOf(pair.rows);
   const tasks = pair.rows.slice(0, -1);
   const all = pair.rows.at(-1)!;
@@ -23,10 +23,10 @@ export function Compare({ benchmark, state }: { benchmark: Benchmark; state: Sta
           Pair{" "}
           <select value={first + second} onChange={(event) => go({ pair: event.currentTarget.value })}>
             {benchmark.comparisons.map((each) => {
-              const letters = runLetter(each.first) + runLetter(each.second);
+              const letters = letterOf(each.first) + letterOf(each.second);
               return (
                 <option value={letters}>
-                  {runLetter(each.second)} {benchmark.runs[each.second]?.name} − {runLetter(each.first)}{" "}
+                  {letterOf(each.second)} {benchmark.runs[each.second]?.name} − {letterOf(each.first)}{" "}
                   {benchmark.runs[each.first]?.name}
                 </option>
               );
@@ -71,7 +71,7 @@ function Row({ row, name, axis, unit }: { row: Difference; name: string; axis: A
 
 /** Return the comparison of two runs' letters ("AB") or, if there is none, the first one. */
 export function chosenPair(benchmark: Benchmark, letters: string): Comparison | undefined {
-  const matches = (each: Comparison) => runLetter(each.first) + runLetter(each.second) === letters;
+  const matches = (each: Comparison) => letterOf(each.first) + letterOf(each.second) === letters;
   return benchmark.comparisons.find(matches) ?? benchmark.comparisons[0];
 }
 

@@ -1,7 +1,7 @@
 import { useEffect, useRef } from "preact/hooks";
 import { formatCount, formatScore, formatSeconds } from "../format";
 import { address, follow } from "../state";
-import { runLetter } from "../select";
+import { letterOf } from "../select";
 import type { Answer, Benchmark, Clip as ClipData, Gallery, Run, Sample } from "../types";
 import { Clip } from "./Clip";
 import { RunLetter, StatusMark } from "./Marks";
@@ -67,16 +67,12 @@ export function Detail({ gallery, benchmark, sample, place, count, onStep, onCop
         {clip && <bdi>{clip.name}</bdi>}
         {clip && <span>{lengthOf(clip)}</span>}
       </p>
-      {clip && (
-        <Clip clip={clip}>
-          <Reference sample={sample} />
-        </Clip>
-      )}
-      <div class="answer-cards">
+      <Clip benchmark={benchmark} sample={sample}>
+        <Reference sample={sample} />
         {sample.answers.map((answer, index) => (
           <AnswerCard run={benchmark.runs[index]!} index={index} answer={answer} sample={sample} />
         ))}
-      </div>
+      </Clip>
     </article>
   );
 }
@@ -84,7 +80,7 @@ export function Detail({ gallery, benchmark, sample, place, count, onStep, onCop
 function Reference({ sample }: { sample: Sample }) {
   if (sample.options.length === 0) {
     return sample.reference ? (
-      <section class="reference-card">
+      <section>
         <h3>Reference</h3>
         <p dir="auto" class="long">
           {sample.reference}
@@ -92,20 +88,22 @@ function Reference({ sample }: { sample: Sample }) {
       </section>
     ) : null;
   }
-  const listed = sample.options.includes(sample.reference);
+  const place = sample.options.indexOf(sample.reference);
   return (
-    <section class="reference-card">
+    <section>
       <h3>Options</h3>
       <ul class="options">
-        {sample.options.map((option) => (
-          <li class={option === sample.reference ? "is-reference" : undefined}>
-            <bdi>{option}</bdi>
-            {option === sample.reference && <span class="tag">reference</span>}
-            {sample.answers.map((answer, index) => answer?.parsed === option && <RunLetter index={index} />)}
+        {sample.options.map((option, index) => (
+          <li class={index === place ? "is-reference" : undefined}>
+            <span class="muted">({letterOf(index)})</span> <bdi>{option}</bdi>
+            {index === place && <span class="tag">reference</span>}
+            {sample.answers.map(
+              (answer, run) => answer?.parsed === `option (${letterOf(index)})` && <RunLetter index={run} />,
+            )}
           </li>
         ))}
       </ul>
-      {!listed && sample.reference && (
+      {place < 0 && sample.reference && (
         <p>
           Reference: <bdi>{sample.reference}</bdi>
         </p>
@@ -123,14 +121,14 @@ interface CardProps {
 
 function AnswerCard({ run, index, answer, sample }: CardProps) {
   return (
-    <section class="answer-card" aria-label={`Answer of ${runLetter(index)} ${run.name}`}>
+    <section class="answer-card" aria-label={`Answer of ${letterOf(index)} ${run.name}`}>
       <h3>
         <RunLetter index={index} /> <bdi>{run.name}</bdi>
         <span class="space" />
         {answer && (
           <span class={`status ${answer.status}`}>
             <StatusMark status={answer.status} spoken={false} /> {answer.status}
-            {answer.score !== null && ` · ${formatScore(answer.score)}`}
+            {answer.score !== null && `: ${formatScore(answer.score)}`}
           </span>
         )}
       </h3>
@@ -164,7 +162,7 @@ function AnswerText({ answer, sample }: { answer: Answer; sample: Sample }) {
       ))}
       {answer.parsed !== null && (
         <p class="small">
-          <span class="muted">Read as</span> <bdi>{answer.parsed}</bdi>
+          <span class="muted">Read as:</span> <bdi>{answer.parsed}</bdi>
         </p>
       )}
       {answer.notes.length > 0 && (
@@ -204,7 +202,7 @@ function lengthOf({ start, end, seconds }: ClipData): string {
 function chatAddress(chat: string | null, clip: ClipData, sample: Sample): string | null {
   if (!chat || !/^https?:\/\//.test(chat)) return null;
   const address = new URL(chat);
-  const video = clip.video ? new URL(clip.video, location.href).href : clip.name;
+  const video = clip.video ? new URL(clip.video, location.href).href.split("#")[0]! : clip.name;
   address.searchParams.set("video", video);
   address.searchParams.set("question", sample.questions[0] ?? "");
   if (clip.strip) address.searchParams.set("num_frames", String(clip.strip.count));

@@ -1,6 +1,6 @@
 import { useState } from "preact/hooks";
 import { formatCount } from "../format";
-import { hasFilters, runLetter, type Selection, SORTS, sortOf, type View, viewOf, VIEWS } from "../select";
+import { hasFilters, letterOf, type Selection, SORTS, sortOf, type View, viewOf, VIEWS } from "../select";
 import { address, clearFilters, follow, go, type State } from "../state";
 import type { Benchmark } from "../types";
 
@@ -55,9 +55,7 @@ export function Filters({ benchmark, state, selection }: Props) {
             <select value={state.task} onChange={choose("task")}>
               <option value="">all tasks</option>
               {benchmark.tasks.map((task) => (
-                <option value={task.name}>
-                  {task.name} ({formatCount(task.samples)})
-                </option>
+                <option value={task.name}>{task.name}</option>
               ))}
             </select>
           </label>
@@ -67,8 +65,8 @@ export function Filters({ benchmark, state, selection }: Props) {
               <select value={state.run} onChange={choose("run")}>
                 <option value="">any run</option>
                 {benchmark.runs.map((run, index) => (
-                  <option value={runLetter(index)}>
-                    {runLetter(index)} {run.name}
+                  <option value={letterOf(index)}>
+                    {letterOf(index)} {run.name}
                   </option>
                 ))}
               </select>
@@ -82,7 +80,7 @@ export function Filters({ benchmark, state, selection }: Props) {
         <span role="status">
           {formatCount(selection.shown.length)} of {formatCount(benchmark.samples.length)} samples
         </span>
-        {hasFilters(state) && <button onClick={clearFilters}>Clear filters</button>}
+        {hasFilters(state) && selection.shown.length > 0 && <button onClick={clearFilters}>Clear filters</button>}
         <span class="space" />
         <span class="sort">
           <span aria-hidden="true">Sort by</span>

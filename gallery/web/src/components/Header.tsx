@@ -1,5 +1,5 @@
 import { address, go, type State } from "../state";
-import { runLetter } from "../select";
+import { letterOf } from "../select";
 import type { Benchmark, Gallery } from "../types";
 import { chosenPair } from "./Compare";
 import { formatCount, formatDifference, formatInterval, formatP, formatValue } from "../format";
@@ -34,9 +34,11 @@ export function Header({ gallery, benchmark, state, onHelp, onCopy }: Props) {
         )}
         <span class="muted wide-only">{formatCount(benchmark.samples.length)} samples</span>
         <span class="space" />
-        <button class="wide-only" onClick={onCopy}>
-          Copy link
-        </button>
+        {!state.sample && (
+          <button class="wide-only" onClick={onCopy} title="Copy a link to this view (c)">
+            Copy link
+          </button>
+        )}
         <button onClick={onHelp} aria-label="Help and short cuts" title="Help and short cuts (?)">
           ?
         </button>
@@ -53,6 +55,12 @@ function Summary({ benchmark, state }: { benchmark: Benchmark; state: State }) {
   return (
     <div class="summary">
       <ul aria-label="Runs">
+        {measure && (
+          <li class="muted wide-only">
+            {measure}
+            {unit && ` (${unit})`}
+          </li>
+        )}
         {benchmark.runs.map((run, index) => {
           const value = overall.runs[index];
           return (
@@ -65,18 +73,12 @@ function Summary({ benchmark, state }: { benchmark: Benchmark; state: State }) {
         {pair && difference && (
           <li>
             <b>
-              {runLetter(pair.second)} − {runLetter(pair.first)}:
+              {letterOf(pair.second)} − {letterOf(pair.first)}:
             </b>{" "}
             <b>{formatDifference(difference.difference, unit)}</b>{" "}
             <span class="muted">
               {formatInterval(difference.interval, unit)} {formatP(difference.p)}
             </span>
-          </li>
-        )}
-        {measure && (
-          <li class="muted wide-only">
-            {measure}
-            {unit && ` (${unit})`}, 95 % intervals
           </li>
         )}
       </ul>

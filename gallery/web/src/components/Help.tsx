@@ -1,4 +1,5 @@
 import { useEffect, useRef } from "preact/hooks";
+import { formatDate } from "../format";
 import { SHORTCUTS } from "../keyboard";
 
 export function Help({ open, onClose, created }: { open: boolean; onClose: () => void; created: string }) {
@@ -29,11 +30,11 @@ export function Help({ open, onClose, created }: { open: boolean; onClose: () =>
         </dl>
         <h2>Views</h2>
         <p>
-          Right, Wrong and Unreadable show the samples whose answer has that status: in the chosen run or, with “any
-          run”, in at least one. Different shows those on which the runs disagree, most first. Each address is a link
-          to what you see.
+          Right and Wrong show the samples with such an answer, Unreadable those whose clip could not be read: in the
+          chosen run or, with “any run”, in at least one. Different shows those on which the runs disagree, most first.
+          Each address is a link to what you see.
         </p>
-        <p class="muted">Results of {created}.</p>
+        <p class="muted">Made on {formatDate(created)}.</p>
         <button onClick={() => dialog.current?.close()}>Close</button>
       </div>
     </dialog>

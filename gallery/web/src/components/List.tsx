@@ -6,7 +6,7 @@ import {
   type VirtualizerOptions,
 } from "@tanstack/virtual-core";
 import { useEffect, useLayoutEffect, useReducer, useRef, useState } from "preact/hooks";
-import { formatSeconds } from "../format";
+import { formatScore, formatSeconds } from "../format";
 import { hasFilters, viewOf } from "../select";
 import { address, clearFilters, follow, type State } from "../state";
 import type { Answer, Benchmark, Sample } from "../types";
@@ -73,7 +73,9 @@ function Row({ benchmark, sample, open }: { benchmark: Benchmark; sample: Sample
         {sample.answers.map((answer, run) => (
           <span class="answer">
             {benchmark.runs.length > 1 && <RunLetter index={run} />}
-            {answer ? <StatusMark status={answer.status} /> : <span class="muted">no answer</span>}
+            {answer === null && <span class="muted">no answer</span>}
+            {answer &&
+              (answer.status !== "scored" ? <StatusMark status={answer.status} /> : <Score answer={answer} />)}
             <bdi>{answer && shortAnswer(answer)}</bdi>
           </span>
         ))}
@@ -91,8 +93,13 @@ function Row({ benchmark, sample, open }: { benchmark: Benchmark; sample: Sample
   );
 }
 
+function Score({ answer }: { answer: Answer }) {
+  return <b class="scored">{formatScore(answer.score ?? 0)}</b>;
+}
+
 function shortAnswer(answer: Answer): string {
-  return (answer.parsed ?? answer.texts.join(" / ")).slice(0, 120);
+  const text = answer.texts.join(" / ") || (answer.notes[0] ?? "");
+  return text.slice(0, 120);
 }
 
 function Empty({ benchmark, state }: { benchmark: Benchmark; state: State }) {
@@ -109,7 +116,7 @@ function Empty({ benchmark, state }: { benchmark: Benchmark; state: State }) {
     all: "This benchmark has no samples.",
     right: "No answer is right.",
     wrong: "No answer is wrong.",
-    unreadable: "No answer is unreadable.",
+    unreadable: "All clips could be read.",
     different: "The runs agree on all samples.",
   }[view];
   return <p class="empty">{sentence}</p>;

@@ -1,106 +1,172 @@
 import { formatInterval, formatValue } from "../format";
 import { address, follow, type State } from "../state";
-import { runLetter, viewOf } from "../select";
-import type { Benchmark, TaskRow } from "../types";
-import { type Axis, AxisNumbers, Chart, LegendMark, type Mark, niceAxis, PaperShape } from "./Chart";
+import { letterOf, viewOf } from "../select";
+import type { Benchmark, Run, TaskRow } from "../types";
+import { type Axis, AxisNumbers, Chart, LegendMark, type Mark, niceAxis } from "./Chart";
 import { Compare } from "./Compare";
-import { RunLetter, runClass, TaskName } from "./Marks";
+import { Count, RunLetter, runClass, TaskName } from "./Marks";
 
 /** All tasks of a benchmark: each run with its interval, beside the paper's rows; then the paired comparison. */
 export function Results({ benchmark, state }: { benchmark: Benchmark; state: State }) {
-  const { measure, unit, runs, tasks, overall } = benchmark;
+  const { measure, unit, tasks, aspects, overall } = benchmark;
+  const title = measure ? measure.charAt(0).toUpperCase() + measure.slice(1) + (unit && ` (${unit})`) : "";
   const rows = tasks.length > 1 ? [...tasks, overall] : [overall];
-  const papers = [...new Set(rows.flatMap((row) => row.paper.map((each) => each.name)))];
-  const axis = axisOf(benchmark, rows);
   const different = viewOf(state, benchmark) === "different";
+  const comparison = <Compare benchmark={benchmark} state={state} />;
   const back = { show: "" };
   return (
     <article class="results">
       <a class="back" href={address(back)} onClick={(event) => follow(event, back)}>
         ‹ Samples
       </a>
-      {different && <Compare benchmark={benchmark} state={state} />}
-      <section aria-labelledby="results-title">
-        <h2 id="results-title">{measure ? `${sentenceCase(measure)}${unit && ` (${unit})`} by task` : "Results"}</h2>
-        {measure ? (
-          <>
-            <ul class="legend" aria-label="Legend">
-              {runs.map((run, index) => (
-                <li>
-                  <RunLetter index={index} /> <bdi>{run.name}</bdi>
-                </li>
-              ))}
-              {papers.map((name, shape) => (
-                <li>
-                  <LegendMark>
-                    <PaperShape shape={shape} />
-                  </LegendMark>{" "}
-                  <bdi>{name}</bdi> <span class="muted">(paper)</span>
-                </li>
-              ))}
-            </ul>
-            <div class="rows">
-              {rows.map((row) => (
-                <Row benchmark={benchmark} row={row} axis={axis} papers={papers} all={row === overall} />
-              ))}
-              <div class="row">
-                <span />
-                <AxisNumbers axis={axis} />
-              </div>
-            </div>
-            <p class="muted note">Dots are means, bars their 95 % intervals. A click on a task shows its samples.</p>
-          </>
-        ) : (
-          <p>These answers are not scored.</p>
-        )}
-      </section>
-      {!different && <Compare benchmark={benchmark} state={state} />}
+      {different && comparison}
+      {measure ? (
+        <Scores title={rows.length > 1 ? `${title} by task` : title} benchmark={benchmark} rows={rows} links />
+      ) : (
+        <p>These answers are not scored.</p>
+      )}
+      {aspects.length > 0 && <Scores title={`${title} by aspect`} benchmark={benchmark} rows={aspects} />}
+      {!different && comparison}
       <Runs benchmark={benchmark} />
     </article>
   );
 }
 
-interface RowProps {
+interface ScoresProps {
+  title: string;
   benchmark: Benchmark;
-  row: TaskRow;
-  axis: Axis;
-  papers: string[];
-  all: boolean;
+  rows: TaskRow[];
+  /** Whether the rows are tasks, whose samples can be listed. */
+  links?: boolean;
 }
 
-function Row({ benchmark, row, axis, papers, all }: RowProps) {
-  const { unit, runs } = benchmark;
-  const marks: Mark[] = [];
-  row.runs.forEach((value, run) => {
-    if (value) {
-      const title = `${runLetter(run)} ${runs[run]?.name}: ${formatValue(value.value, unit)} ${formatInterval(value.interval, unit)}`;
-      marks.push({ ...value, kind: runClass(run), line: run, title });
-    }
-  });
-  for (const { name, value } of row.paper) {
-    const title = `${name} (paper): ${formatValue(value, unit)}`;
-    marks.push({ value, interval: null, kind: "paper", shape: papers.indexOf(name), line: runs.length, title });
-  }
+function Scores({ title, benchmark, rows, links = false }: ScoresProps) {
+  const { unit, runs, overall } = benchmark;
+  const papers = [...new Set(rows.flatMap((row) => row.paper.map((each) => each.name)))];
+  const chance = rows.some((row) => row.chance !== null);
+  const axis = axisOf(unit, rows);
   const lines = runs.length + (papers.length > 0 ? 1 : 0);
   return (
-    <div class={all ? "row all" : "row"}>
-      <TaskName name={all ? "" : row.name} samples={row.samples} />
-      <Chart axis={axis} marks={marks} lines={lines} label={marks.map((mark) => mark.title).join("; ")} />
-      <div class="values" aria-hidden="true">
-        {row.runs.map((value) => (
-          <div>
-            {value ? (
-              <>
-                <b>{formatValue(value.value, unit)}</b> <span>{formatInterval(value.interval, unit)}</span>
-              </>
-            ) : (
-              <span>no answers</span>
-            )}
-          </div>
+    <section aria-label={title}>
+      <h2>{title}</h2>
+      <ul class="legend" aria-label="Legend">
+        {runs.map((run, index) => (
+          <li>
+            <RunLetter index={index} /> <bdi>{run.name}</bdi>
+          </li>
         ))}
+        {papers.map((name, shape) => (
+          <li>
+            <LegendMark kind="paper" shape={shape} /> <bdi>{name}</bdi> <span class="muted">(paper)</span>
+          </li>
+        ))}
+        {chance && (
+          <li>
+            <LegendMark kind="chance" /> chance
+          </li>
+        )}
+      </ul>
+      <div class="rows">
+        {rows.map((row) => {
+          const marks = marksOf(row, benchmark, papers);
+          return (
+            <div class={row === overall ? "row all" : "row"}>
+              {links ? (
+                <TaskName name={row === overall ? "" : row.name} samples={row.samples} />
+              ) : (
+                <span class="task">
+                  <bdi>{row.name}</bdi> <Count samples={row.samples} />
+                </span>
+              )}
+              <Chart axis={axis} marks={marks} lines={lines} label={marks.map((mark) => mark.title).join("; ")} />
+              <div class="values" aria-hidden="true">
+                {row.runs.map((value) => (
+                  <div>
+                    <b>{value && formatValue(value.value, unit)}</b>{" "}
+                    <span>{value ? formatInterval(value.interval, unit) : "no score"}</span>
+                  </div>
+                ))}
+              </div>
+            </div>
+          );
+        })}
+        <div class="row">
+          <span />
+          <AxisNumbers axis={axis} />
+        </div>
       </div>
-    </div>
+      <Numbers rows={rows} runs={runs} papers={papers} unit={unit} chance={chance} />
+      <p class="muted note">
+        Dots are means, bars their 95 % intervals.{links && rows.length > 1 && " A click on a task shows its samples."}
+      </p>
+    </section>
   );
+}
+
+/** The same in numbers. */
+function Numbers({ rows, runs, papers, unit, chance }: NumbersProps) {
+  const number = (value: number | null | undefined) => (value == null ? "" : formatValue(value, unit));
+  return (
+    <details class="numbers">
+      <summary>All numbers</summary>
+      <div class="scroll" tabIndex={0} role="region" aria-label="All numbers">
+        <table>
+          <thead>
+            <tr>
+              <td />
+              {[...runs.map((run) => run.name), ...papers, ...(chance ? ["chance"] : [])].map((name) => (
+                <th scope="col">
+                  <bdi>{name}</bdi>
+                </th>
+              ))}
+            </tr>
+          </thead>
+          <tbody>
+            {rows.map((row) => (
+              <tr>
+                <th scope="row">
+                  <bdi>{row.name}</bdi>
+                </th>
+                {row.runs.map((value) => (
+                  <td>
+                    {number(value?.value)} <span class="muted">{formatInterval(value?.interval ?? null, unit)}</span>
+                  </td>
+                ))}
+                {papers.map((name) => (
+                  <td>{number(row.paper.find((each) => each.name === name)?.value)}</td>
+                ))}
+                {chance && <td>{number(row.chance)}</td>}
+              </tr>
+            ))}
+          </tbody>
+        </table>
+      </div>
+    </details>
+  );
+}
+
+interface NumbersProps {
+  rows: TaskRow[];
+  runs: Run[];
+  papers: string[];
+  unit: string;
+  chance: boolean;
+}
+
+/** Return each run's mean on a line of its own, the paper's on one below them, and chance through all lines. */
+function marksOf(row: TaskRow, { runs, unit }: Benchmark, papers: string[]): Mark[] {
+  const means = row.runs.flatMap((value, run): Mark[] => {
+    if (!value) return [];
+    const numbers = `${formatValue(value.value, unit)} ${formatInterval(value.interval, unit)}`;
+    return [{ ...value, kind: runClass(run), line: run, title: `${letterOf(run)} ${runs[run]?.name}: ${numbers}` }];
+  });
+  const published = row.paper.map(({ name, value }): Mark => {
+    const title = `${name} (paper): ${formatValue(value, unit)}`;
+    return { value, interval: null, kind: "paper", shape: papers.indexOf(name), line: runs.length, title };
+  });
+  if (row.chance === null) return [...means, ...published];
+  const title = `chance: ${formatValue(row.chance, unit)}`;
+  return [{ value: row.chance, interval: null, kind: "chance", line: 0, title }, ...means, ...published];
 }
 
 function Runs({ benchmark }: { benchmark: Benchmark }) {
@@ -113,9 +179,7 @@ function Runs({ benchmark }: { benchmark: Benchmark }) {
             <RunLetter index={index} /> <bdi>{run.name}</bdi>
           </h3>
           <dl>
-            <dt>model</dt>
-            <dd dir="auto">{run.model}</dd>
-            {Object.entries(run.settings).map(([name, value]) => (
+            {Object.entries({ model: run.model, ...run.settings }).map(([name, value]) => (
               <>
                 <dt>{name}</dt>
                 <dd dir="auto">{value}</dd>
@@ -133,17 +197,17 @@ function Runs({ benchmark }: { benchmark: Benchmark }) {
 }
 
 /** Return the axis of a unit ("%": 0 to 100; "0 to 5"), or one that holds all values. */
-function axisOf({ unit }: Benchmark, rows: TaskRow[]): Axis {
+function axisOf(unit: string, rows: TaskRow[]): Axis {
   const format = (value: number) => String(Math.round(value * 1000) / 1000);
-  const highest = unit === "%" ? 100 : Number(/^0 to (\d+)$/.exec(unit)?.[1] ?? NaN);
-  if (!Number.isNaN(highest)) return { ...niceAxis(0, highest, format), to: highest };
+  const highest = unit === "%" ? 100 : Number(/^0 to (\d+)$/.exec(unit)?.[1] ?? 0);
+  if (highest > 0) {
+    const step = [25, 5, 2, 1].find((each) => highest % each === 0 && highest / each >= 4) ?? highest;
+    const ticks = Array.from({ length: highest / step + 1 }, (_, index) => index * step);
+    return { from: 0, to: highest, ticks, format };
+  }
   const values = rows.flatMap((row) => [
     ...row.runs.flatMap((each) => (each ? [each.value, ...(each.interval ?? [])] : [])),
     ...row.paper.map((each) => each.value),
   ]);
   return niceAxis(Math.min(0, ...values), Math.max(...values, 0), format);
-}
-
-function sentenceCase(text: string): string {
-  return text.charAt(0).toUpperCase() + text.slice(1);
 }
