@@ -1,0 +1,91 @@
+"""
+A plugin for vLLM, which finds it where this package is installed: videos of requests are decoded and sampled as in
+transformers.
+
+vLLM's own reader takes 32 frames from the first to the last, and tells the processor not to sample. The model would
+pool these into as many tokens, so nothing would show that it saw other frames.
+"""
+
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..video_decoding_pllava import load_frames
+from ..video_sampling_pllava import sample_frames
+
+if TYPE_CHECKING:
+    from vllm.config import ModelConfig
+
+LOADER = "pllava"  # the loader's name at vLLM: `media_io_kwargs={"video": {"video_backend": "pllava"}}`
+BACKEND = "TransformersMultiModalForCausalLM"  # vLLM's class for models that it runs with transformers' code
+
+
+class PllavaVideoLoader:
+    """Decodes videos for vLLM, within the limits of `video_source_pllava.py`."""
+
+    def load_bytes(
+        self,
+        data: bytes,
+        num_frames: int = -1,
+        fps: float | None = None,
+        start: float | None = None,
+        end: float | None = None,
+        **unknown: Any,
+    ) -> tuple[np.ndarray, dict[str, Any]]:
+        """
+        Args:
+            data: The bytes of a file.
+            num_frames: How many frames to take; -1 takes all, of which the processor then chooses.
+            fps: How many frames to take per second, instead of `num_frames`.
+            start, end: Bounds of the sub-clip in seconds.
+
+        Returns:
+            The frames, `(frames, height, width, 3)` uint8 RGB, and vLLM's metadata.
+
+        Raises:
+            VideoDecodeError: if it is not a video that can be decoded, or a bound is not in it.
+            ValueError: if an option is unknown or wrong.
+        """
+        if unknown:
+            raise ValueError(f"PLLaVA's video loader knows num_frames, fps, start and end; got {sorted(unknown)}")
+        takes_all = num_frames == -1 and (fps, start, end) == (None, None, None)
+        if num_frames < 1 and not takes_all and fps is None:
+            raise ValueError(f"`num_frames` is {num_frames}: give a positive number, or -1 alone for all frames")
+        sampler = partial(sample_frames, num_frames=num_frames, fps=fps, start=start, end=end)
+        frames, metadata = load_frames(data, None if takes_all else sampler)
+        return frames, {
+            "total_num_frames": metadata.total_num_frames,
+            "fps": metadata.fps,
+            "duration": metadata.duration,
+            "video_backend": metadata.video_backend,
+            "frames_indices": list(metadata.frames_indices),
+            "do_sample_frames": takes_all,
+        }
+
+
+def register() -> None:
+    """Register the loader, and make it the one that reads PLLaVA's videos. vLLM calls this in each of its processes."""
+    from vllm.model_executor.models.config import MODELS_CONFIG_MAP, VerifyAndUpdateConfig
+    from vllm.multimodal.video import VIDEO_LOADER_REGISTRY
+
+    others = MODELS_CONFIG_MAP.get(BACKEND, VerifyAndUpdateConfig)
+
+    class Defaults(others):
+        @staticmethod
+        def verify_and_update_model_config(model_config: "ModelConfig") -> None:
+            others.verify_and_update_model_config(model_config)
+            if model_config.hf_config.model_type == "pllava":
+                _set_defaults(model_config)
+
+    VIDEO_LOADER_REGISTRY.register(LOADER)(PllavaVideoLoader)
+    MODELS_CONFIG_MAP[BACKEND] = Defaults
+
+
+def _set_defaults(model_config: "ModelConfig") -> None:
+    """Set what `--media-io-kwargs` and requests leave open: the loader, and the number of frames."""
+    media = model_config.multimodal_config
+    video = media.media_io_kwargs.setdefault("video", {})
+    if video.setdefault("video_backend", LOADER) == LOADER and "fps" not in video:
+        asked = (media.mm_processor_kwargs or {}).get("num_frames")
+        video.setdefault("num_frames", asked or model_config.hf_config.num_frames)
