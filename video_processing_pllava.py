@@ -51,9 +51,10 @@ class PllavaVideoProcessor(BaseVideoProcessor):
     holds one of these as "path", "url", "bytes" or "video" and optionally the bounds of a sub-clip in seconds:
     `{"path": "film.mp4", "start": 61.5, "end": 70}`.
 
-    Decoded videos of at most `num_frames` frames are not sampled, unless `video_metadata` with `frames_indices` says that
-    they are all frames of a file: then they are sampled as the file is. With `fps=...` instead of `num_frames`, that many
-    frames per second are taken, 512 at most; videos of different lengths are then returned as a list of tensors.
+    Decoded videos of at most `num_frames` frames are not sampled, unless `video_metadata` with `frames_indices` says
+    that they are all frames of a file: then they are sampled as the file is. With `fps=...` instead of `num_frames`,
+    that many frames per second are taken, 512 at most; videos of different lengths are then returned as a list of
+    tensors.
 
     Frames are resized as they are decoded, so that memory depends on `size` and not on the video's. Files that exceed
     the limits of `video_source_pllava.py` are refused.
@@ -178,21 +179,18 @@ class PllavaVideoProcessor(BaseVideoProcessor):
 
 def _check_taken_frames(metadata: Mapping, count: int, asked: int | None) -> None:
     """
-    Raise an error if a reader took another number of frames of a file than `num_frames`, which came too late to be
-    honoured; warn if it was not PLLaVA's reader. An inference engine may have a reader of its own.
+    Check frames that a reader took of a file, such as an inference engine's own.
+
+    Raises:
+        ValueError: if the call asks for another number of frames, which cannot be honoured any more.
     """
-    total, reader = metadata.get("total_num_frames"), metadata.get("video_backend")
-    advice = (
-        "In vLLM ask for num_frames by `media_io_kwargs`, and install the package pllava, or let it read all frames"
-    )
+    reader, total = metadata.get("video_backend"), metadata.get("total_num_frames")
+    done = f"the reader {reader!r} took {count} of {total} frames of a video before PLLaVA could choose"
     if asked not in (None, count):
-        raise ValueError(f"`num_frames` is {asked}, but {count} of {total} frames were taken before. {advice}")
+        raise ValueError(f"`num_frames`={asked} is not possible: {done}. Ask the reader (vLLM: `media_io_kwargs`)")
     if reader not in READERS:
-        warnings.warn(
-            f"The reader {reader!r} took {count} of {total} frames, other ones than in the training of PLLaVA. {advice} "
-            '(`--media-io-kwargs \'{"video": {"num_frames": -1}}\'`).',
-            stacklevel=2,
-        )
+        advice = 'let the reader take all (vLLM: `--media-io-kwargs \'{"video": {"num_frames": -1}}\'`)'
+        warnings.warn(f"{done[0].upper()}{done[1:]}: install the package pllava, or {advice}.", stacklevel=2)
 
 
 def flatten_videos(videos: Any) -> list[Any]:

@@ -65,7 +65,7 @@ class PllavaVideoLoader:
 
 
 def register() -> None:
-    """Register the loader, and make it the one that reads PLLaVA's videos. vLLM calls this in each of its processes."""
+    """Register the loader, and have it read PLLaVA's videos. vLLM calls this in each of its processes."""
     from vllm.model_executor.models.config import MODELS_CONFIG_MAP, VerifyAndUpdateConfig
     from vllm.multimodal.video import VIDEO_LOADER_REGISTRY
 
