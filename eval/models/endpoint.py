@@ -15,7 +15,7 @@ from ...video_decoding_pllava import load_frames
 from ...video_processing_pllava import PllavaVideoProcessor
 from ..benchmarks.benchmark import Benchmark
 from ..benchmarks.samples import Sample
-from ..controls_and_sweeps import Variant, choose_frames
+from ..controls_and_sweeps import PLAIN, Variant, choose_frames
 from .answerer import Answer, Answerer, Timing, Work
 from .openai_client import ChatServer
 
@@ -63,7 +63,7 @@ class Endpoint(Answerer):
     def _answer(self, benchmark: Benchmark, variant: Variant, sample: Sample) -> Answer:
         began = time.perf_counter()
         try:
-            media = [] if variant.control == "no_video" else [self._video_part(sample, variant)]
+            media = [] if variant.control == "no_video" else [self.video_part(sample, variant)]
         except (OSError, ValueError) as error:  # OSError: from reading a file that is sent unchanged
             return Answer(error=str(error))
         sent = time.perf_counter()
@@ -79,8 +79,13 @@ class Endpoint(Answerer):
         truncated = not all(reply.is_whole for reply in replies)
         return Answer(tuple(reply.text.strip() for reply in replies), truncated=truncated)
 
-    def _video_part(self, sample: Sample, variant: Variant) -> dict[str, Any]:
-        """Return the clip as a part of a message. Its content is included: the server needs no access to the file."""
+    def video_part(self, sample: Sample, variant: Variant = PLAIN) -> dict[str, Any]:
+        """
+        Return a sample's clip as a part of a message. Its content is included: the server needs no access to the file.
+
+        Raises:
+            OSError, ValueError: if the clip cannot be read.
+        """
         path = Path(sample.video)
         suffix = path.suffix.lower()
         if variant.control is None and sample.start is None and path.is_file() and suffix in MIME_SUBTYPES:
