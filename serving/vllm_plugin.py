@@ -1,24 +1,27 @@
 """
-A plugin for vLLM, which finds it where this package is installed: videos of requests are decoded and sampled as in
+A plugin for vLLM, which finds it where this package is installed: PLLaVA's videos are decoded and sampled as in
 transformers.
 
-vLLM's own reader takes 32 frames from the first to the last, and tells the processor not to sample. The model would
-pool these into as many tokens, so nothing would show that it saw other frames.
+vLLM's own reader takes 32 frames, from the first to the last, and tells the processor not to sample. The model pools
+these into as many tokens, so nothing would fail, but it would see other frames than in its training.
 """
 
+import warnings
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ..video_decoding_pllava import load_frames
-from ..video_sampling_pllava import sample_frames
+from ..video_sampling_pllava import MAX_FRAMES, sample_frames
 
 if TYPE_CHECKING:
     from vllm.config import ModelConfig
 
-LOADER = "pllava"  # the loader's name at vLLM: `media_io_kwargs={"video": {"video_backend": "pllava"}}`
+LOADER = "pllava"  # the loader's name at vLLM
 BACKEND = "TransformersMultiModalForCausalLM"  # vLLM's class for models that it runs with transformers' code
+ALL = -1  # frames
+UNSAID = 32  # the `num_frames` that vLLM passes if nobody asks for a number
 
 
 class PllavaVideoLoader:
@@ -27,7 +30,7 @@ class PllavaVideoLoader:
     def load_bytes(
         self,
         data: bytes,
-        num_frames: int = -1,
+        num_frames: int = ALL,
         fps: float | None = None,
         start: float | None = None,
         end: float | None = None,
@@ -36,7 +39,7 @@ class PllavaVideoLoader:
         """
         Args:
             data: The bytes of a file.
-            num_frames: How many frames to take; -1 takes all, of which the processor then chooses.
+            num_frames: How many frames to take, 512 at most; -1 reads all, of which the processor then chooses.
             fps: How many frames to take per second, instead of `num_frames`.
             start, end: Bounds of the sub-clip in seconds.
 
@@ -44,31 +47,39 @@ class PllavaVideoLoader:
             The frames, `(frames, height, width, 3)` uint8 RGB, and vLLM's metadata.
 
         Raises:
-            VideoDecodeError: if it is not a video that can be decoded, or a bound is not in it.
-            ValueError: if an option is unknown or wrong.
+            VideoDecodeError: if it is not a video that can be decoded, or the sub-clip is not in it.
+            ValueError: if an option is unknown or has a wrong value.
         """
         if unknown:
-            raise ValueError(f"PLLaVA's video loader knows num_frames, fps, start and end; got {sorted(unknown)}")
-        takes_all = num_frames == -1 and (fps, start, end) == (None, None, None)
-        if num_frames < 1 and not takes_all and fps is None:
-            raise ValueError(f"`num_frames` is {num_frames}: give a positive number, or -1 alone for all frames")
+            raise ValueError(f"PLLaVA's reader of videos takes num_frames, fps, start and end; got {sorted(unknown)}")
+        for name, value in {"fps": fps, "start": start, "end": end}.items():
+            if not isinstance(value, int | float | None):
+                raise ValueError(f"`{name}` is {value!r}: give a number")
+        if fps is not None and num_frames != UNSAID:
+            raise ValueError("Pass either `num_frames` or `fps`, not both")
+        reads_all = num_frames == ALL and (start, end) == (None, None)
+        if not reads_all and (not isinstance(num_frames, int) or not 1 <= num_frames <= MAX_FRAMES):
+            raise ValueError(f"`num_frames` is {num_frames!r}: give 1 to {MAX_FRAMES}, or {ALL} alone for all frames")
         sampler = partial(sample_frames, num_frames=num_frames, fps=fps, start=start, end=end)
-        frames, metadata = load_frames(data, None if takes_all else sampler)
+        frames, metadata = load_frames(data, None if reads_all else sampler)
         return frames, {
             "total_num_frames": metadata.total_num_frames,
             "fps": metadata.fps,
             "duration": metadata.duration,
             "video_backend": metadata.video_backend,
-            "frames_indices": list(metadata.frames_indices),
-            "do_sample_frames": takes_all,
+            "frames_indices": metadata.frames_indices,
+            "do_sample_frames": reads_all,
         }
 
 
 def register() -> None:
     """Register the loader, and have it read PLLaVA's videos. vLLM calls this in each of its processes."""
-    from vllm.model_executor.models.config import MODELS_CONFIG_MAP, VerifyAndUpdateConfig
-    from vllm.multimodal.video import VIDEO_LOADER_REGISTRY
-
+    try:
+        from vllm.model_executor.models.config import MODELS_CONFIG_MAP, VerifyAndUpdateConfig
+        from vllm.multimodal.video import VIDEO_LOADER_REGISTRY
+    except ImportError as error:  # must not keep vLLM from serving other models
+        warnings.warn(f"vLLM will read PLLaVA's videos itself, see docs/serving.md: {error}", stacklevel=2)
+        return
     others = MODELS_CONFIG_MAP.get(BACKEND, VerifyAndUpdateConfig)
 
     class Defaults(others):
@@ -83,7 +94,7 @@ def register() -> None:
 
 
 def _set_defaults(model_config: "ModelConfig") -> None:
-    """Set what `--media-io-kwargs` and requests leave open: the loader, and the number of frames."""
+    """Set what `--media-io-kwargs` leaves open: the loader, and the number of frames of a request that names none."""
     media = model_config.multimodal_config
     video = media.media_io_kwargs.setdefault("video", {})
     if video.setdefault("video_backend", LOADER) == LOADER and "fps" not in video:
