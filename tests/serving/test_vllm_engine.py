@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 from video_files import moving_frames, write_video
 
+from pllava import NANO
 from pllava.nano import drawing, questions
 
 PYTHON = os.environ.get("PLLAVA_VLLM_PYTHON")
@@ -91,7 +92,7 @@ def ask(folder: Path):
         requests, answers = folder / f"{name}.json", folder / f"{name}-answers.json"
         flat = [chat for group in chats.values() for chat in group]
         engine["allowed_local_media_path"] = str(folder)
-        requests.write_text(json.dumps({"chats": flat, "engine": engine, "reference": reference}))
+        requests.write_text(json.dumps({"model": NANO, "chats": flat, "engine": engine, "reference": reference}))
         environment = {**os.environ, "HF_HUB_OFFLINE": "1", **({} if plugin else {"VLLM_PLUGINS": ""})}
         finished = subprocess.run(
             [PYTHON, SCRIPT, requests, answers],
@@ -109,7 +110,9 @@ def ask(folder: Path):
 
 @pytest.fixture(scope="module")
 def with_plugin(ask, chats) -> dict:
-    return ask(chats, "plugin", plugin=True, reference=True)[0]
+    answers, printed = ask(chats, "plugin", plugin=True, reference=True)
+    assert "The model's code: pllava.modeling_pllava" in printed
+    return answers
 
 
 def compare(chats: dict, answers: dict, reference: dict, title: str) -> dict[str, tuple[int, int, int, int]]:
@@ -144,7 +147,7 @@ def test_remote_code_alone_samples_the_right_frames_if_it_gets_all(chats, with_p
         rows = compare(chats, answers["vllm"], with_plugin["transformers"], "vLLM without it, num_frames -1")
     assert {group: numbers for group, numbers in rows.items() if len(set(numbers)) > 1} == {}
     assert answers["vllm"]["frames"] == with_plugin["transformers"]["frames"]
-    assert "before PLLaVA could choose" not in printed
+    assert "before PLLaVA could choose" not in printed and "The model's code: transformers_modules." in printed
 
 
 def test_frames_of_vllms_own_reader_give_a_warning(chats, with_plugin, ask, capsys):

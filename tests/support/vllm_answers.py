@@ -3,9 +3,10 @@ Answers of vLLM, and of transformers, to the same chats. The Python of the vLLM 
 
     python vllm_answers.py REQUESTS.json ANSWERS.json
 
-The first file has {"chats": [...], "engine": {options of LLM}, "reference": whether transformers answers, too}. The
-second gets {"vllm": {"together": [...], "alone": [...], "frames": [...]}, "transformers": {...}}: the answers to all
-chats in one batch and one by one, with the "prompt" and the "tokens" as ids, and hashes of what the vision tower got.
+The first file has {"model": path, "chats": [...], "engine": {options of LLM}, "reference": whether transformers
+answers, too}. The second gets {"vllm": {"together": [...], "alone": [...], "frames": [...]}, "transformers": {...}}:
+the answers to all chats in one batch and one by one, with the "prompt" and the "tokens" as ids, and hashes of what the
+vision tower got. Only vLLM's plugin imports this package: without it, the model runs with the code in its checkpoint.
 """
 
 import hashlib
@@ -18,8 +19,6 @@ from typing import Any
 import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from pllava import NANO
-
 os.environ |= {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
     "VLLM_CPU_KVCACHE_SPACE": "1",
@@ -28,9 +27,9 @@ MAX_TOKENS = 24
 Chat = list[dict[str, Any]]
 
 
-def answer_with_transformers(chats: list[Chat]) -> dict[str, list]:
-    model = AutoModelForImageTextToText.from_pretrained(NANO, dtype=torch.float32).eval()
-    processor = AutoProcessor.from_pretrained(NANO)
+def answer_with_transformers(path: str, chats: list[Chat]) -> dict[str, list]:
+    model = AutoModelForImageTextToText.from_pretrained(path, dtype=torch.float32, trust_remote_code=True).eval()
+    processor = AutoProcessor.from_pretrained(path, trust_remote_code=True)
     answers, frames = [], set()
     for chat in chats:
         inputs = processor.apply_chat_template(
@@ -54,11 +53,11 @@ def as_transformers_part(part: dict[str, Any]) -> dict[str, Any]:
     return part if kind == "text" else {"type": kind, "url": part[part["type"]]["url"]}
 
 
-def answer_with_vllm(chats: list[Chat], options: dict[str, Any]) -> dict[str, list]:
+def answer_with_vllm(path: str, chats: list[Chat], options: dict[str, Any]) -> dict[str, list]:
     from vllm import LLM, SamplingParams
 
     engine = LLM(
-        NANO,
+        path,
         trust_remote_code=True,
         model_impl="transformers",
         dtype="float32",
@@ -69,13 +68,15 @@ def answer_with_vllm(chats: list[Chat], options: dict[str, Any]) -> dict[str, li
     )
     frames = set()
 
-    def watch(model: torch.nn.Module) -> None:
+    def watch(model: torch.nn.Module) -> str:
         for kind in ("video", "image"):
             setattr(
                 model.model, f"get_{kind}_features", watching(getattr(model.model, f"get_{kind}_features"), frames)
             )
+        return type(model.model).__module__
 
-    engine.apply_model(watch)
+    (code,) = engine.apply_model(watch)
+    print(f"The model's code: {code}")
     sampling = SamplingParams(temperature=0, max_tokens=MAX_TOKENS)
 
     def answers(batch: list[Chat]) -> list[dict[str, list[int]]]:
@@ -113,6 +114,6 @@ if __name__ == "__main__":
     requests = json.loads(Path(sys.argv[1]).read_text())
     found = {}
     if requests["reference"]:  # first, since vLLM changes the classes of transformers
-        found["transformers"] = answer_with_transformers(requests["chats"])
-    found["vllm"] = answer_with_vllm(requests["chats"], requests["engine"])
+        found["transformers"] = answer_with_transformers(requests["model"], requests["chats"])
+    found["vllm"] = answer_with_vllm(requests["model"], requests["chats"], requests["engine"])
     Path(sys.argv[2]).write_text(json.dumps(found))
