@@ -39,6 +39,7 @@ def caption(
     start: options.Start = None,
     end: options.End = None,
     num_frames: options.NumFrames = None,
+    allowed_media_domains: options.AllowedMediaDomains = ["*"],  # noqa: B006 (typer copies it)
     max_new_tokens: options.MaxNewTokens = 256,
     batch_size: Annotated[int, typer.Option(min=1, help="Videos captioned together.", metavar="N")] = 8,
     endpoint: options.Endpoint = None,
@@ -58,6 +59,7 @@ def caption(
     "time"; or the "error" if the video cannot be read. All captions of a file are made in the same way.
     """
     from pllava.files import locked, read_lines
+    from pllava.media.batch import gate_for
 
     if out.suffix != ".jsonl":
         raise UsageError(f"--out {out}: captions are written as JSON Lines; name a file that ends in .jsonl")
@@ -66,6 +68,7 @@ def caption(
     publish_captions = _find_publisher(push) if push else None
     model: options.ModelOptions = context.obj
     videos = {_identity(name(video)): video for video in chain.from_iterable(map(_find_videos, paths))}
+    gate = gate_for(videos.values(), allowed_media_domains)
     request = {"prompt": prompt, "max_new_tokens": max_new_tokens}
     request |= {bound: value for bound, value in {"start": start, "end": end}.items() if value is not None}
     if endpoint:
@@ -86,10 +89,10 @@ def caption(
         todo = [video for identity, video in videos.items() if "caption" not in known.get(identity, {})]
         failed = 0
         if todo and endpoint:
-            failed = _write(captioning.served_captions(server, todo, request), len(todo), known, out)
+            failed = _write(captioning.served_captions(server, todo, request, gate), len(todo), known, out)
         elif todo:
             pipe = model.load_pipeline(processor)
-            failed = _write(captioning.local_captions(pipe, todo, request, batch_size), len(todo), known, out)
+            failed = _write(captioning.local_captions(pipe, todo, request, gate, batch_size), len(todo), known, out)
         rows = list(_known_rows(read_lines(out), request, out).values()) if push else []
     typer.echo(
         f"{len(todo) - failed} captioned, {len(videos) - len(todo)} done before, {failed} failed"

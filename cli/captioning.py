@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from pllava import PllavaProcessor, VideoTextToTextPipeline
     from pllava.eval import ChatServer, Endpoint
+    from pllava.media import MediaGate
 
 Row = dict[str, Any]  # a line of the output file
 
@@ -39,25 +40,33 @@ def _now() -> str:
 
 
 def local_captions(
-    pipe: "VideoTextToTextPipeline", videos: list[str], request: Row, batch_size: int
+    pipe: "VideoTextToTextPipeline", videos: list[str], request: Row, gate: "MediaGate | None", batch_size: int
 ) -> Iterator[list[Row]]:
     """Yield the rows of each batch of videos, in order. The row of a video that cannot be read has the "error"."""
     from pllava.workers import DECODE_TIMEOUT, ordered_map
 
-    decode = partial(_decode, pipe.processor, request)
+    decode = partial(_decode, pipe.processor, request, gate)
     decoded = ordered_map(decode, videos, 1, 2 * batch_size, DECODE_TIMEOUT, _lost)
     while batch := list(islice(decoded, batch_size)):
         yield _caption_batch(pipe, batch, request)
 
 
-def _decode(processor: "PllavaProcessor", request: Row, video: str) -> "tuple[Row, np.ndarray | str]":
+def _decode(
+    processor: "PllavaProcessor", request: Row, gate: "MediaGate | None", video: str
+) -> "tuple[Row, np.ndarray | str]":
     """Return the beginning of a video's row with its hash, and its frames, or the error if it cannot be read."""
+    from pllava.media import MediaRefused
+    from pllava.media.batch import is_remote
     from pllava.video_source_pllava import VideoDecodeError
 
+    clip = request["num_frames"], request.get("start"), request.get("end")
     try:
-        frames = sample_frames(processor, video, request["num_frames"], request.get("start"), request.get("end"))
+        if is_remote(video):
+            frames, _ = gate.load_video(video, processor.video_processor, *clip)
+        else:
+            frames = sample_frames(processor, video, *clip)
         return {**name(video), **_hash(video)}, frames
-    except (OSError, VideoDecodeError) as error:
+    except (OSError, MediaRefused, VideoDecodeError) as error:
         return name(video), str(error)
 
 
@@ -95,7 +104,9 @@ def _generate(pipe: "VideoTextToTextPipeline", videos: "list[np.ndarray]", reque
 # --- behind a server -------------------------------------------------------------------------------------------------
 
 
-def served_captions(server: "ChatServer", videos: list[str], request: Row) -> Iterator[list[Row]]:
+def served_captions(
+    server: "ChatServer", videos: list[str], request: Row, gate: "MediaGate | None"
+) -> Iterator[list[Row]]:
     """
     Yield the row of each video, in the order in which the server replies. The row of a video that cannot be read, or
     whose request failed, has the "error".
@@ -106,17 +117,17 @@ def served_captions(server: "ChatServer", videos: list[str], request: Row) -> It
     from pllava.eval import Endpoint
 
     endpoint = Endpoint(server)
-    for _, row in server.map(partial(_caption_at, endpoint, request), videos):
+    for _, row in server.map(partial(_caption_at, endpoint, request, gate), videos):
         yield [row]
 
 
-def _caption_at(endpoint: "Endpoint", request: Row, video: str) -> Row:
+def _caption_at(endpoint: "Endpoint", request: Row, gate: "MediaGate | None", video: str) -> Row:
     from pllava.eval import Sample
 
     sample = Sample("", "", video, (request["prompt"],), start=request.get("start"), end=request.get("end"))
     try:
         row = {**name(video), **_hash(video)}
-        content = [endpoint.video_part(sample), {"type": "text", "text": request["prompt"]}]
+        content = [endpoint.video_part(sample, gate), {"type": "text", "text": request["prompt"]}]
     except (OSError, ValueError) as error:
         return {**name(video), "error": str(error)}
     messages = [{"role": "user", "content": content}]

@@ -33,6 +33,7 @@ def evaluate(
     controls: parameters.Controls = False,
     sweep: parameters.Sweep = None,
     num_frames: parameters.NumFrames = None,
+    allowed_media_domains: options.AllowedMediaDomains = ["*"],  # noqa: B006 (typer copies it)
     chat_template: parameters.ChatTemplate = None,
     prompts: parameters.Prompts = None,
     batch_size: parameters.BatchSize = 16,
@@ -92,9 +93,10 @@ def evaluate(
     loaded_judge = load_judge(out)
     if endpoint:
         server = options.chat_server(model_options.model, endpoint, concurrency)
-        answerer = evaluation.Endpoint(server, **({"num_frames": num_frames} if num_frames else {}))
+        number = {"num_frames": num_frames} if num_frames else {}
+        answerer = evaluation.Endpoint(server, **number, allowed_media_domains=allowed_media_domains)
     else:
-        answerer = _local_model(model_options, num_frames, chat_template, batch_size, workers)
+        answerer = _local_model(model_options, num_frames, chat_template, batch_size, workers, allowed_media_domains)
     _print_results(
         evaluation.evaluate_suite(
             benchmarks, samples, answerer, out, variants, loaded_judge, limit, seed, retry_failed
@@ -134,6 +136,7 @@ def _local_model(
     chat_template: str | None,
     batch_size: int,
     workers: int,
+    allowed_media_domains: list[str],
 ) -> "LocalModel":
     """Return a model whose weights are loaded when the first answer is needed."""
     from pllava.eval import LocalModel
@@ -142,7 +145,14 @@ def _local_model(
     if num_frames:
         processor.video_processor.num_frames = num_frames
     return LocalModel(
-        model_options.load, processor, model_options.adapter, chat_template, batch_size, workers, checkpoint
+        model_options.load,
+        processor,
+        model_options.adapter,
+        chat_template,
+        batch_size,
+        workers,
+        checkpoint,
+        allowed_media_domains,
     )
 
 

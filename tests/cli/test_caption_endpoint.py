@@ -3,6 +3,9 @@
 import base64
 import io
 import json
+import threading
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 import av
 import pytest
@@ -91,12 +94,28 @@ def test_part_of_a_video_is_sent_as_a_clip(caption, clips, rows):
         return Reply("A bar.")
 
     with chat_server(answer) as (url, _):
-        assert caption(url, clips[2], "--start", 1, "--end", 2).exit_code == 0
+        assert caption(url, clips[2], "--end", 2.5).exit_code == 0
         changed = caption(url, clips[2], "--start", 2)
     assert lengths == [(32, ENCODED_FPS)]
     (row,) = rows()
-    assert (row["start"], row["end"]) == (1, 2)
+    assert row["end"] == 2.5 and "start" not in row
     assert changed.exit_code == 1 and "made with" in changed.stderr
+
+
+def test_address_is_fetched_through_the_gate_and_sent_as_a_clip(caption, clips, rows):
+    handler = partial(SimpleHTTPRequestHandler, directory=clips[0].parent)
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as site, chat_server(lambda _: Reply("A bar.")) as (url, stub):
+        threading.Thread(target=site.serve_forever, args=(0.01,), daemon=True).start()
+        host = f"127.0.0.1:{site.server_port}"
+        refused = caption(url, f"http://{host}/0.mp4")
+        assert refused.exit_code == 1 and not stub.requests
+        finished = caption(url, f"http://{host}/0.mp4", "--allowed-media-domains", host)
+        site.shutdown()
+    assert finished.exit_code == 0, finished.stderr
+    failed, row = rows()
+    assert "127.0.0.1" in failed["error"] and row["caption"] == "A bar." and row["sha256"] is None
+    with av.open(io.BytesIO(sent_video(stub.requests[0]))) as container:
+        assert sum(1 for _ in container.decode(video=0)) == 20  # all: it has fewer than would be taken
 
 
 def test_file_takes_captions_of_a_server_or_of_this_process(caption, clips, checkpoint, tmp_path):
