@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from transformers import BitsAndBytesConfig, PreTrainedModel
 
     from pllava import PllavaProcessor, VideoTextToTextPipeline
+    from pllava.eval import ChatServer
     from pllava.loading import Checkpoint
 
 PANEL = "Model"  # the heading of these options in the help
@@ -177,6 +178,50 @@ class ModelCommand(TyperCommand):
     def invoke(self, ctx: typer.Context) -> Any:
         ctx.obj = ModelOptions(**{field.name: ctx.params.pop(field.name) for field in fields(ModelOptions)})
         return super().invoke(ctx)
+
+
+# --- a model behind a server ---
+
+Endpoint = Annotated[
+    str | None,
+    option(
+        help="An OpenAI-compatible server that runs --model, such as http://localhost:8000/v1; several are separated "
+        "by commas.",
+        metavar="URL",
+    ),
+]
+Concurrency = Annotated[int, option(min=1, help="Simultaneous requests to each server.", metavar="N")]
+
+OF_LOCAL_MODELS = {field.name for field in fields(ModelOptions)} - {"model"}
+NO_EFFECT_ON_ENDPOINT = "Options for a local model have no effect on an --endpoint"
+
+
+def chat_server(model: str | None, url: str, concurrency: int) -> "ChatServer":
+    """
+    Return the client of an --endpoint.
+
+    Raises:
+        UsageError: if the model has no name.
+    """
+    from pllava.eval import ChatServer
+
+    if model is None:
+        raise UsageError(f"Name the model of {url}: --model")
+    return ChatServer(model, url, concurrency)
+
+
+def refuse_passed(context: typer.Context, unused: set[str], reason: str) -> None:
+    """
+    Raises:
+        UsageError: if a parameter in `unused` was passed: it would have no effect, for the `reason`.
+    """
+    passed = {
+        each.name: each.opts[0] if each.param_type_name == "option" else "MODEL"
+        for each in context.command.params
+        if context.get_parameter_source(each.name).name != "DEFAULT"
+    }
+    if names := [written for name, written in passed.items() if name in unused]:
+        raise UsageError(f"{reason}: leave {', '.join(names)} out")
 
 
 # --- clips ---
