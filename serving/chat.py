@@ -136,8 +136,7 @@ class ChatHandler(ChatCompletionHandler):
             )
             return {"type": "video", "video": frames}
         except MediaRefused as error:
-            message = f"{place}: {' '.join(str(error).split())}"  # a line break may stand in an address
-            raise ApiError(400, message, "invalid_media", place) from error
+            raise ApiError(400, f"{place}: {error}", "invalid_media", place) from error
 
     def _generation_config(self, request: ChatRequest, prompt_tokens: int) -> GenerationConfig:
         """Return the settings of an answer. Without `temperature` and `top_p`, the model's own ones hold."""

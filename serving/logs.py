@@ -35,16 +35,20 @@ class Call:
 current_call: ContextVar[Call | None] = ContextVar("current_call", default=None)
 
 
-class _Formatter(logging.Formatter):
+class LineFormatter(logging.Formatter):
     """Starts each line with time, level and request id. Text from a client cannot begin a line."""
 
     def format(self, record: logging.LogRecord) -> str:
         call = current_call.get()
         start = f"{self.formatTime(record)} {record.levelname} {call.id if call else '-'} "
-        lines = [CONTROL_CHARACTERS.sub(lambda found: ascii(found[0])[1:-1], record.getMessage())]
+        lines = [record.getMessage()]
         if record.exc_info:
             lines += self.formatException(record.exc_info).splitlines()
-        return "\n".join(start + line for line in lines)
+        return "\n".join(start + CONTROL_CHARACTERS.sub(_escape, line) for line in lines)
+
+
+def _escape(found: re.Match) -> str:
+    return ascii(found[0])[1:-1]
 
 
 def set_up_logs() -> None:
@@ -52,7 +56,7 @@ def set_up_logs() -> None:
     from transformers.utils import logging as transformers_logging
 
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(_Formatter())
+    handler.setFormatter(LineFormatter())
     logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
     logging.captureWarnings(True)
     transformers_logging.disable_default_handler()

@@ -23,7 +23,7 @@ from .metrics import Metrics
 logger = logging.getLogger(__name__)
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
-MAX_DECODERS = 4  # requests whose media are read at the same time; more compete with the model for the processor
+MAX_DECODERS = 4  # requests whose media are fetched and decoded at the same time
 
 
 class Server(uvicorn.Server):
@@ -97,7 +97,7 @@ def serve(
     """
     set_up_logs()
     metrics = Metrics()
-    with ThreadPoolExecutor(min(MAX_DECODERS, os.cpu_count() or 1), "decode") as decoders:
+    with ThreadPoolExecutor(MAX_DECODERS, "decode") as decoders:
         handler = ChatHandler(name, model, processor, gate, decoders, metrics)
         app = build_app(handler, metrics, max_requests, api_key, api_key is None and is_local(address))
         config = uvicorn.Config(

@@ -23,17 +23,26 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     return World(folder, [folder / name for name in captions], list(captions.values()))
 
 
-@pytest.fixture(scope="session")
-def web(world: World) -> Iterator[str]:
-    """The host and port of a web server, at which the world's folder is."""
+class Web(str):
+    """The host and port of a web server, at which the world's folder is. It replies while `opened` is set."""
 
+    opened = threading.Event()
+
+
+@pytest.fixture(scope="session")
+def web(world: World) -> Iterator[Web]:
     class Handler(http.server.SimpleHTTPRequestHandler):
+        def do_GET(self) -> None:
+            Web.opened.wait(30)
+            super().do_GET()
+
         def log_message(self, *args) -> None: ...
 
     handler = functools.partial(Handler, directory=world.folder)
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
     threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
-    yield f"127.0.0.1:{server.server_port}"
+    Web.opened.set()
+    yield Web(f"127.0.0.1:{server.server_port}")
     server.shutdown()
     server.server_close()
 

@@ -251,7 +251,10 @@ def test_nothing_but_the_gate_fetches() -> None:
     """With a gate that refuses everything, no form of address causes a request, and no file is opened."""
 
     class ClosedGate:
+        asked: list[tuple] = []
+
         def load_video(self, *args) -> None:
+            self.asked.append(args)
             raise MediaRefused("It is closed.")
 
         load_image = load_video
@@ -264,6 +267,8 @@ def test_nothing_but_the_gate_fetches() -> None:
             with pytest.raises(ApiError, match="It is closed."):
                 asyncio.run(handler.handle_request(ChatRequest.parse(json.dumps(body).encode()), Call("1")))
         assert not outside.requests
+        # Unasked, the model's own number of frames is taken
+        assert ClosedGate.asked[0][1:] == (handler.processor.video_processor, None, None, None)
 
 
 @pytest.mark.slow

@@ -1,6 +1,8 @@
 """What clients get when the server itself fails: an error in OpenAI's format, and no detail of the failure."""
 
 import asyncio
+import logging
+import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
@@ -12,6 +14,7 @@ import pllava
 from pllava.media import MediaGate
 from pllava.serving.app import build_app
 from pllava.serving.chat import ChatHandler
+from pllava.serving.logs import Call, LineFormatter, current_call
 from pllava.serving.metrics import Metrics
 
 QUESTION = [{"role": "user", "content": "What happens?"}]
@@ -60,3 +63,16 @@ def test_a_fault_of_the_server(handler: ChatHandler, monkeypatch: pytest.MonkeyP
         ask(handler)
     assert failed.value.body["message"] == "The server failed on this request; its log says why."
     assert failed.value.response.headers["x-request-id"]
+
+
+def test_text_cannot_begin_a_line_of_the_log() -> None:
+    text = "bad\n2026-01-01 00:00:00,000 INFO - forged\r\x1b[31m\u2028"
+    try:
+        raise ValueError(text)
+    except ValueError:
+        record = logging.LogRecord("x", logging.ERROR, __file__, 1, "failed: %s", (text,), sys.exc_info())
+    current_call.set(Call("id-1"))
+    lines = LineFormatter().format(record).splitlines()
+    assert len(lines) > 4 and all(" ERROR id-1 " in line for line in lines)
+    assert lines[0].endswith(r"failed: bad\n2026-01-01 00:00:00,000 INFO - forged\r\x1b[31m\u2028")
+    assert not any("\x1b" in line for line in lines)
