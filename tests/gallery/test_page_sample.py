@@ -82,7 +82,8 @@ def test_long_answers_and_right_to_left_text(page, address, tmp_path):
 
 
 def test_the_clip_plays_and_pauses(page, address):
-    page.goto(f"{address}#sample=attack")
+    page.goto(address)
+    page.locator(".list li a").first.click()
     wait_for_video(page)
     page.keyboard.press("p")
     wait_for_video(page, "currentTime > 0.3")
@@ -143,23 +144,43 @@ def test_a_broken_clip_or_strip_gives_a_sentence(browser, built_page, tmp_path):
         expect(page.get_by_text("The frames could not be read from frames/")).to_be_visible()
 
 
+def chat_link(page):
+    link = urllib.parse.urlsplit(page.get_by_role("link", name="Ask this in the chat").get_attribute("href"))
+    assert link.netloc == "127.0.0.1:7860"
+    return dict(urllib.parse.parse_qsl(link.query))
+
+
 def test_the_chat_gets_clip_question_and_frames(page, address):
-    page.goto(f"{address}#sample={SAMPLES[10]['id']}")
-    link = page.get_by_role("link", name="Ask this in the chat").get_attribute("href")
-    chat = urllib.parse.urlsplit(link)
-    given = dict(urllib.parse.parse_qsl(chat.query))
-    assert chat.netloc == "127.0.0.1:7860"
-    assert given == {
-        "video": f"clips/{SAMPLES[10]['clip']:05d}.mp4",
-        "question": SAMPLES[10]["questions"][0],
-        "num_frames": "8",
-    }
+    page.goto(f"{address}#sample=judged")
+    video = urllib.parse.urljoin(address, VIDEO)
+    assert chat_link(page) == {"video": video, "question": "Where does it go?", "num_frames": "8"}
+    page.goto(f"{address}#sample={SAMPLES[10]['id']}")  # no video, and its name is no address
+    expect(page.get_by_role("link", name="Ask this in the chat")).to_have_count(0)
+
+
+@pytest.mark.parametrize(
+    ("clip", "wanted"),
+    [
+        ({"video": f"{VIDEO}#t=10,14", "start": 10.0, "end": 14.0}, {"start": "10", "end": "14"}),
+        ({"start": 10.0, "end": 14.0, "video_start": 10.0}, {"end": "4"}),  # cut out
+        ({"video": None, "name": "https://example.org/a.mp4", "start": 2.5}, {"start": "2.5"}),
+    ],
+    ids=["part of a video", "cut out", "address"],
+)
+def test_the_chat_gets_the_part_of_a_clip(page, built_page, tmp_path, clip, wanted):
+    gallery = make_gallery(samples=6, chat="http://127.0.0.1:7860")
+    gallery["benchmarks"][0]["clips"][0] |= clip
+    path = write_gallery(tmp_path, built_page, gallery)
+    page.goto(f"{path.as_uri()}#sample=attack")
+    given = chat_link(page)
+    assert given.pop("video") == (clip.get("name") or (path.parent / VIDEO).as_uri())
+    assert {name: given[name] for name in ("start", "end") if name in given} == wanted
 
 
 @pytest.mark.parametrize("chat", [None, "javascript:alert(1)"])
 def test_no_chat_no_link(page, built_page, tmp_path, chat):
-    page.goto(f"{write_gallery(tmp_path, built_page, make_gallery(chat=chat)).as_uri()}#sample=long")
-    expect(page.get_by_role("heading", level=2)).to_be_visible()
+    page.goto(f"{write_gallery(tmp_path, built_page, make_gallery(chat=chat)).as_uri()}#sample=judged")
+    expect(page.get_by_role("heading", level=2).first).to_be_visible()
     expect(page.get_by_role("link", name="Ask this in the chat")).to_have_count(0)
 
 

@@ -48,7 +48,7 @@ export function useShortcuts(act: (name: string) => boolean): void {
       if (document.querySelector("dialog[open]")) return; // which closes itself on Escape
       if (target.matches(FIELDS) && name !== "close") return;
       if (event.key.startsWith("Arrow") && target.matches("video")) return; // which seeks
-      if (event.key === " " && target.matches("button, a, summary, video")) return; // which are pressed by it
+      if (event.key === " " && target.matches("button, summary, video")) return; // which are pressed by it
       if (latest.current(name)) event.preventDefault();
     };
     addEventListener("keydown", press);

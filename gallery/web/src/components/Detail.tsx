@@ -198,15 +198,17 @@ function lengthOf({ start, end, seconds }: ClipData): string {
   return part && length ? `${length} (${part})` : part || length;
 }
 
-/** Return the address that opens a chat with this clip, its question typed in but not sent. */
+/** Return the address that opens a chat with this clip, its question typed in but not sent; null if it has no address. */
 function chatAddress(chat: string | null, clip: ClipData, sample: Sample): string | null {
-  if (!chat || !/^https?:\/\//.test(chat)) return null;
-  const address = new URL(chat);
-  const video = clip.video ? new URL(clip.video, location.href).href.split("#")[0]! : clip.name;
-  address.searchParams.set("video", video);
-  address.searchParams.set("question", sample.questions[0] ?? "");
-  if (clip.strip) address.searchParams.set("num_frames", String(clip.strip.count));
-  if (clip.start !== null) address.searchParams.set("start", String(clip.start));
-  if (clip.end !== null) address.searchParams.set("end", String(clip.end));
+  const isAddress = (text: string | null) => text !== null && /^https?:\/\//.test(text);
+  if (!isAddress(chat) || (!clip.video && !isAddress(clip.name))) return null;
+  const address = new URL(chat!);
+  const set = (name: string, value: string | number) => address.searchParams.set(name, String(value));
+  set("video", clip.video ? new URL(clip.video, location.href).href.split("#")[0]! : clip.name);
+  set("question", sample.questions[0] ?? "");
+  if (clip.strip) set("num_frames", clip.strip.count);
+  const begin = clip.video ? clip.video_start : 0;
+  if (clip.start !== null && clip.start > begin) set("start", clip.start - begin);
+  if (clip.end !== null) set("end", clip.end - begin);
   return address.href;
 }

@@ -34,6 +34,21 @@ export function List({ benchmark, samples, place, state }: Props) {
   useLayoutEffect(() => {
     if (place >= 0) rows.scrollToIndex(place, { align: "auto" });
   }, [place, samples]);
+  // When a sample is closed, its row gets the focus that was in it, as soon as the row is there
+  const last = useRef(-1);
+  const wanted = useRef(-1);
+  useEffect(() => {
+    const closed = place < 0 && last.current >= 0;
+    if (closed && document.activeElement === document.body) wanted.current = last.current;
+    if (closed) rows.scrollToIndex(last.current, { align: "auto" });
+    last.current = place;
+  }, [place]);
+  useEffect(() => {
+    const row = scroller.current?.querySelector<HTMLElement>(`[aria-posinset="${wanted.current + 1}"] a`);
+    if (!row) return;
+    row.focus({ preventScroll: true });
+    wanted.current = -1;
+  });
   useLayoutEffect(() => {
     if (place < 0) scroller.current?.scrollTo(0, 0);
   }, [samples]);
