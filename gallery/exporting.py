@@ -16,7 +16,7 @@ from .frames import Strip, count_workers
 from .videos import Video, write_video
 
 SITE = Path(__file__).with_name("site")  # the built page
-DATA = "data/gallery.js"
+INDEX, DATA = "index.html", "data/gallery.js"
 ENCODE_TIMEOUT = 3600  # seconds for a clip
 OWN_FILES = re.compile(r"(frames|clips)/[0-9a-f]{2}/[0-9a-f]{64}\.(webp|mp4|webm)(\.\d+\.partial)?")
 
@@ -89,8 +89,8 @@ def page_files(site: Path) -> dict[str, Path]:
     Raises:
         ValueError: if the page is not built.
     """
-    if not (site / "index.html").is_file():
-        raise ValueError(f"The gallery's page is not built: there is no {site / 'index.html'}. Run `make gallery`")
+    if not (site / INDEX).is_file():
+        raise ValueError(f"The gallery's page is not built: there is no {site / INDEX}. Run `make gallery`")
     return {file.relative_to(site).as_posix(): file for file in sorted(site.rglob("*")) if file.is_file()}
 
 

@@ -1,6 +1,5 @@
 """A gallery on this computer: its files by name and nothing else, with the parts of videos that a browser asks for."""
 
-import mimetypes
 import re
 from collections.abc import Sequence
 from contextlib import suppress
@@ -15,13 +14,22 @@ from huggingface_hub import cached_assets_path
 
 from ..video_source_pllava import VideoDecodeError
 from .data import Played, read_results
-from .exporting import DATA, SITE, page_files
+from .exporting import DATA, INDEX, SITE, page_files
 from .frames import Clip, Strip
 from .videos import Video, write_video
 
 HOST = "127.0.0.1"
 PIECE = 1 << 20  # bytes that are sent at a time
 IDLE_SECONDS = 60  # after which a connection is closed
+KINDS = {  # those of the system differ from one computer to the next
+    ".html": "text/html; charset=utf-8",
+    ".js": "text/javascript; charset=utf-8",
+    ".css": "text/css; charset=utf-8",
+    ".svg": "image/svg+xml",
+    ".webp": "image/webp",
+    ".mp4": "video/mp4",
+    ".webm": "video/webm",
+}
 
 
 class GalleryServer(ThreadingHTTPServer):
@@ -49,14 +57,19 @@ class GalleryServer(ThreadingHTTPServer):
         except OSError as error:
             raise OSError(f"Port {port} cannot be used ({error.strerror}): choose another one") from error
         self.cache = cached_assets_path("pllava", "gallery")
-        gallery = read_results(results, self.cache)
         self.videos: dict[str, Video] = {}
-        played = list(map(self._play, gallery.clips, gallery.strips))
-        self.problems = gallery.problems(played)
-        self.script = gallery.describe(played, chat).encode()
-        strips = {strip.frames["file"] for strip in gallery.strips if strip.frames}
-        self.files = page | {name: self.cache / name for name in strips}
         self._encoding = Lock()
+        try:
+            gallery = read_results(results, self.cache)
+            played = list(map(self._play, gallery.clips, gallery.strips))
+            self.script = gallery.describe(played, chat).encode()
+        except BaseException:
+            self.server_close()
+            raise
+        self.problems = gallery.problems(played)
+        self.files = page | {
+            strip.frames["file"]: self.cache / strip.frames["file"] for strip in gallery.strips if strip.frames
+        }
 
     @property
     def address(self) -> str:
@@ -90,7 +103,7 @@ class GalleryServer(ThreadingHTTPServer):
             with self._encoding:  # one at a time, and none twice
                 write_video(self.cache, video)
             return self.cache / name
-        return self.files.get(name or "index.html")
+        return self.files.get(name or INDEX)
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -114,8 +127,7 @@ class _Handler(BaseHTTPRequestHandler):
             found = self.server.find(name)
             if found is None:
                 return self._refuse(HTTPStatus.NOT_FOUND, "There is no such file in the gallery")
-            kind = mimetypes.guess_type(name or "index.html")[0] or "application/octet-stream"
-            kind += "; charset=utf-8" if kind.startswith("text/") else ""
+            kind = KINDS.get(Path(name or INDEX).suffix, "application/octet-stream")
             if isinstance(found, bytes):
                 self._start(HTTPStatus.OK, kind, len(found))
                 self._write(found)

@@ -21,6 +21,14 @@ SWEPT_SETTINGS = ("alpha", "pooling_shape")
 LOCATION_SETTINGS = {"endpoint"}  # keys of run.json that say where the model ran, and do not affect its answers
 OLDER_SETTINGS = {"sampling": "uniform"}  # of the runs whose run.json is older than these keys
 
+ROW_KEYS = (
+    "id",
+    "task",
+    "video",
+    "question",
+    "reference",
+    "prediction",
+)  # those that each line of predictions.jsonl has
 # The keys of rows that are averaged, and the names of their means. The first that a run has is its main measure
 MEASURES = {
     "correct": "accuracy",
@@ -65,7 +73,7 @@ def read_finished_run(folder: Path) -> tuple[Metrics, list[dict[str, Any]]]:
     Raises:
         ValueError: if the run was stopped before it was finished, or a file is invalid.
     """
-    metrics, rows = read_metrics(folder), read_lines(folder / "predictions.jsonl", "id", "video")
+    metrics, rows = read_metrics(folder), read_lines(folder / "predictions.jsonl", *ROW_KEYS)
     if metrics is None or len(rows) != metrics["expected"] or list(folder.glob("predictions-*.jsonl")):
         expected = "no metrics" if metrics is None else f"metrics of {metrics['expected']}"
         raise ValueError(

@@ -234,6 +234,23 @@ def test_parts_folders_and_other_formats_have_strips(shown):
     assert {clip["name"].rpartition(".")[2] for clip in benchmarks["msvd_qa"]["clips"]} == {"avi"}
 
 
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"sampling": "random"}, "frames were sampled at random: those shown are others"),
+        ({"sampling": None, "pooling_shape": None}, "a server answered: it may have sampled other frames"),
+        ({"num_frames": None}, "run.json does not say how frames were sampled: those shown are 16 uniform ones"),
+    ],
+)
+def test_frames_that_may_be_others_are_said_to_be(copied, site, tmp_path, changes, problem):
+    file = copied.nano / "nano" / "run.json"
+    settings = json.loads(file.read_text()) | changes
+    file.write_text(json.dumps({name: value for name, value in settings.items() if value is not None}))
+    shown = export(tmp_path / "gallery", site, copied.nano)["nano"]
+    assert shown["runs"][0]["problems"][-1].startswith(problem)
+    assert all(clip["strip"]["count"] == 16 for clip in shown["clips"])
+
+
 def test_older_results_say_that_the_sampling_is_assumed(copied, site, tmp_path):
     file = copied.nano / "nano" / "run.json"
     settings = json.loads(file.read_text())

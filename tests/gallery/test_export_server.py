@@ -172,7 +172,7 @@ def test_command_prints_its_address_and_ends_cleanly(evaluated, tmp_path):
     command = [sys.executable, "-c", "from pllava_cli import app; app()", "gallery", str(evaluated.nano)]
     environment = {**os.environ, "HF_ASSETS_CACHE": str(tmp_path)}
     process = subprocess.Popen(
-        [*command, "--no-browser", "--port", str(port)],
+        [*command, "--no-browser", "--port", port],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment,
     )  # fmt: skip
     try:
@@ -181,9 +181,9 @@ def test_command_prints_its_address_and_ends_cleanly(evaluated, tmp_path):
             assert "Error: The gallery's page is not built" in process.communicate(timeout=60)[1]
             return
         (address,) = re.findall(r"http://\S+/", line)
-        assert urlsplit(address).port == port and "until you press Ctrl-C" in line
+        assert urlsplit(address).port == int(port) and "until you press Ctrl-C" in line
         second = subprocess.run(
-            [*command, "--no-browser", "--port", str(port)], capture_output=True, text=True, env=environment
+            [*command, "--no-browser", "--port", port], capture_output=True, text=True, env=environment
         )
         assert second.returncode == 1
         assert f"Error: Port {port} cannot be used (Address already in use): choose another one" in second.stderr
