@@ -1,11 +1,14 @@
 """
-A plugin for vLLM, which finds it where this package is installed: PLLaVA's videos are decoded and sampled as in
-transformers.
+A plugin for vLLM, which finds it where this package is installed.
 
-vLLM's own reader takes 32 frames, from the first to the last, and tells the processor not to sample. The model pools
-these into as many tokens, so nothing would fail, but it would see other frames than in its training.
+1. PLLaVA's videos are decoded and sampled as in transformers. vLLM's own reader takes 32 frames, from the first to the
+   last, and tells the processor not to sample. The model pools these into as many tokens, so nothing would fail, but
+   it would see other frames than in its training.
+2. With VLLM_MEDIA_CONNECTOR=pllava in the environment, media come through the gate of `media/`, which applies vLLM's
+   --allowed-media-domains and --allowed-local-media-path, denies what they do not allow, and checks each redirect.
 """
 
+import asyncio
 import warnings
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -18,7 +21,7 @@ from ..video_sampling_pllava import MAX_FRAMES, sample_frames
 if TYPE_CHECKING:
     from vllm.config import ModelConfig
 
-LOADER = "pllava"  # the loader's name at vLLM
+LOADER = CONNECTOR = "pllava"  # their names at vLLM
 BACKEND = "TransformersMultiModalForCausalLM"  # vLLM's class for models that it runs with transformers' code
 ALL = -1  # frames
 UNSAID = 32  # the `num_frames` that vLLM passes if nobody asks for a number
@@ -73,9 +76,10 @@ class PllavaVideoLoader:
 
 
 def register() -> None:
-    """Register the loader, and have it read PLLaVA's videos. vLLM calls this in each of its processes."""
+    """Register the loader, have it read PLLaVA's videos, and offer the gate. vLLM calls this in all its processes."""
     try:
         from vllm.model_executor.models.config import MODELS_CONFIG_MAP, VerifyAndUpdateConfig
+        from vllm.multimodal.media import MEDIA_CONNECTOR_REGISTRY, MediaConnector
         from vllm.multimodal.video import VIDEO_LOADER_REGISTRY
     except ImportError as error:  # must not keep vLLM from serving other models
         warnings.warn(f"vLLM will read PLLaVA's videos itself, see docs/serving.md: {error}", stacklevel=2)
@@ -90,7 +94,40 @@ def register() -> None:
                 _set_defaults(model_config)
 
     VIDEO_LOADER_REGISTRY.register(LOADER)(PllavaVideoLoader)
+    MEDIA_CONNECTOR_REGISTRY.register(CONNECTOR)(type("GatedConnector", (_Gated, MediaConnector), {}))
     MODELS_CONFIG_MAP[BACKEND] = Defaults
+
+
+class _Gated:
+    """Changes vLLM's `MediaConnector`, which makes one for each request: it reads media through the gate."""
+
+    def __init__(
+        self,
+        *args: Any,
+        allowed_local_media_path: str = "",
+        allowed_media_domains: list[str] | None = None,
+        **options: Any,
+    ):
+        from ..media import MediaGate
+
+        super().__init__(*args, **options)
+        folders = [allowed_local_media_path] if allowed_local_media_path else []
+        self.gate = MediaGate(allowed_media_domains or (), folders)
+
+    def load_from_url(self, url: str, media_io: Any, *, fetch_timeout: int | None = None) -> Any:
+        """
+        Return what `media_io` makes of the file. The gate's own limit of time replaces `fetch_timeout`.
+
+        Raises:
+            MediaRefused: if it may not be read, or exceeds a limit.
+        """
+        with self.gate.read(url).file as file:
+            file.seek(0)
+            return media_io.load_bytes(file.read())
+
+    async def load_from_url_async(self, url: str, media_io: Any, *, fetch_timeout: int | None = None) -> Any:
+        """As `load_from_url`, in a thread."""
+        return await asyncio.to_thread(self.load_from_url, url, media_io)
 
 
 def _set_defaults(model_config: "ModelConfig") -> None:

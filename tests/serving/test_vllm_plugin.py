@@ -1,5 +1,7 @@
 """The reader of videos for vLLM, without vLLM: it takes the frames that the processor takes of a file."""
 
+import asyncio
+import base64
 import json
 import subprocess
 import sys
@@ -13,8 +15,9 @@ import torch
 from video_files import moving_frames, write_video
 
 from pllava import NANO, PllavaConfig, PllavaProcessor
+from pllava.media import MediaRefused
 from pllava.serving import vllm_plugin
-from pllava.serving.vllm_plugin import LOADER, PllavaVideoLoader
+from pllava.serving.vllm_plugin import CONNECTOR, LOADER, PllavaVideoLoader
 from pllava.video_source_pllava import VideoDecodeError
 
 
@@ -101,18 +104,27 @@ def registered(monkeypatch) -> SimpleNamespace:
         def verify_and_update_model_config(model_config):
             model_config.updated = True
 
-    loaders, configs = {}, {vllm_plugin.BACKEND: Nothing}
-    registry = SimpleNamespace(register=lambda name: lambda cls: loaders.update({name: cls}))
+    class Connector:
+        def __init__(self, media_io_kwargs=None):
+            self.media_io_kwargs = media_io_kwargs
+
+    loaders, connectors, configs = {}, {}, {vllm_plugin.BACKEND: Nothing}
+
+    def registry(classes: dict) -> SimpleNamespace:
+        return SimpleNamespace(register=lambda name: lambda cls: classes.update({name: cls}))
+
     modules = {
+        "vllm.multimodal.media": {"MEDIA_CONNECTOR_REGISTRY": registry(connectors), "MediaConnector": Connector},
         "vllm.model_executor.models.config": {"MODELS_CONFIG_MAP": configs, "VerifyAndUpdateConfig": Nothing},
-        "vllm.multimodal.video": {"VIDEO_LOADER_REGISTRY": registry},
+        "vllm.multimodal.video": {"VIDEO_LOADER_REGISTRY": registry(loaders)},
     }
     for name, content in modules.items():
         module = ModuleType(name)
         vars(module).update(content)
         monkeypatch.setitem(sys.modules, name, module)
     vllm_plugin.register()
-    return SimpleNamespace(loaders=loaders, defaults=configs[vllm_plugin.BACKEND].verify_and_update_model_config)
+    defaults = configs[vllm_plugin.BACKEND].verify_and_update_model_config
+    return SimpleNamespace(loaders=loaders, connectors=connectors, defaults=defaults)
 
 
 @pytest.mark.parametrize(
@@ -132,6 +144,23 @@ def test_defaults_leave_what_was_said(registered, given: dict, processor_kwargs:
     registered.defaults(model_config)
     assert media.media_io_kwargs == expected and model_config.updated
     assert registered.loaders == {LOADER: PllavaVideoLoader}
+
+
+def test_connector_reads_media_through_the_gate(registered, clip: Path, tmp_path: Path) -> None:
+    """A file below the allowed folder, and data URIs; nothing else."""
+    reader = SimpleNamespace(load_bytes=lambda data: data)
+    make = registered.connectors[CONNECTOR]
+    connector = make({"video": {}}, allowed_local_media_path=str(clip.parent), allowed_media_domains=["example.org"])
+    assert connector.media_io_kwargs == {"video": {}}
+    for address in (f"file://{clip}", f"data:video/mp4;base64,{base64.b64encode(clip.read_bytes()).decode()}"):
+        assert connector.load_from_url(address, reader, fetch_timeout=1) == clip.read_bytes()
+        assert asyncio.run(connector.load_from_url_async(address, reader)) == clip.read_bytes()
+    outside = write_video(tmp_path / "outside.mp4", moving_frames(2))
+    for refused in (f"file://{outside}", "http://127.0.0.1/a.mp4", "http://169.254.169.254/", "ftp://example.org/a"):
+        with pytest.raises(MediaRefused):
+            connector.load_from_url(refused, reader)
+    with pytest.raises(MediaRefused):
+        make().load_from_url(f"file://{clip}", reader)
 
 
 def test_other_models_are_left_alone(registered) -> None:

@@ -51,6 +51,7 @@ def url(folder: Path):
     command = [Path(PYTHON).with_name("vllm"), "serve", NANO, *FLAGS, "--host", "127.0.0.1", "--port", port]
     command += ["--allowed-local-media-path", folder]
     environment = {**os.environ, "VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_OFFLINE": "1"}
+    environment["VLLM_MEDIA_CONNECTOR"] = "pllava"  # the gate
     with log.open("w") as output:
         server = subprocess.Popen(command, cwd=folder, env=environment, stdout=output, stderr=subprocess.STDOUT)
     client = openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", max_retries=0)
@@ -133,16 +134,20 @@ def test_answers_equal_those_of_transformers(ask, own, folder, name):
 def test_allowed_file_is_read_and_others_are_refused(ask, own, folder, tmp_path):
     question, film = text("What moves?"), folder / "film.mp4"
 
-    def named(file: Path) -> dict:
-        return {"type": "video_url", "video_url": {"url": f"file://{file}"}}
+    def named(address: str) -> dict:
+        return {"type": "video_url", "video_url": {"url": address}}
 
-    assert ask(named(film), question) == own(local(film), question)
+    assert ask(named(f"file://{film}"), question) == own(local(film), question)
     other = write_video(tmp_path / "other.mp4", moving_frames(4))
     (folder / "link.mp4").symlink_to(other)
-    for outside in (other, folder / ".." / other.parent.name / other.name, folder / "link.mp4"):
-        with pytest.raises(openai.APIStatusError):
-            ask(named(outside), question)
-    assert ask(named(film), question)[0]
+    refused = [f"file://{other}", f"file://{folder}/../{other.parent.name}/other.mp4", f"file://{folder}/link.mp4"]
+    refused += ["http://127.0.0.1/a.mp4", "http://[::1]/a.mp4", "http://2130706433/a.mp4", "ftp://example.org/a.mp4"]
+    for address in refused:
+        with pytest.raises(openai.BadRequestError, match="Cannot (read|fetch) "):
+            ask(named(address), question)
+        with pytest.raises(openai.BadRequestError):
+            ask({"type": "image_url", "image_url": {"url": address}}, question)
+    assert ask(named(f"file://{film}"), question)[0]
 
 
 def test_streamed_tokens_make_the_same_answer(ask, folder):
@@ -197,7 +202,7 @@ def test_special_tokens_in_a_text_are_text(ask, own, folder):
 @pytest.mark.parametrize(
     ("broken", "media", "message"),
     [
-        (b"#EXTM3U\nfile:///etc/passwd", {}, "ffmpeg finds no video in it"),
+        (b"#EXTM3U\nfile:///etc/passwd", {}, "neither a video nor an image"),
         (None, {"num_frames": 100_000}, "give 1 to 512"),
         (None, {"start": 60}, "the video is 6.000 s long"),
         (None, {"frames": 8}, "takes num_frames, fps, start and end"),
