@@ -1,6 +1,5 @@
 """`pllava serve`: a model behind an OpenAI-compatible server."""
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -14,14 +13,7 @@ SERVER, MEDIA = "Server", "Media"
 
 def serve(
     context: typer.Context,
-    model_name: Annotated[
-        str | None,
-        typer.Argument(
-            help="Directory or Hub id of a PLLaVA; nano is the small one in the package.",
-            metavar="MODEL",
-            show_default="nano, or the base of --adapter",
-        ),
-    ] = None,
+    model: options.ModelArgument = None,
     host: Annotated[
         str, typer.Option(help="The address to listen on.", metavar="ADDRESS", rich_help_panel=SERVER)
     ] = "127.0.0.1",
@@ -90,11 +82,8 @@ def serve(
     from pllava.result_files.formatting import model_name as model_name_of
 
     model_options: options.ModelOptions = context.obj
-    if model_name and model_options.model:
-        raise UsageError(f"MODEL and --model are the same option; got {model_name} and {model_options.model}")
     if api_key == "":
         raise UsageError("The API key is empty: leave it out, or set one")
-    model_options = replace(model_options, model=model_options.model or model_name)
     address = bind(host, port)  # before the model is loaded, which may take minutes
     gate = MediaGate(allowed_media_domains, allowed_local_media_path)
     checkpoint, processor = model_options.read()
@@ -104,5 +93,4 @@ def serve(
             f"Warning: everyone who reaches {host}:{port} can use the model: set PLLAVA_API_KEY, or leave --host out",
             err=True,
         )
-    model = plain_model(model_options.load())
-    serve(name, model, processor, gate, address, max_requests, api_key)
+    serve(name, plain_model(model_options.load()), processor, gate, address, max_requests, api_key)
