@@ -2,16 +2,21 @@
 
 import os
 import re
+import shlex
+import signal
 import subprocess
 import sys
 from pathlib import Path
+from subprocess import PIPE, STDOUT
 
+import httpx
 import pytest
 from benchmark_folders import write_all
 from chat_server import Reply, chat_server, grade
 from layouts import write_official
 from local_hub import local_hub
 from model_server import model_server
+from ports import free_port
 
 pytestmark = pytest.mark.slow  # ten minutes; CI runs it by `make test-readme`
 ROOT = Path(__file__).resolve().parents[2]
@@ -21,6 +26,8 @@ PAGES = {
     str(page.relative_to(ROOT)): FENCE.findall(page.read_text(encoding="utf-8"))
     for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
 }
+# Commands that run until Ctrl-C
+SERVERS = re.compile(r"^pllava (?:demo|gallery|serve)\b(?!.*--export)[^#\n]*", re.MULTILINE)
 SERVED = ("README.md", "docs/serving.md")  # pages whose http://localhost:8000/v1 is a real `pllava serve nano`
 SNIPPETS = [(page, *snippet) for page, snippets in PAGES.items() for snippet in snippets]
 
@@ -81,6 +88,7 @@ def test_snippet_runs(page, language, code, output, directories, hub, server, re
             assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
         return
     code = re.sub(r"^pip install .*\n", "", code, flags=re.MULTILINE)  # the tests' environment has it all
+    servers, code = SERVERS.findall(code), SERVERS.sub("", code)
     served = request.getfixturevalue("nano_server") if page in SERVED else server
     code = code.replace("--clips 200", "--clips 8").replace("http://localhost:8000/v1", served)
     command = [sys.executable, "-c", code] if language == "python" else ["bash", "-euc", code]
@@ -99,3 +107,22 @@ def test_snippet_runs(page, language, code, output, directories, hub, server, re
     )
     assert result.returncode == 0, result.stderr
     assert result.stdout.strip().endswith(output.strip()), result.stdout
+    for line in servers:
+        start_and_stop(line, directories[page], {**os.environ, **environment})
+
+
+def start_and_stop(line, folder, environment):
+    """Run a server until the address that it prints answers; then Ctrl-C ends it."""
+    port = free_port()
+    command = [*shlex.split(line), "--port", port]
+    with subprocess.Popen(command, cwd=folder, env=environment, stdout=PIPE, stderr=STDOUT, text=True) as process:
+        try:
+            printed = ""
+            while f":{port}" not in printed:
+                assert (written := process.stdout.readline()), printed
+                printed += written
+            assert httpx.get(f"http://127.0.0.1:{port}/{'health' if 'serve' in line else ''}").status_code == 200
+            process.send_signal(signal.SIGINT)
+            assert process.wait(60) == 0, printed
+        finally:
+            process.kill()
