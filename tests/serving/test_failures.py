@@ -54,7 +54,7 @@ def test_a_model_that_fails(
     assert "log says why" in f"{failed.value.message} {failed.value.body}" and "secret" not in str(failed.value.body)
     assert "the secret of this machine" in caplog.text
     assert ask(handler), "the thread of the model has ended"
-    assert handler._metrics.under_way == handler._metrics.running == 0
+    assert handler._metrics.under_way == 0
 
 
 def test_a_fault_of_the_server(handler: ChatHandler, monkeypatch: pytest.MonkeyPatch) -> None:
