@@ -5,6 +5,7 @@ import re
 import sys
 import time
 import uuid
+from collections.abc import Callable
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 
@@ -14,13 +15,14 @@ CONTROL_CHARACTERS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
 @dataclass
 class Call:
-    """A request under way, and what is logged about it. Times are those of `time.perf_counter`."""
+    """A request under way, and what is logged about it. `cancel` ends its generation."""
 
     id: str
     began: float = field(default_factory=time.perf_counter)
     prompt_tokens: int | None = None
     generated_tokens: int = 0
     first_token: float | None = None
+    cancel: Callable[[], None] = lambda: None
 
     @classmethod
     def named(cls, wanted: str | None) -> "Call":
