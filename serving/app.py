@@ -166,7 +166,7 @@ def _check_host(request: Request) -> None:
         if host != "localhost":
             ipaddress.ip_address(host)
     except ValueError:
-        message = "This server is for its own machine: use http://127.0.0.1 or http://localhost."
+        message = "This server has no API key, so it answers only to http://127.0.0.1 and http://localhost."
         raise ApiError(403, message, "wrong_host") from None
 
 
