@@ -71,6 +71,7 @@ def build_app(
         ],
         exception_handlers={ApiError: _reply_error, HTTPException: _reply_http_error, Exception: _reply_failure},
     )
+    app.router.redirect_slashes = False
     return _Observed(app, metrics)
 
 
@@ -86,10 +87,12 @@ class _ChatEndpoint:
             raise ApiError(415, "Send the request as JSON, with the header Content-Type: application/json.")
         async with self._admitted():
             # No variable keeps the body: with a video in it, it is large, and the answer may take minutes
-            chat = await asyncio.to_thread(ChatRequest.parse, await self._read_body(request))
-            answer = self._handler.handle_request(chat, current_call.get())
-            response = await _unless_client_leaves(receive, answer)
-            await response(scope, receive, send)
+            chat, call = await asyncio.to_thread(ChatRequest.parse, await self._read_body(request)), current_call.get()
+            try:
+                response = await _unless_client_leaves(receive, self._handler.handle_request(chat, call))
+                await response(scope, receive, send)
+            finally:
+                call.cancel()  # however the reply has ended
 
     @asynccontextmanager
     async def _admitted(self) -> AsyncIterator[None]:
@@ -163,7 +166,7 @@ def _check_host(request: Request) -> None:
         if host != "localhost":
             ipaddress.ip_address(host)
     except ValueError:
-        message = "This server is for its own machine: use http://127.0.0.1 or http://localhost."
+        message = "This server has no API key, so it answers only to http://127.0.0.1 and http://localhost."
         raise ApiError(403, message, "wrong_host") from None
 
 
@@ -195,18 +198,26 @@ class _Observed:
             return
         call = Call.named(Request(scope).headers.get("x-request-id"))
         current_call.set(call)
-        status = 500
+        status, stalled = 500, False
 
         async def send_with_id(message: Message) -> None:
-            nonlocal status
+            nonlocal status, stalled
             if message["type"] == "http.response.start":
                 status = message["status"]
                 message["headers"] = [*message["headers"], (b"x-request-id", call.id.encode())]
-            async with asyncio.timeout(CLIENT_SECONDS):  # a client that takes nothing must not hold its place
-                await send(message)
+            try:
+                async with asyncio.timeout(CLIENT_SECONDS):  # a client that takes nothing must not hold its place
+                    await send(message)
+            except TimeoutError:
+                stalled = True
+                raise
 
         try:
             await self._app(scope, receive, send_with_id)
+        except TimeoutError:
+            if not stalled:
+                raise
+            status = CLIENT_LEFT
         finally:
             path = scope["path"] if scope["path"] in {CHAT, MODELS, HEALTH, METRICS} else "other"
             self._metrics.requests.labels(path, status).inc()

@@ -107,6 +107,7 @@ class Generation(BaseGenerateManager):
         loop, queue = asyncio.get_running_loop(), asyncio.Queue()
         tokenizer = processor.tokenizer.backend_tokenizer
         streamer = Streamer(tokenizer, loop, queue, stop=self._stop, call=self._call, metrics=self._metrics)
+        self._call.cancel = streamer.cancel
 
         def run() -> None:
             if not streamer.cancelled:
@@ -146,14 +147,10 @@ class Generation(BaseGenerateManager):
         """Return the text, the number of tokens of the prompt, and the generated tokens."""
         queue, streamer = self.generate_streaming(model, processor, inputs, gen_config, request_id)
         texts = []
-        try:
-            while (item := await queue.get()) is not None:
-                if isinstance(item, _StreamError):
-                    raise ApiError(500, item.msg)
-                texts.append(item)
-        except asyncio.CancelledError:
-            streamer.cancel()
-            raise
+        while (item := await queue.get()) is not None:
+            if isinstance(item, _StreamError):
+                raise ApiError(500, item.msg)
+            texts.append(item)
         return "".join(texts), inputs["input_ids"].shape[-1], streamer.tokens
 
     def stop(self) -> None:

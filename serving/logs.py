@@ -5,8 +5,12 @@ import re
 import sys
 import time
 import uuid
+import warnings
+from collections.abc import Callable
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+
+from ..video_decoding_pllava import VideoTruncatedWarning
 
 REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 CONTROL_CHARACTERS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
@@ -14,13 +18,14 @@ CONTROL_CHARACTERS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
 @dataclass
 class Call:
-    """A request under way, and what is logged about it. Times are those of `time.perf_counter`."""
+    """A request under way, and what is logged about it. `cancel` ends its generation."""
 
     id: str
     began: float = field(default_factory=time.perf_counter)
     prompt_tokens: int | None = None
     generated_tokens: int = 0
     first_token: float | None = None
+    cancel: Callable[[], None] = lambda: None
 
     @classmethod
     def named(cls, wanted: str | None) -> "Call":
@@ -59,6 +64,7 @@ def set_up_logs() -> None:
     handler.setFormatter(LineFormatter())
     logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
     logging.captureWarnings(True)
+    warnings.filterwarnings("always", category=VideoTruncatedWarning)  # for each request with a damaged video
     transformers_logging.disable_default_handler()
     transformers_logging.enable_propagation()
     logging.getLogger("pllava.serving").setLevel(logging.INFO)

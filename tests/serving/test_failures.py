@@ -1,6 +1,7 @@
 """What clients get when the server itself fails: an error in OpenAI's format, and no detail of the failure."""
 
 import asyncio
+import json
 import logging
 import sys
 from collections.abc import Iterator
@@ -54,7 +55,7 @@ def test_a_model_that_fails(
     assert "log says why" in f"{failed.value.message} {failed.value.body}" and "secret" not in str(failed.value.body)
     assert "the secret of this machine" in caplog.text
     assert ask(handler), "the thread of the model has ended"
-    assert handler._metrics.under_way == handler._metrics.running == 0
+    assert handler._metrics.under_way == 0
 
 
 def test_a_fault_of_the_server(handler: ChatHandler, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -63,6 +64,32 @@ def test_a_fault_of_the_server(handler: ChatHandler, monkeypatch: pytest.MonkeyP
         ask(handler)
     assert failed.value.body["message"] == "The server failed on this request; its log says why."
     assert failed.value.response.headers["x-request-id"]
+
+
+def test_a_client_that_takes_nothing_loses_its_place(handler: ChatHandler, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pllava.serving.app.CLIENT_SECONDS", 0.1)
+    body = {"model": "tiny", "messages": QUESTION, "max_tokens": 900, "stream": True}
+    scope = {"type": "http", "method": "POST", "path": "/v1/chat/completions", "query_string": b""}
+    scope |= {"headers": [(b"content-type", b"application/json")], "asgi": {"spec_version": "2.3"}}
+    metrics = handler._metrics
+
+    async def run() -> None:
+        bodies = iter([{"type": "http.request", "body": json.dumps(body).encode()}])
+
+        async def receive() -> dict:
+            return next(bodies, None) or await asyncio.Event().wait()
+
+        async def send(message: dict) -> None:
+            if message["type"] == "http.response.body":
+                await asyncio.Event().wait()
+
+        await asyncio.wait_for(build_app(handler, metrics, 1)(scope, receive, send), timeout=10)
+
+    asyncio.run(run())
+    assert metrics.under_way == 0
+    assert metrics.registry.get_sample_value("pllava_requests_total", {"path": scope["path"], "status": "499"}) == 1
+    assert ask(handler)
+    assert metrics.registry.get_sample_value("pllava_generation_tokens_total") < 900
 
 
 def test_text_cannot_begin_a_line_of_the_log() -> None:

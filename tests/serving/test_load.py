@@ -40,10 +40,8 @@ def test_sixteen_clients_for_two_minutes(world: World, web: str, nano_says: Call
     early = max(size for passed, size in memory if 10 <= passed < SECONDS / 2)
     late = max(size for passed, size in memory if passed >= SECONDS / 2)
     print(f"\n{CLIENTS} clients, {SECONDS} s: {dict(outcomes)}; {outcomes['right'] / SECONDS:.1f} answers a second")
-    print(
-        f"resident memory: {memory[0][1] / MEGABYTE:.0f} MiB at the start, at most {early / MEGABYTE:.0f} MiB in the"
-    )
-    print(f"first half, {late / MEGABYTE:.0f} MiB in the second, {memory[-1][1] / MEGABYTE:.0f} MiB at the end")
+    sizes = [size / MEGABYTE for size in (memory[0][1], early, late, memory[-1][1])]
+    print("resident MiB: start {:.0f}, most in each half {:.0f} and {:.0f}, end {:.0f}".format(*sizes))
     print(log.splitlines()[-1], "exit code", code)
     assert code == 0
     assert not outcomes["wrong"] and not outcomes["error"] and not outcomes["cut"], [each.faults for each in clients]

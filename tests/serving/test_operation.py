@@ -12,6 +12,7 @@ from pathlib import Path
 import openai
 import pytest
 from model_server import ModelServer, World, data_uri, model_server, text_part, user, video_part
+from video_files import moving_frames, write_video
 
 import pllava
 from pllava.serving.server import MAX_DECODERS
@@ -193,6 +194,17 @@ def test_reading_media_does_not_block_the_server(nano_server: ModelServer, world
     for thread in threads:
         thread.join()
     assert len(answers) == MAX_DECODERS and len(set(answers)) == 1
+
+
+def test_each_damaged_video_is_logged(nano_server: ModelServer, world: World) -> None:
+    path = write_video(world.folder / "cut.avi", moving_frames(40), codec="mpeg4")
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    for number in (1, 2):
+        name = f"damaged-{number}"
+        body = {"model": "nano", "messages": [user(video_part(str(path)))], "max_tokens": 2}
+        assert nano_server.post(body, headers={"X-Request-Id": name}).status_code == 200
+        _wait_for_line(nano_server, f"{name} POST")
+        assert re.search(rf"WARNING {name} .*cut.avi is damaged or ends early", nano_server.log)
 
 
 def test_wrong_options_are_one_line(capsys: pytest.CaptureFixture) -> None:
