@@ -1,11 +1,12 @@
 """
 Evaluate nano with and without video, and write docs/figures/gallery.png: the gallery's page with a sample on which the
-two differ. It needs the built page (`make gallery`) and Chromium.
+two differ. It needs the built page (`make gallery`), Playwright and Chromium.
 
     python docs/draw_gallery.py
 """
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,10 +14,11 @@ from tempfile import TemporaryDirectory
 
 from figure_style import FIGURES
 from PIL import Image
+from playwright.sync_api import sync_playwright
 
 WIDTH, HEIGHT = 1280, 800  # CSS pixels
 CLIPS, SEED = 30, 1  # the first of the held-out clips
-TASK = "bounces"  # of the sample that is shown
+TASK, FRAME = "bounces", "Frame 7 of 16"  # of the sample that is shown
 PLLAVA = [sys.executable, "-c", "from pllava_cli import app; app()"]
 
 
@@ -28,14 +30,23 @@ def main() -> None:
         subprocess.run([*PLLAVA, "eval", "nano", "--data", "held-out", "--controls"], check=True, cwd=folder)
         results = ["results/nano", "results/nano/no_video"]
         subprocess.run([*PLLAVA, "gallery", *results, "--export", "site", "--clips"], check=True, cwd=folder)
-        page, picture = folder / "site" / "index.html", folder / "gallery.png"
-        address = f"{page.as_uri()}#view=different&sample={choose_sample(folder / 'site')}"
-        options = ["--headless", "--no-sandbox", "--hide-scrollbars", "--virtual-time-budget=5000"]
-        command = ["chromium", *options, f"--window-size={WIDTH},{HEIGHT}", f"--screenshot={picture}", address]
-        subprocess.run(command, check=True, capture_output=True)
-        Image.open(picture).convert("RGB").quantize(128).save(FIGURES / "gallery.png", optimize=True)
-    size = (FIGURES / "gallery.png").stat().st_size
-    print(f"Wrote {FIGURES / 'gallery.png'}, {size / 1000:.0f} kB")
+        draw(folder / "site", FIGURES / "gallery.png")
+
+
+def draw(site: Path, file: Path) -> None:
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
+        page = browser.new_page(viewport={"width": WIDTH, "height": HEIGHT})
+        page.goto(f"{(site / 'index.html').as_uri()}#view=different&sample={choose_sample(site)}")
+        page.get_by_role("button", name=FRAME).first.click()
+        while page.evaluate("(video => video.seeking || video.readyState < 4)(document.querySelector('video'))"):
+            page.wait_for_timeout(50)
+        page.locator("h1").click()  # away from the frame
+        page.wait_for_timeout(1000)  # until the video's spinner is gone
+        page.screenshot(path=file)
+        browser.close()
+    Image.open(file).convert("RGB").save(file, optimize=True)
+    print(f"Wrote {file}, {file.stat().st_size / 1000:.0f} kB")
 
 
 def choose_sample(site: Path) -> str:
