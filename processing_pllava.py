@@ -145,10 +145,14 @@ class PllavaProcessor(CardOnPush, ProcessorMixin):
 
     def _process_videos(self, videos: Any, **kwargs) -> tuple[dict, list[str]]:
         processed = self.video_processor(videos, **kwargs)
-        return processed, [self.video_token * self.num_visual_tokens] * len(processed["pixel_values_videos"])
+        count = len(processed["pixel_values_videos"])
+        return processed, [self.replace_video_token(processed, index) for index in range(count)]
 
     def replace_image_token(self, image_inputs: dict, image_idx: int, **kwargs) -> str:
         return self.image_token * self.num_visual_tokens
+
+    def replace_video_token(self, video_inputs: dict, video_idx: int, **kwargs) -> str:
+        return self.video_token * self.num_visual_tokens
 
     def _get_num_multimodal_tokens(self, image_sizes=None, video_sizes=None, **kwargs) -> MultiModalData:
         """Return the number of placeholder tokens for images and videos of these sizes, for inference engines."""

@@ -12,7 +12,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from transformers.video_utils import VideoMetadata
 
 from .video_frames_pllava import CollectorFactory, Frames
-from .video_source_pllava import Source, VideoSource, resolve
+from .video_source_pllava import MAX_PIXELS, Source, VideoSource, resolve
 
 IMAGE_ADVICE = "Give a whole image file (bmp, gif, jpeg, png or webp)."
 IMAGE_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "WEBP")  # PIL's other formats include EPS, which is executed
@@ -35,8 +35,13 @@ def read_image(image: VideoSource) -> Image.Image:
             `video_source_pllava.py`.
     """
     source = resolve(image, IMAGE_ADVICE)
-    with source.reading(), _open_image(source) as opened:
-        return _as_rgb(opened)
+    with source.reading():
+        try:
+            opened = open_image(source)
+        except UnidentifiedImageError:
+            raise source.error("it is not an image of these formats") from None
+        with opened:
+            return _as_rgb(opened)
 
 
 def load_image_folder(source: Source, new_collector: CollectorFactory) -> Frames:
@@ -60,7 +65,7 @@ def load_image_folder(source: Source, new_collector: CollectorFactory) -> Frames
 def load_image_file(source: Source, new_collector: CollectorFactory) -> Frames | None:
     """Read an image file (a still image, or an animated WebP or PNG) as a video; `None` if it is not an image."""
     try:
-        image = _open_image(source)
+        image = open_image(source)
     except UnidentifiedImageError:
         return None
 
@@ -91,8 +96,13 @@ def _load_images(
     return collector.result()
 
 
-def _open_image(source: Source) -> Image.Image:
-    image = Image.open(source.content if isinstance(source.content, str) else source.open(), formats=IMAGE_FORMATS)
+def open_image(source: Source) -> Image.Image:
+    """Open an image, or an animation, and check its size. `UnidentifiedImageError` if it is neither."""
+    file = source.content if isinstance(source.content, str) else source.open()
+    try:
+        image = Image.open(file, formats=IMAGE_FORMATS)
+    except Image.DecompressionBombError as error:  # PIL's own limit is higher
+        raise source.error(f"it has more than {MAX_PIXELS:,} pixels") from error
     source.check_size(*image.size)
     source.check_work(getattr(image, "n_frames", 1), *image.size)
     return image

@@ -1,6 +1,7 @@
 """PLLaVA's video processor: samples the frames of a video, given in any form, and prepares their pixels."""
 
 import os
+import warnings
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, Literal
@@ -22,6 +23,8 @@ from .video_source_pllava import check_aspect
 
 # A list of such paths is one video. A list of WebP files is a list of videos, since these may be animated.
 STILL_IMAGE_SUFFIXES = tuple(suffix for suffix in IMAGE_SUFFIXES if suffix != ".webp")
+
+READERS = ("pyav", "pil")  # `video_backend` of the frames that `load_frames` took
 
 Resize = Callable[[torch.Tensor], torch.Tensor]  # of (frames, channels, height, width)
 
@@ -48,8 +51,10 @@ class PllavaVideoProcessor(BaseVideoProcessor):
     holds one of these as "path", "url", "bytes" or "video" and optionally the bounds of a sub-clip in seconds:
     `{"path": "film.mp4", "start": 61.5, "end": 70}`.
 
-    Decoded videos of at most `num_frames` frames are not sampled. With `fps=...` instead of `num_frames`, that many
-    frames per second are taken, 512 at most; videos of different lengths are then returned as a list of tensors.
+    Decoded videos of at most `num_frames` frames are not sampled, unless `video_metadata` with `frames_indices` says
+    that they are all frames of a file: then they are sampled as the file is. With `fps=...` instead of `num_frames`,
+    that many frames per second are taken, 512 at most; videos of different lengths are then returned as a list of
+    tensors.
 
     Frames are resized as they are decoded, so that memory depends on `size` and not on the video's. Files that exceed
     the limits of `video_source_pllava.py` are refused.
@@ -96,8 +101,8 @@ class PllavaVideoProcessor(BaseVideoProcessor):
             if kwargs.get("num_frames") is not None:
                 raise ValueError("Pass either `num_frames` or `fps`, not both")
             kwargs["num_frames"] = None  # keeps the processor's own number from being filled in
-        resize = self._resize_function(**kwargs)
-        return super().preprocess([partial(self._load, video, resize) for video in flatten_videos(videos)], **kwargs)
+        load = partial(self._load, resize=self._resize_function(**kwargs), asked=kwargs.get("num_frames"))
+        return super().preprocess([partial(load, video) for video in flatten_videos(videos)], **kwargs)
 
     def _resize_function(self, **kwargs) -> Resize:
         names = ("do_resize", "size", "default_to_square", "resample", "device")
@@ -118,13 +123,22 @@ class PllavaVideoProcessor(BaseVideoProcessor):
         given = [video_metadata] if isinstance(video_metadata, Mapping) else video_metadata or [None] * len(videos)
         if len(given) != len(videos):
             raise ValueError(f"Got {len(videos)} videos, but `video_metadata` for {len(given)}")
-        loaded = [load(metadata, sample_indices_fn) for load, metadata in zip(videos, given, strict=True)]
+        sampler = {"sample_indices_fn": sample_indices_fn}
+        loaded = [load(metadata=metadata, **sampler) for load, metadata in zip(videos, given, strict=True)]
         return [frames for frames, _ in loaded], [metadata for _, metadata in loaded]
 
     def _load(
-        self, source: Any, resize: Resize, metadata: Mapping | None, sample_indices_fn: Callable | None
+        self,
+        source: Any,
+        resize: Resize,
+        asked: int | None,
+        metadata: Mapping | None,
+        sample_indices_fn: Callable | None,
     ) -> tuple[torch.Tensor, VideoMetadata]:
-        """Return the sampled and resized frames of a video, `(frames, channels, height, width)` uint8 or float."""
+        """
+        Return the sampled and resized frames of a video, `(frames, channels, height, width)` uint8 or float. `asked`
+        is the `num_frames` of the call.
+        """
         bounds = {}
         while isinstance(source, dict):
             bounds.update({key: source[key] for key in ("start", "end") if source.get(key) is not None})
@@ -143,8 +157,12 @@ class PllavaVideoProcessor(BaseVideoProcessor):
             return torch.from_numpy(frames).permute(0, 3, 1, 2), metadata
 
         frames = source if is_list else _channels_first(source)
+        taken = (metadata or {}).get("frames_indices")
+        is_whole_file = taken is not None and list(taken) == list(range(len(frames)))
+        if sampler is None and taken is not None and not is_whole_file:
+            _check_taken_frames(metadata, len(frames), asked)
         metadata = VideoMetadata(**{**(metadata or {}), "total_num_frames": len(frames)})
-        if sampler is None or (not bounds and len(frames) <= (sampler.keywords.get("num_frames") or 0)):
+        if sampler is None or not (bounds or is_whole_file or len(frames) > (sampler.keywords.get("num_frames") or 0)):
             metadata.frames_indices = np.arange(len(frames))
         else:
             metadata.frames_indices = sampler(metadata=metadata)
@@ -157,6 +175,22 @@ class PllavaVideoProcessor(BaseVideoProcessor):
         pixels = super()._preprocess(videos, return_tensors=None, **kwargs)["pixel_values_videos"]
         same_length = len({len(video) for video in pixels}) == 1
         return BatchFeature({"pixel_values_videos": pixels}, tensor_type=return_tensors if same_length else None)
+
+
+def _check_taken_frames(metadata: Mapping, count: int, asked: int | None) -> None:
+    """
+    Check frames that a reader took of a file, such as an inference engine's own.
+
+    Raises:
+        ValueError: if the call asks for another number of frames, which cannot be honoured any more.
+    """
+    reader, total = metadata.get("video_backend"), metadata.get("total_num_frames")
+    done = f"the reader {reader!r} took {count} of {total} frames of a video before PLLaVA could choose"
+    if asked not in (None, count):
+        raise ValueError(f"`num_frames`={asked} is not possible: {done}. Ask the reader (vLLM: `media_io_kwargs`)")
+    if reader not in READERS:
+        advice = 'let the reader take all (vLLM: `--media-io-kwargs \'{"video": {"num_frames": -1}}\'`)'
+        warnings.warn(f"{done[0].upper()}{done[1:]}: install the package pllava, or {advice}.", stacklevel=2)
 
 
 def flatten_videos(videos: Any) -> list[Any]:

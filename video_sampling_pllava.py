@@ -34,7 +34,8 @@ def sample_frames(
 
     Raises:
         VideoDecodeError: if `start`, `end` or `fps` is given for a video without a frame rate, `start` is not before
-            the video's end, `end` is before `start`, a bound is infinite or NaN, or `fps` gives too many frames.
+            the video's end, `end` is before `start`, a bound is infinite or NaN, or `fps` is not positive or gives too
+            many frames.
     """
     if metadata.fps is None and (start, end, fps) != (None, None, None):
         raise VideoDecodeError(
@@ -43,6 +44,8 @@ def sample_frames(
         )
     first, last = _sub_clip(metadata, start, end)
     if fps is not None:
+        if not 0 < fps < math.inf:
+            raise VideoDecodeError(f"`fps` is {fps}: give a positive number")
         if (last - first + 1) / metadata.fps * fps > MAX_FRAMES:
             raise VideoDecodeError(
                 f"`fps`={fps} takes more than {MAX_FRAMES:,} of {last - first + 1} frames at {metadata.fps:g} fps: "

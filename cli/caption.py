@@ -1,30 +1,25 @@
-"""`pllava caption`: captions for many videos, batch by batch, in a JSON Lines file that a later run continues."""
+"""`pllava caption`: captions for many videos, in a JSON Lines file that a later run continues."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict
-from datetime import UTC, datetime
 from functools import partial
-from itertools import chain, islice
+from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from . import options
-from .options import AS_SAMPLED, sample_frames
+from . import captioning, options
+from .captioning import Row, name
 from .program import UsageError
 
 if TYPE_CHECKING:
-    import numpy as np
-
-    from pllava import PllavaProcessor, VideoTextToTextPipeline
     from pllava.data.publishing.captions import CaptionPush
 
-Row = dict[str, Any]  # a line of the output file
-
 NAMES = {"model", "adapter"}  # in a request: two names are the same model if their revisions are equal
-BOUNDS = {"start", "end"}  # in a request only if they are given
+NOT_ALWAYS = {"start", "end", "served"}  # in a request only if they are given
+LOCAL = {"num_frames", "batch_size", *options.OF_LOCAL_MODELS}  # what an --endpoint decides itself
 hub_option = partial(typer.Option, rich_help_panel="Hub")
 
 
@@ -44,8 +39,11 @@ def caption(
     start: options.Start = None,
     end: options.End = None,
     num_frames: options.NumFrames = None,
+    allowed_media_domains: options.AllowedMediaDomains = ["*"],  # noqa: B006 (typer copies it)
     max_new_tokens: options.MaxNewTokens = 256,
     batch_size: Annotated[int, typer.Option(min=1, help="Videos captioned together.", metavar="N")] = 8,
+    endpoint: options.Endpoint = None,
+    concurrency: options.Concurrency = 8,
     push: Annotated[
         str | None,
         hub_option(help="Add the captions of the file to this dataset on the Hub.", metavar="USER/NAME"),
@@ -61,6 +59,7 @@ def caption(
     "time"; or the "error" if the video cannot be read. All captions of a file are made in the same way.
     """
     from pllava.files import locked, read_lines
+    from pllava.media.batch import gate_for
 
     if out.suffix != ".jsonl":
         raise UsageError(f"--out {out}: captions are written as JSON Lines; name a file that ends in .jsonl")
@@ -68,24 +67,32 @@ def caption(
         raise UsageError("--push-clips, --private and --license are about a dataset on the Hub: name it with --push")
     publish_captions = _find_publisher(push) if push else None
     model: options.ModelOptions = context.obj
-    videos = {_identity(_name(video)): video for video in chain.from_iterable(map(_find_videos, paths))}
-    checkpoint, processor = model.read()
-    request = {
-        "prompt": prompt,
-        **asdict(checkpoint),
-        "num_frames": num_frames or processor.num_frames,
-        "sampling": processor.video_processor.sampling,
-        "pooling_shape": processor.pooling_shape,
-        "max_new_tokens": max_new_tokens,
-        **{name: value for name, value in {"start": start, "end": end}.items() if value is not None},
-    }
+    videos = {_identity(name(video)): video for video in chain.from_iterable(map(_find_videos, paths))}
+    gate = gate_for(videos.values(), allowed_media_domains)
+    request = {"prompt": prompt, "max_new_tokens": max_new_tokens}
+    request |= {bound: value for bound, value in {"start": start, "end": end}.items() if value is not None}
+    if endpoint:
+        options.refuse_passed(context, LOCAL, options.NO_EFFECT_ON_ENDPOINT)
+        server = options.chat_server(model.model, endpoint, concurrency)
+        request |= {"model": model.model, "served": True}
+    else:
+        options.refuse_passed(context, {"concurrency"}, "There is no --endpoint")
+        checkpoint, processor = model.read()
+        request |= {
+            **asdict(checkpoint),
+            "num_frames": num_frames or processor.num_frames,
+            "sampling": processor.video_processor.sampling,
+            "pooling_shape": processor.pooling_shape,
+        }
     with locked(out):
         known = _known_rows(read_lines(out), request, out)
         todo = [video for identity, video in videos.items() if "caption" not in known.get(identity, {})]
         failed = 0
-        if todo:
+        if todo and endpoint:
+            failed = _write(captioning.served_captions(server, todo, request, gate), len(todo), known, out)
+        elif todo:
             pipe = model.load_pipeline(processor)
-            failed = _caption_videos(pipe, todo, known, request, out, batch_size)
+            failed = _write(captioning.local_captions(pipe, todo, request, gate, batch_size), len(todo), known, out)
         rows = list(_known_rows(read_lines(out), request, out).values()) if push else []
     typer.echo(
         f"{len(todo) - failed} captioned, {len(videos) - len(todo)} done before, {failed} failed"
@@ -128,13 +135,6 @@ def _search(folder: Path) -> list[str]:
     return videos or ([str(folder)] if has_images else [])
 
 
-def _name(video: str) -> Row:
-    """Return the beginning of a video's row: its name as it was passed, and a file's absolute path."""
-    from pllava.video_source_pllava import is_address
-
-    return {"video": video} if is_address(video) else {"video": video, "path": os.path.abspath(video)}
-
-
 def _identity(row: Row) -> str:
     """Return what is the same for all names of a video: its absolute path, or its URL."""
     return row.get("path", row["video"])
@@ -151,86 +151,30 @@ def _known_rows(rows: list[Row], request: Row, out: Path) -> dict[str, Row]:
         if not isinstance(row.get("video"), str):
             raise ValueError(f'{out} has a line without a "video", so it is not of this command: name another --out')
         if "caption" in row:
-            compared = (request.keys() | BOUNDS) - NAMES
-            different = sorted(name for name in compared if row.get(name) != request.get(name))
+            compared = request.keys() | NOT_ALWAYS
+            compared -= set() if "served" in request else NAMES
+            different = sorted(key for key in compared if row.get(key) != request.get(key))
             if different:
-                old, new = ({name: values.get(name) for name in different} for values in (row, request))
+                old, new = ({key: values.get(key) for key in different} for values in (row, request))
                 raise ValueError(f"{out} has captions made with {old}, not with {new}: name another --out")
     return {_identity(row): row for row in rows}
 
 
-# --- captioning ------------------------------------------------------------------------------------------------------
-
-
-def _caption_videos(
-    pipe: "VideoTextToTextPipeline",
-    videos: list[str],
-    known: dict[str, Row],
-    request: Row,
-    out: Path,
-    batch_size: int,
-) -> int:
-    """Append the rows that are not known, batch by batch; return how many videos could not be read."""
+def _write(batches: Iterable[list[Row]], total: int, known: dict[str, Row], out: Path) -> int:
+    """Append the rows that are not known, batch by batch; return how many have no caption."""
     from tqdm import tqdm
 
     from pllava.files import open_to_append, to_lines
-    from pllava.workers import DECODE_TIMEOUT, ordered_map
 
-    decode = partial(_decode, pipe.processor, request)
-    decoded = ordered_map(decode, videos, 1, 2 * batch_size, DECODE_TIMEOUT, _lost)
     failed = 0
-    with open_to_append(out) as lines, tqdm(total=len(videos), desc="Captioning", unit="video") as bar:
-        while batch := list(islice(decoded, batch_size)):
-            rows = _caption_batch(pipe, batch, request)
+    with open_to_append(out) as lines, tqdm(total=total, desc="Captioning", unit="video") as bar:
+        for rows in batches:
             lines.write(to_lines(row for row in rows if known.get(_identity(row)) != row))
             lines.flush()
             failed += sum("error" in row for row in rows)
-            bar.update(len(batch))
+            bar.update(len(rows))
             bar.set_postfix(failed=failed)
     return failed
-
-
-def _decode(processor: "PllavaProcessor", request: Row, video: str) -> "tuple[Row, np.ndarray | str]":
-    """Return the beginning of a video's row with its hash, and its frames, or the error if it cannot be read."""
-    from pllava.data.media import content_hash, find_medium
-    from pllava.video_source_pllava import VideoDecodeError
-
-    try:
-        frames = sample_frames(processor, video, request["num_frames"], request.get("start"), request.get("end"))
-        return {**_name(video), "sha256": content_hash(find_medium(video))}, frames
-    except (OSError, VideoDecodeError) as error:
-        return _name(video), str(error)
-
-
-def _lost(video: str, reason: str) -> tuple[Row, str]:
-    return _name(video), f"Cannot decode {video}: {reason}"
-
-
-def _caption_batch(
-    pipe: "VideoTextToTextPipeline", batch: "list[tuple[Row, np.ndarray | str]]", request: Row
-) -> list[Row]:
-    captions = iter(_generate(pipe, [decoded for _, decoded in batch if not isinstance(decoded, str)], request))
-    time = datetime.now(UTC).isoformat(timespec="seconds")
-    return [
-        {**row, "error": decoded}
-        if isinstance(decoded, str)
-        else {**row, "caption": next(captions), **request, "time": time}
-        for row, decoded in batch
-    ]
-
-
-def _generate(pipe: "VideoTextToTextPipeline", videos: "list[np.ndarray]", request: Row) -> list[str]:
-    if not videos:
-        return []
-    answers = pipe(
-        videos,
-        text=request["prompt"],
-        batch_size=len(videos),
-        max_new_tokens=request["max_new_tokens"],
-        generate_kwargs={"do_sample": False},
-        processor_kwargs=AS_SAMPLED,
-    )
-    return [answer[0]["generated_text"].strip() for answer in answers]
 
 
 # --- the dataset on the Hub ------------------------------------------------------------------------------------------

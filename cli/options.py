@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from transformers import BitsAndBytesConfig, PreTrainedModel
 
     from pllava import PllavaProcessor, VideoTextToTextPipeline
+    from pllava.eval import ChatServer
     from pllava.loading import Checkpoint
 
 PANEL = "Model"  # the heading of these options in the help
@@ -27,6 +28,14 @@ Model = Annotated[
     option(
         help="Directory or Hub id of a PLLaVA; nano is the small one in the package.",
         metavar="NAME",
+        show_default="nano, or the base of --adapter",
+    ),
+]
+ModelArgument = Annotated[
+    str | None,
+    typer.Argument(
+        help="Directory or Hub id of a PLLaVA; nano is the small one in the package.",
+        metavar="MODEL",
         show_default="nano, or the base of --adapter",
     ),
 ]
@@ -167,16 +176,65 @@ def _bars_of_slow_loads() -> Iterator[None]:
 
 
 class ModelCommand(TyperCommand):
-    """A command that also has the options of [`ModelOptions`]. Its function finds them in `context.obj`."""
+    """
+    A command that also has the options of [`ModelOptions`]. Its function finds them in `context.obj`. A function with
+    the parameter `model`, a [`ModelArgument`], takes the model as an argument instead of an option.
+    """
 
     def __init__(self, *args: Any, params: list[Any], **kwargs: Any):
         only_model = typer.Typer(add_completion=False)
         only_model.command()(ModelOptions)
-        super().__init__(*args, params=[*typer.main.get_command(only_model).params, *params], **kwargs)
+        own = {param.name for param in params}
+        shared = [param for param in typer.main.get_command(only_model).params if param.name not in own]
+        super().__init__(*args, params=[*shared, *params], **kwargs)
 
     def invoke(self, ctx: typer.Context) -> Any:
         ctx.obj = ModelOptions(**{field.name: ctx.params.pop(field.name) for field in fields(ModelOptions)})
         return super().invoke(ctx)
+
+
+# --- a model behind a server ---
+
+Endpoint = Annotated[
+    str | None,
+    option(
+        help="An OpenAI-compatible server that runs --model, such as http://localhost:8000/v1; several are separated "
+        "by commas.",
+        metavar="URL",
+    ),
+]
+Concurrency = Annotated[int, option(min=1, help="Simultaneous requests to each server.", metavar="N")]
+
+OF_LOCAL_MODELS = {field.name for field in fields(ModelOptions)} - {"model"}
+NO_EFFECT_ON_ENDPOINT = "Options for a local model have no effect on an --endpoint"
+
+
+def chat_server(model: str | None, url: str, concurrency: int) -> "ChatServer":
+    """
+    Return the client of an --endpoint.
+
+    Raises:
+        UsageError: if the model has no name.
+    """
+    from pllava.eval import ChatServer
+
+    if model is None:
+        raise UsageError(f"Name the model of {url}: --model")
+    return ChatServer(model, url, concurrency)
+
+
+def refuse_passed(context: typer.Context, unused: set[str], reason: str) -> None:
+    """
+    Raises:
+        UsageError: if a parameter in `unused` was passed: it would have no effect, for the `reason`.
+    """
+    passed = {
+        each.name: each.opts[0] if each.param_type_name == "option" else "MODEL"
+        for each in context.command.params
+        if context.get_parameter_source(each.name).name != "DEFAULT"
+    }
+    if names := [written for name, written in passed.items() if name in unused]:
+        raise UsageError(f"{reason}: leave {', '.join(names)} out")
 
 
 # --- clips ---
@@ -194,6 +252,16 @@ End = Annotated[
 ]
 MaxNewTokens = Annotated[int, typer.Option(min=1, help="Length limit of an answer, in tokens.", metavar="N")]
 
+AllowedMediaDomains = Annotated[
+    list[str],
+    typer.Option(
+        "--allowed-media-domains",
+        help="A host from which videos are fetched, if they are URLs; HOST:PORT may be a private one, * is any public "
+        "one. Repeat the option for several.",
+        metavar="HOST",
+    ),
+]
+
 AS_SAMPLED = {"do_sample_frames": False, "do_resize": False}  # `processor_kwargs` for the frames of `sample_frames`
 
 
@@ -201,12 +269,6 @@ def sample_frames(
     processor: "PllavaProcessor", video: str, num_frames: int | None, start: float | None, end: float | None
 ) -> "np.ndarray":
     """Return the frames that the model sees, resized, `(frames, height, width, 3)` uint8."""
-    frames = processor.video_processor(
-        {"video": video, "start": start, "end": end},
-        num_frames=num_frames,
-        return_tensors="pt",
-        do_center_crop=False,
-        do_rescale=False,
-        do_normalize=False,
-    )
-    return frames["pixel_values_videos"][0].permute(0, 2, 3, 1).numpy()
+    from pllava.media import decoding
+
+    return decoding.sample_frames(processor.video_processor, video, num_frames, start, end)[0]

@@ -1,7 +1,8 @@
 """`pllava eval`: the metrics of a model on benchmarks, and how two models differ."""
 
 from collections.abc import Iterable
-from dataclasses import fields, replace
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,27 +13,27 @@ from ..program import UsageError
 from . import parameters
 
 if TYPE_CHECKING:
-    from pllava.eval import Endpoint, Judge, LocalModel
+    from pllava.eval import Judge, LocalModel
 
 # The parameters that make sense only together with others, see `_refuse_unused`
 SERVER_JUDGE = {"judge_temperature", "judge_rpm"}
 JUDGE = {"judge_endpoint", "judge_price", *SERVER_JUDGE}
-LOCAL_MODEL = {"batch_size", "workers", "chat_template", "sweep"}
-LOCAL_MODEL |= {field.name for field in fields(options.ModelOptions)} - {"model"}
+LOCAL_MODEL = {"batch_size", "workers", "chat_template", "sweep", *options.OF_LOCAL_MODELS}
 RESCORE = {"rescore", "push", "benchmark", "prompts", "concurrency", "judge", "retry_failed", "seed", *JUDGE}
 
 
 def evaluate(
     context: typer.Context,
     model_name: parameters.ModelArgument = None,
-    endpoint: parameters.Endpoint = None,
-    concurrency: parameters.Concurrency = 8,
+    endpoint: options.Endpoint = None,
+    concurrency: options.Concurrency = 8,
     benchmark: parameters.Benchmark = "nano",
     data: parameters.Data = ".",
     limit: parameters.Limit = None,
     controls: parameters.Controls = False,
     sweep: parameters.Sweep = None,
     num_frames: parameters.NumFrames = None,
+    allowed_media_domains: options.AllowedMediaDomains = ["*"],  # noqa: B006 (typer copies it)
     chat_template: parameters.ChatTemplate = None,
     prompts: parameters.Prompts = None,
     batch_size: parameters.BatchSize = 16,
@@ -91,9 +92,11 @@ def evaluate(
     samples = [evaluation.read_samples(each, data, limit) for each in benchmarks]
     loaded_judge = load_judge(out)
     if endpoint:
-        answerer = _endpoint(model_options.model, endpoint, concurrency, num_frames)
+        server = options.chat_server(model_options.model, endpoint, concurrency)
+        number = {"num_frames": num_frames} if num_frames else {}
+        answerer = evaluation.Endpoint(server, **number, allowed_media_domains=allowed_media_domains)
     else:
-        answerer = _local_model(model_options, num_frames, chat_template, batch_size, workers)
+        answerer = _local_model(model_options, num_frames, chat_template, batch_size, workers, allowed_media_domains)
     _print_results(
         evaluation.evaluate_suite(
             benchmarks, samples, answerer, out, variants, loaded_judge, limit, seed, retry_failed
@@ -108,21 +111,12 @@ def _refuse_unused(context: typer.Context) -> None:
     Raises:
         UsageError: if a parameter of this call would have no effect, or two of them contradict each other.
     """
-    values = context.params
-    passed = {
-        each.name: each.opts[0] if each.param_type_name == "option" else "MODEL"
-        for each in context.command.params
-        if context.get_parameter_source(each.name).name != "DEFAULT"
-    }
-
-    def refuse(unused: set[str], reason: str) -> None:
-        if names := [written for name, written in passed.items() if name in unused]:
-            raise UsageError(f"{reason}: leave {', '.join(names)} out")
-
+    everything = {each.name for each in context.command.params}
+    values, refuse = context.params, partial(options.refuse_passed, context)
     if values["compare"]:
-        refuse(passed.keys() - {"compare"}, "--compare reads saved results as they are")
+        refuse(everything - {"compare"}, "--compare reads saved results as they are")
     if values["rescore"]:
-        refuse(passed.keys() - RESCORE, "--rescore reads saved answers as they are")
+        refuse(everything - RESCORE, "--rescore reads saved answers as they are")
     if not values["judge"]:
         refuse(JUDGE, "There is no --judge")
     if not values["judge_endpoint"]:
@@ -130,7 +124,7 @@ def _refuse_unused(context: typer.Context) -> None:
     if not values["endpoint"] and not values["judge_endpoint"]:
         refuse({"concurrency"}, "There is neither --endpoint nor --judge-endpoint")
     if values["endpoint"]:
-        refuse(LOCAL_MODEL, "Options for a local model have no effect on an --endpoint")
+        refuse(LOCAL_MODEL, options.NO_EFFECT_ON_ENDPOINT)
     names = {values["model_name"], context.obj.model} - {None}
     if len(names) > 1:
         raise UsageError(f"MODEL and --model are the same option; got {values['model_name']} and {context.obj.model}")
@@ -142,6 +136,7 @@ def _local_model(
     chat_template: str | None,
     batch_size: int,
     workers: int,
+    allowed_media_domains: list[str],
 ) -> "LocalModel":
     """Return a model whose weights are loaded when the first answer is needed."""
     from pllava.eval import LocalModel
@@ -150,16 +145,15 @@ def _local_model(
     if num_frames:
         processor.video_processor.num_frames = num_frames
     return LocalModel(
-        model_options.load, processor, model_options.adapter, chat_template, batch_size, workers, checkpoint
+        model_options.load,
+        processor,
+        model_options.adapter,
+        chat_template,
+        batch_size,
+        workers,
+        checkpoint,
+        allowed_media_domains,
     )
-
-
-def _endpoint(model: str | None, url: str, concurrency: int, num_frames: int | None) -> "Endpoint":
-    from pllava.eval import ChatServer, Endpoint
-
-    if model is None:
-        raise UsageError(f"Name the model of {url}: --model")
-    return Endpoint(ChatServer(model, url, concurrency), **({"num_frames": num_frames} if num_frames else {}))
 
 
 def _print_results(results: Iterable[tuple[Path, dict[str, dict[str, Any]]]], with_sweeps: bool = False) -> None:

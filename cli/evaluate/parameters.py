@@ -6,23 +6,11 @@ from typing import Annotated
 
 import typer
 
-from .. import options
-
-model_option = partial(typer.Option, rich_help_panel=options.PANEL)
 benchmark_option = partial(typer.Option, rich_help_panel="Benchmarks")
 judge_option = partial(typer.Option, rich_help_panel="Judge")
 results_option = partial(typer.Option, rich_help_panel="Results")
 
 ModelArgument = Annotated[str | None, typer.Argument(help="The same as --model.", metavar="MODEL", show_default=False)]
-Endpoint = Annotated[
-    str | None,
-    model_option(
-        help="An OpenAI-compatible server that runs --model, such as http://localhost:8000/v1; several are separated "
-        "by commas.",
-        metavar="URL",
-    ),
-]
-Concurrency = Annotated[int, model_option(min=1, help="Simultaneous requests to each server.", metavar="N")]
 
 Benchmark = Annotated[
     str,

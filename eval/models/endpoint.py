@@ -3,19 +3,23 @@
 import base64
 import io
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import av
 import numpy as np
 
+from ...media import MediaGate, MediaLimits
+from ...media.batch import PUBLIC_HOSTS, gate_for, is_remote
+from ...media.places import check_bytes
 from ...video_decoding_pllava import load_frames
 from ...video_processing_pllava import PllavaVideoProcessor
 from ..benchmarks.benchmark import Benchmark
 from ..benchmarks.samples import Sample
-from ..controls_and_sweeps import Variant, choose_frames
+from ..controls_and_sweeps import PLAIN, Variant, choose_frames
 from .answerer import Answer, Answerer, Timing, Work
 from .openai_client import ChatServer
 
@@ -29,13 +33,19 @@ class Endpoint(Answerer):
     Args:
         server: The client of the server.
         num_frames: The number of frames of clips that must be encoded here: an interval of a file, a folder of images,
-            a GIF, a control. Other files are sent unchanged, and the server samples them.
+            a GIF, a control, and what is at an http(s) address. Other files are sent unchanged, and the server samples
+            them.
+        allowed_media_domains: Hosts from which clips are fetched that are http(s) addresses, see [`MediaGate`].
+
+    A file that is sent unchanged is held in memory a few times over, in base64. So it may have as many bytes as the
+    gate of a server takes, `MediaLimits().max_bytes`; a larger one is an answer with an error.
     """
 
-    def __init__(self, server: ChatServer, num_frames: int = 32):
+    def __init__(self, server: ChatServer, num_frames: int = 32, allowed_media_domains: Sequence[str] = PUBLIC_HOSTS):
         self.server, self.num_frames = server, num_frames
+        self.allowed_media_domains = allowed_media_domains
         self.timing = Timing()
-        self._sampler = PllavaVideoProcessor()
+        self._sampler = PllavaVideoProcessor(do_resize=False)
 
     def describe(self, variant: Variant) -> dict[str, Any]:
         if variant.alpha is not None or variant.pooling_shape is not None:
@@ -49,21 +59,23 @@ class Endpoint(Answerer):
 
     def answers(self, work: Work) -> Iterator[tuple[Variant, list[tuple[Sample, Answer]]]]:
         """Yield the missing answers one by one, in the order in which the server replies."""
+        gate = gate_for((sample.video for sample in work.samples), self.allowed_media_domains)
         pairs = [(variant, sample) for sample in work.samples for variant in work.variants]
         missing = [index for index, pair in enumerate(pairs) if not work.is_done(*pair)]
 
         def answer(index: int) -> Answer | None:
-            return self._answer(work.benchmark, *pairs[index]) if work.claim(index // REQUESTS_PER_CLAIM) else None
+            claimed = work.claim(index // REQUESTS_PER_CLAIM)
+            return self._answer(work.benchmark, gate, *pairs[index]) if claimed else None
 
         for number, answered in self.server.map(answer, missing):
             if answered is not None:
                 variant, sample = pairs[missing[number]]
                 yield variant, [(sample, answered)]
 
-    def _answer(self, benchmark: Benchmark, variant: Variant, sample: Sample) -> Answer:
+    def _answer(self, benchmark: Benchmark, gate: MediaGate | None, variant: Variant, sample: Sample) -> Answer:
         began = time.perf_counter()
         try:
-            media = [] if variant.control == "no_video" else [self._video_part(sample, variant)]
+            media = [] if variant.control == "no_video" else [self.video_part(sample, gate, variant)]
         except (OSError, ValueError) as error:  # OSError: from reading a file that is sent unchanged
             return Answer(error=str(error))
         sent = time.perf_counter()
@@ -79,24 +91,45 @@ class Endpoint(Answerer):
         truncated = not all(reply.is_whole for reply in replies)
         return Answer(tuple(reply.text.strip() for reply in replies), truncated=truncated)
 
-    def _video_part(self, sample: Sample, variant: Variant) -> dict[str, Any]:
-        """Return the clip as a part of a message. Its content is included: the server needs no access to the file."""
+    def video_part(self, sample: Sample, gate: MediaGate | None, variant: Variant = PLAIN) -> dict[str, Any]:
+        """
+        Return a sample's clip as a part of a message. Its content is included: the server needs no access to the file.
+        A clip at an http(s) address is fetched through the gate.
+
+        Raises:
+            OSError, ValueError: if the clip cannot be read.
+        """
         path = Path(sample.video)
         suffix = path.suffix.lower()
-        if variant.control is None and sample.start is None and path.is_file() and suffix in MIME_SUBTYPES:
+        is_whole = variant.control is None and (sample.start, sample.end) == (None, None)
+        if is_whole and path.is_file() and suffix in MIME_SUBTYPES:
+            check_bytes(sample.video, path.stat().st_size, MediaLimits())
             subtype, content = MIME_SUBTYPES[suffix], path.read_bytes()
         else:
-            subtype, content = "mp4", encode_clip(self._sample_frames(sample, variant))
+            subtype, content = "mp4", encode_clip(self._sample_frames(sample, gate, variant))
         url = f"data:video/{subtype};base64,{base64.b64encode(content).decode()}"
         return {"type": "video_url", "video_url": {"url": url}}
 
-    def _sample_frames(self, sample: Sample, variant: Variant) -> np.ndarray:
+    def _sample_frames(self, sample: Sample, gate: MediaGate | None, variant: Variant) -> np.ndarray:
+        if is_remote(sample.video):
+            frames = self._fetch_frames(sample, gate)
+            return frames[choose_frames(variant.control, len(frames), sample.clip)]
+
         def sampler(metadata: Any) -> np.ndarray:
             count = min(self.num_frames, metadata.total_num_frames)
             indices = self._sampler.sample_frames(metadata, count, start=sample.start, end=sample.end)
             return indices[choose_frames(variant.control, len(indices), sample.clip)]
 
         return load_frames(sample.video, sampler)[0]
+
+    def _fetch_frames(self, sample: Sample, gate: MediaGate) -> np.ndarray:
+        media = gate.read(sample.video)
+        with media.file:
+            load = partial(gate.load_video, media, self._sampler, start=sample.start, end=sample.end)
+            frames, metadata = load(self.num_frames)
+            if metadata.total_num_frames < self.num_frames:  # do not repeat the frames of a short clip
+                frames, _ = load(metadata.total_num_frames)
+        return frames
 
 
 def encode_clip(frames: np.ndarray) -> bytes:

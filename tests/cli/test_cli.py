@@ -469,7 +469,7 @@ def test_caption_of_a_part_is_recorded_as_such(answer, caption, clips, tmp_path)
 
 
 def test_clip_that_takes_too_long_to_decode_is_recorded_as_an_error(caption, clips, tmp_path, monkeypatch):
-    module = importlib.import_module("pllava_cli.caption")
+    module = importlib.import_module("pllava_cli.captioning")
     sample_frames = module.sample_frames
 
     def sample_slowly(processor, video, *options):
