@@ -63,11 +63,11 @@ def _serve(results: list[Path], port: int, chat: str | None, browser: bool) -> N
     from pllava.gallery.local_server import GalleryServer
 
     with GalleryServer(results, port, chat) as server:
-        _print_problems(server.problems)
-        typer.echo(f"The gallery is at {server.address} until you press Ctrl-C")
-        if browser:
-            webbrowser.open(server.address)
         try:
+            _print_problems(server.problems)
+            typer.echo(f"The gallery is at {server.address} until you press Ctrl-C")
+            if browser:
+                webbrowser.open(server.address)
             server.serve_forever()
         except KeyboardInterrupt:
             typer.echo("\nThe gallery is closed")
