@@ -29,12 +29,14 @@ class Shown:
     Args:
         clips: The clips, each with the frames of one way of sampling.
         samples: For each sample, the number of its clip; and for each run, of the clip with the frames that it saw.
+        comparisons: From [`compare_runs`].
     """
 
     name: str
     runs: list[Run]
     clips: list[Clip]
     samples: list[tuple[int, list[int]]]
+    comparisons: list[dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -75,9 +77,6 @@ class Gallery:
         Args:
             played: What the page plays of each clip.
             chat: The address of a chat that the page links to.
-
-        Raises:
-            ValueError: if the runs of a benchmark cannot be compared.
         """
         described = dict(zip(self.clips, map(_describe_clip, self.clips, self.strips, played), strict=True))
         benchmarks = [_describe_benchmark(each, [described[clip] for clip in each.clips]) for each in self.shown]
@@ -95,7 +94,7 @@ def read_results(folders: Sequence[Path], frames: Path) -> Gallery:
     Read folders of results (see [`find_runs`]), and make the strips of their clips in the folder `frames`.
 
     Raises:
-        ValueError: if there are no results, or the runs of a benchmark have different samples.
+        ValueError: if there are no results, or the runs of a benchmark cannot be compared.
     """
     shown = [_collect_clips(name, runs) for name, runs in find_runs(folders).items()]
     clips = list(dict.fromkeys(clip for each in shown for clip in each.clips))
@@ -119,7 +118,7 @@ def _collect_clips(name: str, runs: list[Run]) -> Shown:
     List the clips that the samples of a benchmark are about, once for each way in which the runs sampled them.
 
     Raises:
-        ValueError: if the runs have other samples than the first.
+        ValueError: if the runs cannot be compared; now, rather than after the strips have been made.
     """
     for other in runs[1:]:
         check_same_samples(runs[0].folder, other.folder)
@@ -141,7 +140,7 @@ def _collect_clips(name: str, runs: list[Run]) -> Shown:
             return numbers.setdefault(clip, len(numbers))
 
         samples.append((number(plain, None), [number(run, run.settings.get("control")) for run in runs]))
-    return Shown(name, runs, list(numbers), samples)
+    return Shown(name, runs, list(numbers), samples, compare_runs(runs))
 
 
 def _readable_paths(runs: list[Run]) -> dict[str, str]:
@@ -157,7 +156,6 @@ def _readable_paths(runs: list[Run]) -> dict[str, str]:
 
 def _describe_benchmark(shown: Shown, clips: list[dict[str, Any]]) -> dict[str, Any]:
     runs, first = shown.runs, shown.runs[0]
-    comparisons = compare_runs(runs)
     measure = main_measure(first.metrics)
     tasks, aspects, overall = task_rows(runs, measure)
     return {
@@ -178,7 +176,7 @@ def _describe_benchmark(shown: Shown, clips: list[dict[str, Any]]) -> dict[str, 
         "tasks": tasks,
         "aspects": aspects,
         "overall": overall,
-        "comparisons": comparisons,
+        "comparisons": shown.comparisons,
         "clips": clips,
         "samples": [
             _describe_sample(shown.runs, rows, *numbers)

@@ -198,6 +198,7 @@ def test_runs_that_cannot_be_compared_are_refused(evaluated, copied, site, tmp_p
         file.write_text(re.sub(r'("temperature": 0.0, *\s*"prompts": ")\w+', r"\1other", file.read_text()))
     with pytest.raises(ValueError, match="such scores cannot be compared"):
         export_gallery([evaluated.published, copied.published], tmp_path / "gallery", site=site)
+    assert not (tmp_path / "gallery" / "frames").exists()  # before any work
     (copied.nano / "nano" / "predictions-1.jsonl").touch()
     with pytest.raises(ValueError, match="a run was stopped in it. Run the same command again"):
         export_gallery([copied.nano], tmp_path / "gallery", site=site)
