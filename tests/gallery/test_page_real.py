@@ -27,11 +27,13 @@ def exported(folders, built_page, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def server(folders, built_page):
-    with GalleryServer(folders) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield server
-        server.shutdown()
+def server(folders, built_page, tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("huggingface_hub.utils._cache_assets.HF_ASSETS_CACHE", str(tmp_path_factory.mktemp("cache")))
+        with GalleryServer(folders) as server:
+            threading.Thread(target=server.serve_forever, daemon=True).start()
+            yield server
+            server.shutdown()
 
 
 def read(script):

@@ -39,11 +39,18 @@ export function Detail({ gallery, benchmark, sample, place, count, onStep, onCop
           {place < 0 ? "not in this list" : `${formatCount(place + 1)} of ${formatCount(count)}`}
         </span>
         <span class="space" />
-        <button onClick={() => onStep(-1)} disabled={place < 1} title="Previous sample (k)">
-          Previous
+        <button onClick={() => onStep(-1)} disabled={place < 1} aria-label="Previous" title="Previous sample (k)">
+          <span class="wide-only">Previous</span>
+          <span class="narrow-only">↑</span>
         </button>
-        <button onClick={() => onStep(1)} disabled={count === 0 || place === count - 1} title="Next sample (j)">
-          Next
+        <button
+          onClick={() => onStep(1)}
+          disabled={count === 0 || place === count - 1}
+          aria-label="Next"
+          title="Next sample (j)"
+        >
+          <span class="wide-only">Next</span>
+          <span class="narrow-only">↓</span>
         </button>
         <button onClick={onCopy} title="Copy a link to this sample (c)">
           Copy link
