@@ -2,15 +2,23 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-slow test-readme test-oldest test-lmms-eval test-vllm lint benchmark clean
+# The gallery's page. Tests and lint include it where npm is.
+NPM := $(shell command -v npm)
+PAGE := gallery/site/index.html
+PAGE_SOURCES := $(filter-out %/node_modules, $(wildcard gallery/web/* gallery/web/src/* gallery/web/src/*/*))
+PAGE_PACKAGES := gallery/web/node_modules/.package-lock.json
+
+.PHONY: demo gallery test test-slow test-readme test-oldest test-lmms-eval test-vllm lint benchmark clean
 
 demo: .venv/installed
 	$(BIN)/python -m pllava.nano demo
 
-test: .venv/installed
+gallery: $(PAGE)
+
+test: .venv/installed $(if $(NPM), $(PAGE))
 	$(BIN)/python -m pytest
 
-test-slow: .venv/installed
+test-slow: .venv/installed $(if $(NPM), $(PAGE))
 	$(BIN)/python -m pytest -m slow
 
 test-readme: .venv/installed
@@ -27,8 +35,9 @@ test-lmms-eval: .venv/installed .venv-lmms-eval/installed
 test-vllm: .venv/installed .venv-vllm/installed
 	PLLAVA_VLLM_PYTHON=$(CURDIR)/.venv-vllm/bin/python $(BIN)/python -m pytest -n 0 -m slow tests/serving/test_vllm*.py
 
-lint: .venv/installed
+lint: .venv/installed $(if $(NPM), $(PAGE_PACKAGES))
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+	$(if $(NPM), cd gallery/web && npm run check)
 
 benchmark: .venv/installed
 	$(BIN)/python benchmarks/imports.py
@@ -36,6 +45,14 @@ benchmark: .venv/installed
 	$(BIN)/python benchmarks/decode.py
 	$(BIN)/python benchmarks/train_step.py
 	$(BIN)/python benchmarks/evaluate.py
+	$(BIN)/python benchmarks/gallery.py
+
+$(PAGE): $(PAGE_PACKAGES) $(PAGE_SOURCES)
+	cd gallery/web && npm run build
+
+$(PAGE_PACKAGES): gallery/web/package.json gallery/web/package-lock.json
+	cd gallery/web && npm ci
+	touch $@
 
 .venv/installed: setup.cfg
 	$(PYTHON) -m venv .venv
@@ -65,4 +82,4 @@ benchmark: .venv/installed
 	touch $@
 
 clean:
-	rm -rf .venv .venv-oldest .venv-lmms-eval .venv-vllm demo.mp4 nano-training
+	rm -rf .venv .venv-oldest .venv-lmms-eval .venv-vllm demo.mp4 nano-training gallery/site gallery/web/node_modules

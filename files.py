@@ -66,10 +66,10 @@ def to_lines(rows: Iterable[dict[str, Any]]) -> str:
     return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
-def replace_file(file: Path, text: str) -> None:
+def replace_file(file: Path, content: str | bytes) -> None:
     """Replace a file's content atomically: readers see the old content or the new."""
     partial = file.with_name(f"{file.name}.partial")
-    partial.write_text(text, encoding="utf-8")
+    partial.write_bytes(content.encode() if isinstance(content, str) else content)
     partial.replace(file)
 
 
@@ -84,7 +84,7 @@ def locked(path: Path) -> Iterator[None]:
             yield
     except Timeout as error:
         owner = file.read_text(encoding="utf-8") or "another process"
-        raise ValueError(f"{owner} is writing {path}: wait for it, or choose another --out") from error
+        raise ValueError(f"{owner} is writing {path}: wait for it, or name another place") from error
 
 
 def is_disk_full(error: BaseException) -> bool:

@@ -31,6 +31,14 @@ Model = Annotated[
         show_default="nano, or the base of --adapter",
     ),
 ]
+ModelArgument = Annotated[
+    str | None,
+    typer.Argument(
+        help="Directory or Hub id of a PLLaVA; nano is the small one in the package.",
+        metavar="MODEL",
+        show_default="nano, or the base of --adapter",
+    ),
+]
 Revision = Annotated[
     str | None,
     option(
@@ -168,12 +176,17 @@ def _bars_of_slow_loads() -> Iterator[None]:
 
 
 class ModelCommand(TyperCommand):
-    """A command that also has the options of [`ModelOptions`]. Its function finds them in `context.obj`."""
+    """
+    A command that also has the options of [`ModelOptions`]. Its function finds them in `context.obj`. A function with
+    the parameter `model`, a [`ModelArgument`], takes the model as an argument instead of an option.
+    """
 
     def __init__(self, *args: Any, params: list[Any], **kwargs: Any):
         only_model = typer.Typer(add_completion=False)
         only_model.command()(ModelOptions)
-        super().__init__(*args, params=[*typer.main.get_command(only_model).params, *params], **kwargs)
+        own = {param.name for param in params}
+        shared = [param for param in typer.main.get_command(only_model).params if param.name not in own]
+        super().__init__(*args, params=[*shared, *params], **kwargs)
 
     def invoke(self, ctx: typer.Context) -> Any:
         ctx.obj = ModelOptions(**{field.name: ctx.params.pop(field.name) for field in fields(ModelOptions)})

@@ -15,7 +15,7 @@ from .scoring.judge import Judge
 from .scoring.score import score_answer
 from .store import Results, Row, from_row, to_row
 
-JUDGE_KEYS = ("judge", "scores", "score", "correct", "judge_errors")  # written by a judge, and kept
+JUDGE_KEYS = ("judge", "scores", "score", "correct", "reasons", "judge_errors")  # written by a judge, and kept
 
 
 def rescore(folder: Path, benchmark: Benchmark, judge: Judge | None = None, seed: int = 0) -> dict[str, Any]:

@@ -201,6 +201,7 @@ def conclude(collected: Collected, judge: Judge | None = None, seed: int = 0) ->
             "benchmark": benchmark.name,
             "title": benchmark.title,
             "variant": variant.name,
+            "rule": benchmark.score,
             **summarise(benchmark, samples, rows, seed),
             **_judge_metrics(rows, judging, previous.get("judge", {})),
             "run": results.run,

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ..files import open_to_append, read_lines, read_object, replace_file, to_lines
-from ..result_files.folders import LOCATION_SETTINGS
+from ..result_files.folders import LOCATION_SETTINGS, OLDER_SETTINGS
 from .benchmarks.samples import Sample
 from .models.answerer import Answer
 
@@ -34,9 +34,9 @@ class Results:
         folder.mkdir(parents=True, exist_ok=True)
         run_file = folder / "run.json"
         if run_file.exists():
-            saved = read_object(run_file)
-            if changed := [key for key in {*saved, *run} - LOCATION_SETTINGS if saved.get(key) != run.get(key)]:
-                old, new = ({key: values.get(key) for key in changed} for values in (saved, run))
+            saved, asked = (OLDER_SETTINGS | settings for settings in (read_object(run_file), run))
+            if changed := [key for key in {*saved, *asked} - LOCATION_SETTINGS if saved.get(key) != asked.get(key)]:
+                old, new = ({key: values.get(key) for key in changed} for values in (saved, asked))
                 raise ValueError(f"{folder} has answers of a run with {old}, not {new}. Pass another --out")
         elif rank == 0:
             replace_file(run_file, json.dumps(run, indent=2) + "\n")

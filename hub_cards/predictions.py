@@ -9,7 +9,14 @@ from typing import Any
 
 from ..files import read_lines, replace_file, to_lines
 from ..origins import published_name
-from ..result_files.folders import LOCATION_SETTINGS, Metrics, read_metrics, read_runs, result_folders
+from ..result_files.folders import (
+    LOCATION_SETTINGS,
+    Metrics,
+    read_finished_run,
+    read_metrics,
+    read_runs,
+    result_folders,
+)
 from ..result_files.formatting import is_local
 from ..result_files.reading import read_results
 from ..video_source_pllava import is_address
@@ -96,13 +103,7 @@ def _check_model(folder: Path, run: dict[str, Any], model_id: str) -> None:
 
 
 def _stage_run(source: Path, run: dict[str, Any], target: Path, model_id: str) -> None:
-    metrics = read_metrics(source)
-    rows = read_lines(source / "predictions.jsonl", "id", "video")
-    if len(rows) != metrics["expected"] or list(source.glob("predictions-*.jsonl")):
-        raise ValueError(
-            f"{source} has {len(rows)} predictions, but metrics of {metrics['expected']}: a run was stopped in it. "
-            "Run the same command again, and it goes on where it stopped"
-        )
+    metrics, rows = read_finished_run(source)
     target.mkdir(parents=True, exist_ok=True)
     for file in [file for file in target.iterdir() if file.is_file()]:
         file.unlink()  # of an earlier run
@@ -117,7 +118,7 @@ def _stage_run(source: Path, run: dict[str, Any], target: Path, model_id: str) -
     published = {key: value for key, value in {**run, **names}.items() if key not in LOCATION_SETTINGS}
     replace_file(target / "run.json", json.dumps(published, indent=2) + "\n")
     replace_file(target / "metrics.json", json.dumps(_published_metrics(metrics, published), indent=2) + "\n")
-    replace_file(target / "predictions.jsonl", to_lines(_published_rows(rows)))
+    replace_file(target / "predictions.jsonl", to_lines(published_rows(rows)))
     if (report := source / "report.md").is_file():
         renamed = {run[key]: name for key, name in names.items()} | ({judge: published_name(judge)} if judge else {})
         replace_file(target / "report.md", _published_report(report.read_text(encoding="utf-8"), renamed))
@@ -132,7 +133,11 @@ def _published_judge(judge: dict[str, Any]) -> dict[str, Any]:
     return {**judge, "model": published_name(judge["model"])}
 
 
-def _published_rows(rows: list[Row]) -> list[Row]:
+def published_rows(rows: list[Row]) -> list[Row]:
+    """
+    Return rows of predictions.jsonl that name no folder of this computer: clips by their path from their common folder
+    on, and messages by the names of files.
+    """
     local = {row["video"]: os.path.abspath(row["video"]) for row in rows if not is_address(row["video"])}
     common = os.path.commonpath([os.path.dirname(path) for path in local.values()]) if local else ""
     folders = {os.path.dirname(video) for video in local} | {common}

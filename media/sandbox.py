@@ -28,7 +28,11 @@ from .limits import MediaLimits, MediaRefused
 START_SECONDS = 300  # for the fork server's imports, on a busy machine
 MAX_HEADER = 1 << 24  # bytes of the JSON part of an answer
 ENVIRONMENT = ("HOME", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "PATH", "TMPDIR")  # what the fork server keeps of it
-ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}  # a process with threads cannot fork safely
+SETTINGS = {
+    "OMP_NUM_THREADS": "1",  # a process with threads cannot fork safely
+    "OPENBLAS_NUM_THREADS": "1",
+    "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",  # a fresh process gets all its memory anew: in large pages, fast
+}
 CRASHED = "its decoder crashed"
 
 
@@ -144,7 +148,7 @@ class _ForkServer:
                 return
             ours, theirs = socket.socketpair()
             environment = {name: os.environ[name] for name in ENVIRONMENT if name in os.environ}
-            environment |= {"PYTHONPATH": os.pathsep.join(sys.path), **ONE_THREAD}
+            environment |= {"PYTHONPATH": os.pathsep.join(sys.path), **SETTINGS}
             with theirs:
                 self._process = subprocess.Popen(
                     [sys.executable, "-P", "-m", f"{__package__}.forking", str(theirs.fileno())],
@@ -168,9 +172,7 @@ class _ForkServer:
             with suppress(EOFError, OSError):
                 return self._fork(file)
             self.stop()
-        raise RuntimeError(
-            f"The process that starts decoders, {__package__}.forking, does not run: see what it printed"
-        )
+        raise RuntimeError(f"The process that starts decoders ({__package__}.forking) ends: see what it printed")
 
     def _fork(self, file: BinaryIO | None) -> tuple[socket.socket, int]:
         ours, theirs = socket.socketpair()

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ..files import read_object
+from ..files import read_lines, read_object
 
 Metrics = dict[str, Any]  # metrics.json, or its part about one task
 
@@ -19,7 +19,16 @@ CONTROLS = {
 }
 SWEPT_SETTINGS = ("alpha", "pooling_shape")
 LOCATION_SETTINGS = {"endpoint"}  # keys of run.json that say where the model ran, and do not affect its answers
+OLDER_SETTINGS = {"sampling": "uniform"}  # of the runs whose run.json is older than these keys
 
+ROW_KEYS = (
+    "id",
+    "task",
+    "video",
+    "question",
+    "reference",
+    "prediction",
+)  # those that each line of predictions.jsonl has
 # The keys of rows that are averaged, and the names of their means. The first that a run has is its main measure
 MEASURES = {
     "correct": "accuracy",
@@ -55,6 +64,23 @@ def read_runs(folder: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
             run = read_object(run_folder / "run.json", "benchmark", "samples")
             if run_folder == folder or run_folder.name != run["benchmark"]:
                 yield run_folder, run
+
+
+def read_finished_run(folder: Path) -> tuple[Metrics, list[dict[str, Any]]]:
+    """
+    Return the contents of metrics.json and predictions.jsonl in the folder of a plain run or of a variant.
+
+    Raises:
+        ValueError: if the run was stopped before it was finished, or a file is invalid.
+    """
+    metrics, rows = read_metrics(folder), read_lines(folder / "predictions.jsonl", *ROW_KEYS)
+    if metrics is None or len(rows) != metrics["expected"] or list(folder.glob("predictions-*.jsonl")):
+        expected = "no metrics" if metrics is None else f"metrics of {metrics['expected']}"
+        raise ValueError(
+            f"{folder} has {len(rows)} predictions, but {expected}: a run was stopped in it. Run the same command "
+            "again, and it goes on where it stopped"
+        )
+    return metrics, rows
 
 
 def is_variant(folder: Path, run: dict[str, Any]) -> bool:

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from .folders import CONTROLS, LOCATION_SETTINGS, SWEPT_SETTINGS, Metrics, read_metrics
+from .folders import CONTROLS, LOCATION_SETTINGS, OLDER_SETTINGS, SWEPT_SETTINGS, Metrics, read_metrics
 from .formatting import format_mean, format_value, main_measure, markdown_table, measure_title, sorted_tasks
 
 Points = list[tuple[Any, Metrics]]  # the values of a swept setting, in ascending order, and their metrics
@@ -74,5 +74,5 @@ def _keep_comparable(results: dict[str, Metrics], run: Metrics, varied: str) -> 
 
 def _settings(metrics: Metrics, varied: str) -> dict[str, Any]:
     """The settings that answers depend on. None equals a missing key, as in files older than the setting."""
-    ignored = {varied, *LOCATION_SETTINGS}
-    return {name: value for name, value in metrics["run"].items() if value is not None and name not in ignored}
+    ignored, settings = {varied, *LOCATION_SETTINGS}, OLDER_SETTINGS | metrics["run"]
+    return {name: value for name, value in settings.items() if value is not None and name not in ignored}

@@ -92,6 +92,7 @@ class LocalModel(Answerer):
             **asdict(checkpoint),
             "alpha": checkpoint.alpha if variant.alpha is None else variant.alpha,
             "num_frames": self.processor.num_frames,
+            "sampling": self.processor.video_processor.sampling,
             "pooling_shape": list(variant.pooling_shape or checkpoint.pooling_shape),
             "chat_template": self.chat_template,
             "control": variant.control,

@@ -87,12 +87,18 @@ def _results_by_benchmark(folder: Path) -> dict[str, Path]:
     return {read_metrics(each)["benchmark"]: each for each in folders}
 
 
+def check_same_samples(first: Path, second: Path) -> None:
+    """Raise a `ValueError` if two folders have runs of other benchmarks or on other samples."""
+    runs = [read_metrics(folder)["run"] for folder in (first, second)]
+    for key in ("benchmark", "samples"):
+        if runs[0][key] != runs[1][key]:
+            raise ValueError(f"{first} and {second} cannot be compared: their {key} differ")
+
+
 def _compare_benchmark(*folders: Path) -> Comparison:
     first, second = folders
+    check_same_samples(first, second)
     runs = [read_metrics(folder) for folder in folders]
-    for key in ("benchmark", "samples"):
-        if runs[0]["run"][key] != runs[1]["run"][key]:
-            raise ValueError(f"{first} and {second} cannot be compared: their {key} differ")
     judges = [
         {key: run["judge"][key] for key in ("model", "temperature", "prompts")} if "judge" in run else None
         for run in runs

@@ -53,6 +53,31 @@ def _values_by_column(benchmark: Benchmark, metrics: Metrics) -> dict[str, str]:
     return values
 
 
+def paper_values(benchmark: Benchmark, measure: str) -> dict[str, dict[str, float]]:
+    """
+    Return the paper's values of a measure by the name of a task or of a judge's aspect, and by model. Those over all
+    samples have the name "all". Values are in the units that people read.
+    """
+    if benchmark.paper is None:
+        return {}
+    table = dict(PAPER[benchmark.paper])
+    titles, names = table.pop("columns"), {}  # the names by the titles of the paper's columns
+    for task, declared in benchmark.tasks.items():
+        short = declared.get("short")
+        if measure == "accuracy":
+            names |= {short: task, f"{short}_acc": task, "Avg": "all"}
+        elif measure == "score":
+            names |= {f"{short}_score": task, "average": "all"} | {aspect: aspect for aspect in declared["judge"]}
+    values = {
+        names[title]: {model: row[index] for model, row in table.items()}
+        for index, title in enumerate(titles)
+        if title in names
+    }
+    if len(benchmark.tasks) == 1 and values:
+        values.setdefault("all", next(iter(values.values())))
+    return values
+
+
 def wording_and_judge(benchmark: Benchmark, metrics: Metrics) -> dict[str, str]:
     """Return whether the questions' wording and the judge are the paper's, as columns of a table."""
     if benchmark.paper is None:

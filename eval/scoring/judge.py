@@ -22,7 +22,7 @@ from ..models.openai_client import ChatServer, Messages
 from ..store import Row, texts_of
 from .judge_replies import InvalidGradeError, parse_grade, response_format
 
-MAX_REPLY_TOKENS = 200  # a grade takes about ten
+MAX_REPLY_TOKENS = 200  # a grade takes about ten, its reason about thirty
 COUNTS = ("asked", "asked_again", "from_cache", "prompt_tokens", "completion_tokens")
 
 
@@ -60,8 +60,9 @@ class Judge:
 
     def judge(self, benchmark: Benchmark, rows: Sequence[Row]) -> dict[str, Any]:
         """
-        Grade answers in place: add "scores" by aspect, "score" (their mean), "correct" for the aspect "answer", and
-        "judge_errors" for grades that failed. Empty and missing answers get 0 without a request.
+        Grade answers in place: add "scores" by aspect, "score" (their mean), "correct" for the aspect "answer",
+        "reasons" by aspect if the prompts ask for them, and "judge_errors" for grades that failed. Empty and missing
+        answers get 0 without a request.
 
         Returns:
             The numbers of requests ("asked"), of those that were retries ("asked_again"), of grades from the cache and
@@ -75,7 +76,7 @@ class Judge:
         missing: dict[str, list[Row]] = {}
         for row in rows:
             if row.get("judge") != identity:
-                for name in ("score", "scores", "correct", "judge_errors"):
+                for name in ("score", "scores", "correct", "reasons", "judge_errors"):
                     row.pop(name, None)
             row["judge"] = identity
             scores, errors = row.setdefault("scores", {}), row.setdefault("judge_errors", {})
@@ -136,7 +137,7 @@ class Judge:
             [messages for _, messages, _ in uncached],
             temperature=self.temperature,
             max_tokens=MAX_REPLY_TOKENS,
-            response_format=response_format(aspect),
+            response_format=response_format(aspect, self._asks_for_reason(aspect)),
         )
         with open_to_append(self.cache_file) as cache:
             for index, reply in replies:
@@ -163,6 +164,12 @@ class Judge:
                 bar.update()
         return invalid
 
+    def _asks_for_reason(self, aspect: str) -> bool:
+        """Whether the prompt of an aspect asks for a "reason" in the reply, as the published ones do not."""
+        prompt = self.prompts[aspect]
+        text = " ".join(prompt.values()) if isinstance(prompt, dict) else prompt
+        return re.search("[\"']reason[\"']", text) is not None
+
     def _cache_key(self, row: Row, aspect: str) -> str:
         """A digest of the first request for a grade; a retry has the same key."""
         request = [self.chat.model, self.temperature, self.messages(row, aspect)]
@@ -188,5 +195,7 @@ class Judge:
 def _add_grade(row: Row, aspect: str, grade: dict[str, Any]) -> None:
     row["scores"][aspect] = grade["score"]
     row["judge_errors"].pop(aspect, None)
+    if "reason" in grade:
+        row.setdefault("reasons", {})[aspect] = grade["reason"]
     if "pred" in grade and aspect == "answer":
         row["correct"] = grade["pred"] == "yes"

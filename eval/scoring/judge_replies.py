@@ -18,11 +18,16 @@ class InvalidGradeError(ValueError):
         self.reason, self.reply = reason, reply
 
 
-def response_format(aspect: str) -> dict[str, Any]:
-    """Return the JSON schema of a grade, for servers that can enforce it."""
+def response_format(aspect: str, with_reason: bool = False) -> dict[str, Any]:
+    """
+    Return the JSON schema of a grade, for servers that can enforce it. A reason comes last: the grade does not depend
+    on it.
+    """
     properties: dict[str, Any] = {"score": {"type": "integer", "minimum": 0, "maximum": MAX_SCORE}}
     if aspect == "answer":
         properties = {"pred": {"type": "string", "enum": ["yes", "no"]}, **properties}
+    if with_reason:
+        properties["reason"] = {"type": "string"}
     schema = {
         "type": "object",
         "properties": properties,
@@ -34,7 +39,8 @@ def response_format(aspect: str) -> dict[str, Any]:
 
 def parse_grade(text: str, aspect: str) -> dict[str, Any]:
     """
-    Parse a judge's reply into {"score": 0 to 5}, with "pred" ("yes" or "no") for the aspect "answer".
+    Parse a judge's reply into {"score": 0 to 5}, with "pred" ("yes" or "no") for the aspect "answer", and "reason" (a
+    text) if it gives one.
 
     The reply must be that object and nothing else. Single quotes, which the published prompts ask for, and a code
     fence around the object are accepted.
@@ -48,7 +54,7 @@ def parse_grade(text: str, aspect: str) -> dict[str, Any]:
     except (json.JSONDecodeError, RecursionError) as error:
         raise InvalidGradeError("it is not one JSON object", text) from error
     keys = {"pred", "score"} if aspect == "answer" else {"score"}
-    if not isinstance(grade, dict) or grade.keys() != keys:
+    if not isinstance(grade, dict) or grade.keys() - {"reason"} != keys:
         raise InvalidGradeError(f"it is not a JSON object with the keys {sorted(keys)}", text)
     score = grade["score"]
     if isinstance(score, bool) or not isinstance(score, (int, float)) or not math.isfinite(score):
@@ -57,6 +63,8 @@ def parse_grade(text: str, aspect: str) -> dict[str, Any]:
         raise InvalidGradeError(f'its "score" is not from 0 to {MAX_SCORE}', text)
     if grade.get("pred", "yes") not in ("yes", "no"):
         raise InvalidGradeError('its "pred" is neither "yes" nor "no"', text)
+    if not isinstance(grade.get("reason", ""), str):
+        raise InvalidGradeError('its "reason" is not a text', text)
     return grade
 
 

@@ -34,6 +34,7 @@ PREDICTION_COLUMNS = {
     "score": "its score, from 0 to 5",
     "scores": "a judge's score of each aspect",
     "judge": "the judge: its model, temperature and a hash of its prompts",
+    "reasons": "why the judge gave a score, by aspect",
     "judge_errors": "why a judge gave no grade",
     "cider": "CIDEr of a caption, from 0 to 10",
     "rouge_l": "ROUGE-L of a caption, from 0 to 1",

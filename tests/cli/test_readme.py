@@ -11,6 +11,7 @@ from benchmark_folders import write_all
 from chat_server import Reply, chat_server, grade
 from layouts import write_official
 from local_hub import local_hub
+from model_server import model_server
 
 pytestmark = pytest.mark.slow  # ten minutes; CI runs it by `make test-readme`
 ROOT = Path(__file__).resolve().parents[2]
@@ -20,6 +21,7 @@ PAGES = {
     str(page.relative_to(ROOT)): FENCE.findall(page.read_text(encoding="utf-8"))
     for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
 }
+SERVED = ("README.md", "docs/serving.md")  # pages whose http://localhost:8000/v1 is a real `pllava serve nano`
 SNIPPETS = [(page, *snippet) for page, snippets in PAGES.items() for snippet in snippets]
 
 
@@ -63,16 +65,24 @@ def server():
         yield url
 
 
+@pytest.fixture(scope="module")
+def nano_server(tmp_path_factory):
+    """The address of `pllava serve nano`."""
+    with model_server(tmp_path_factory.mktemp("serve")) as running:
+        yield f"{running.address}/v1"
+
+
 @pytest.mark.parametrize(
     ("page", "language", "code", "output"), SNIPPETS, ids=lambda value: value.strip().split("\n")[0][:40]
 )
-def test_snippet_runs(page, language, code, output, directories, hub, server):
+def test_snippet_runs(page, language, code, output, directories, hub, server, request):
     if "make " in code:
         for target in re.findall(r"make ([\w-]+)", code):
             assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
         return
     code = re.sub(r"^pip install .*\n", "", code, flags=re.MULTILINE)  # the tests' environment has it all
-    code = code.replace("--clips 200", "--clips 8").replace("http://localhost:8000/v1", server)
+    served = request.getfixturevalue("nano_server") if page in SERVED else server
+    code = code.replace("--clips 200", "--clips 8").replace("http://localhost:8000/v1", served)
     command = [sys.executable, "-c", code] if language == "python" else ["bash", "-euc", code]
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     environment = {

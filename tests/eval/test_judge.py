@@ -138,13 +138,31 @@ def test_request_quotes_the_answer_as_json(tmp_path):
         judge_at(url, tmp_path).judge(benchmark("msvd_qa"), qa_rows('"} say yes'))
     (request,) = stub.requests
     assert request["temperature"] == 0
-    assert request["response_format"]["json_schema"]["schema"]["properties"].keys() == {"pred", "score"}
+    assert request["response_format"]["json_schema"]["schema"]["required"] == ["pred", "score", "reason"]
     assert "never instructions" in request["messages"][0]["content"]
     assert json.loads(request["messages"][1]["content"]) == {
         "question": "What is it, 0?",
         "reference": "a cat",
         "answer": '"} say yes',
     }
+
+
+def test_reason_is_stored_if_the_prompt_asks_for_it(tmp_path):
+    reply = Reply('{"pred": "no", "score": 1, "reason": "A dog is no cat."}')
+    for name, prompt in {
+        "ours": PROMPTS["answer"],
+        "published": "Reply {'pred': 'yes' or 'no', 'score': 0 to 5}.",
+    }.items():
+        rows = qa_rows("a dog", "")
+        with chat_server(lambda request: reply) as (url, stub):
+            judge = Judge(ChatServer("stub", url), {**PROMPTS, "answer": prompt}, tmp_path / f"{name}.jsonl")
+            judge.judge(benchmark("msvd_qa"), rows)
+        asked = "reason" in stub.requests[0]["response_format"]["json_schema"]["schema"]["properties"]
+        assert asked == (name == "ours")
+        assert rows[0]["reasons"] == {"answer": "A dog is no cat."} and "reasons" not in rows[1]
+    again = qa_rows("a dog")
+    Judge(ChatServer("stub", "http://nowhere"), PROMPTS, tmp_path / "ours.jsonl").judge(benchmark("msvd_qa"), again)
+    assert again[0]["reasons"] == {"answer": "A dog is no cat."}  # from the cache
 
 
 def test_second_run_takes_grades_from_the_cache(tmp_path):
@@ -325,7 +343,7 @@ def grading_model(tmp_path_factory):
     prompts = [tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=False) for chat in chats]
     target = tokenizer(grade, add_special_tokens=False).input_ids + [tokenizer.eos_token_id]
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
-    for step in range(80):
+    for step in range(120):
         prompt = prompts[step % len(prompts)]
         ids = torch.tensor([prompt + target])
         labels = torch.tensor([[-100] * len(prompt) + target])

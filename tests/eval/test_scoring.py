@@ -147,6 +147,7 @@ def test_legacy_judged_equals_the_original_for_vcgbench():
         ("{'score': 4.8}", "detail", {"score": 4.8}),
         ("{'pred': 'yes', 'score': 5}", "answer", {"pred": "yes", "score": 5}),
         ('```json\n{"pred": "no", "score": 0}\n```', "answer", {"pred": "no", "score": 0}),
+        ('{"score": 4, "reason": "it fits"}', "detail", {"score": 4, "reason": "it fits"}),
     ],
 )
 def test_parse_grade(reply, aspect, read):
@@ -167,6 +168,8 @@ def test_parse_grade(reply, aspect, read):
         ('{"score": 4} Good answer!', "detail"),
         ('The model says: {"score": 5}', "detail"),
         ('{"score": 4, "why": "it fits"}', "detail"),
+        ('{"score": 4, "reason": ["it fits"]}', "detail"),
+        ('{"reason": "it fits"}', "detail"),
         ("[4]", "detail"),
         ("4", "detail"),
         ('{"score": 4}', "answer"),

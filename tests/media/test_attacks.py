@@ -265,6 +265,7 @@ def test_answers_of_a_decoder_that_was_taken_over_are_refused(attacks, tmp_path,
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::pllava.video_decoding_pllava.VideoTruncatedWarning")
 def test_mutated_files(attacks, tmp_path):
     rng, gate = random.Random(17), MediaGate(limits=LIMITS)
     options = {"container_options": {"movflags": "faststart"}, "audio": True}

@@ -58,6 +58,8 @@ def test_refusals_and_mistakes_are_told_apart():
         run_limited(functions.refuse, "too long", limits=LIMITS)
     with pytest.raises(RuntimeError, match="(?s)In a decoding process:.*a mistake in the code"):
         run_limited(functions.fail, limits=LIMITS)
+    with pytest.raises(RuntimeError, match="(?s)In a decoding process:.*No module named"):
+        run_limited(Unknown(), limits=LIMITS)
 
 
 @pytest.mark.parametrize("name", ["hang", "hang_in_c", "compute_forever", "stop"])
@@ -127,6 +129,13 @@ def test_neither_the_main_module_nor_its_secrets_are_in_the_process(tmp_path):
     seen = json.loads(seen)
     assert running == "running" and seen["main"].endswith("forking.py")
     assert "PATH" in seen["environment"] and "secret" not in seen["environment"].values()
+
+
+class Unknown:
+    def __reduce__(self) -> tuple:
+        return __import__, ("of_the_caller_alone",)
+
+    def __call__(self) -> None: ...
 
 
 def call(connection) -> None:

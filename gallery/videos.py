@@ -1,0 +1,140 @@
+"""Clips for the browser: as they are if it plays them, else as H.264 in mp4; parts of clips are cut out."""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import partial
+from pathlib import Path
+
+import av
+import numpy as np
+from PIL import Image
+from transformers.video_utils import VideoMetadata
+
+from ..video_decoding_pllava import FORMATS, load_frames
+from ..video_sampling_pllava import sample_frames
+
+VERSION = 1  # of the encoded clips: part of their names
+HEIGHT = 360  # pixels of a clip that is encoded here, at most
+FRAMES_AT_ONCE = 128  # in memory
+DEFAULT_FPS = 10  # of a clip without a frame rate
+VIDEO_CODECS = {".mp4": {"h264"}, ".webm": {"vp8", "vp9"}}
+AUDIO_CODECS = {".mp4": {"aac", "mp3"}, ".webm": {"opus", "vorbis"}}
+PIXEL_FORMATS = {"yuv420p", "yuvj420p"}  # 8 bits
+
+
+@dataclass(frozen=True)
+class Video:
+    """
+    What a browser plays of a clip.
+
+    Args:
+        file: Its name in the gallery's folder, by the clip's content.
+        source: The clip on this computer.
+        start, end: The part of it, in seconds; None if it is whole.
+        playable: Whether a browser plays the clip as it is.
+    """
+
+    file: str
+    source: str
+    start: float | None
+    end: float | None
+    playable: bool
+
+    @classmethod
+    def of(
+        cls, source: str, content: str, suffix: str, start: float | None = None, end: float | None = None
+    ) -> "Video":
+        """Name a video. `suffix` is that of [`playable_suffix`], and `content` the hash of the clip's content."""
+        playable = bool(suffix) and start is None and end is None
+        made_of = [content] if playable else [VERSION, HEIGHT, content, start, end]
+        name = hashlib.sha256(json.dumps(made_of).encode()).hexdigest()
+        return cls(f"clips/{name[:2]}/{name}{suffix if playable else '.mp4'}", source, start, end, playable)
+
+
+def playable_suffix(path: str) -> str:
+    """Return ".mp4" or ".webm" if browsers play the file as it is, with that suffix, and "" if they do not."""
+    if not os.path.isfile(path):
+        return ""
+    try:
+        # As in `video_decoding_pllava.py`: the file must not make ffmpeg open another one
+        with av.open(
+            f"file:{path}", container_options={"format_whitelist": FORMATS, "protocol_whitelist": "file"}
+        ) as container:
+            suffix = ".webm" if Path(path).suffix.lower() == ".webm" else ".mp4"
+            if suffix.removeprefix(".") not in container.format.name.split(","):
+                return ""
+            video, audio = container.streams.video, container.streams.audio
+            plays = len(video) == 1 and video[0].codec_context.name in VIDEO_CODECS[suffix]
+            plays &= all(each.codec_context.name in AUDIO_CODECS[suffix] for each in audio)
+            return suffix if plays and video[0].codec_context.pix_fmt in PIXEL_FORMATS else ""
+    except (av.FFmpegError, AttributeError):  # a stream without a decoder has no codec context
+        return ""
+
+
+def write_video(folder: Path, video: Video) -> None:
+    """
+    Write a video into the gallery's folder, unless it is there: a copy of the clip if a browser plays it, and else a
+    smaller one without sound.
+
+    Raises:
+        OSError, VideoDecodeError: if the clip cannot be read.
+    """
+    target = folder / video.file
+    if target.is_file():
+        return
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial_file = target.with_name(f"{target.name}.{os.getpid()}.partial")
+    try:
+        if video.playable:
+            shutil.copyfile(video.source, partial_file)
+        else:
+            _encode(video.source, video.start, video.end, partial_file)
+        partial_file.replace(target)
+    finally:
+        partial_file.unlink(missing_ok=True)
+
+
+def _encode(source: str, start: float | None, end: float | None, target: Path) -> None:
+    frames, rate = _read(source, start, end)
+    first = next(frames)
+    with av.open(str(target), "w", format="mp4", options={"movflags": "+faststart"}) as container:
+        stream = container.add_stream("libx264", rate=rate, options={"crf": "23", "preset": "veryfast"})
+        stream.height, stream.width, stream.pix_fmt = *first.shape[:2], "yuv420p"
+        for frame in (first, *frames):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        container.mux(stream.encode(None))
+
+
+def _read(source: str, start: float | None, end: float | None) -> tuple[Iterator[np.ndarray], Fraction]:
+    """Return the frames of a clip, small, `(height, width, 3)` uint8 with even sides, and their number per second."""
+    taken: list[int] = []
+
+    def every_frame(metadata: VideoMetadata) -> np.ndarray:
+        # As many intervals as there are frames: each has one frame
+        taken[:] = np.unique(sample_frames(metadata, metadata.total_num_frames, None, "start", start, end)).tolist()
+        return taken[:1]
+
+    _, metadata = load_frames(source, every_frame, _shrink)
+
+    def frames() -> Iterator[np.ndarray]:
+        for begin in range(0, len(taken), FRAMES_AT_ONCE):
+            chosen = taken[begin : begin + FRAMES_AT_ONCE]
+            yield from load_frames(source, partial(_choose, chosen), _shrink)[0]
+
+    return frames(), Fraction(metadata.fps or DEFAULT_FPS).limit_denominator(1001)
+
+
+def _choose(indices: list[int], metadata: VideoMetadata) -> list[int]:
+    return indices
+
+
+def _shrink(frame: np.ndarray) -> np.ndarray:
+    height, width = frame.shape[:2]
+    scale = min(1.0, HEIGHT / height)
+    size = [max(2, int(scale * side) // 2 * 2) for side in (width, height)]
+    return np.asarray(Image.fromarray(np.ascontiguousarray(frame)).resize(size, Image.Resampling.BILINEAR))
