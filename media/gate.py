@@ -142,7 +142,10 @@ class MediaGate:
         name, file = self._open(reference)
         with file, self._decoding(name):
             answer, content = run_limited(decoding.decode_image, name, self.limits, limits=self.limits, file=file)
-            return Image.frombytes("RGB", answer["size"], bytes(content))
+            width, height = answer["size"]
+            if 3 * width * height != len(content):  # before PIL takes memory for an image of that size
+                raise ValueError(f"{len(content)} bytes are no image of {width} x {height}")
+            return Image.frombytes("RGB", (width, height), bytes(content))
 
     @contextmanager
     def _decoding(self, name: str) -> Iterator[None]:

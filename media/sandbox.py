@@ -5,7 +5,10 @@ crash.
 A fork server that has imported what decoding needs forks each process in milliseconds. `multiprocessing` has one, too,
 but that one runs the caller's main module again in each process, does not serve daemonic processes, and passes the
 environment on, with its tokens and keys. What a process returns is read as JSON and bytes, never unpickled: a decoder
-that was taken over cannot attack its caller.
+that was taken over cannot attack its caller through its answer.
+
+This is no jail: the process belongs to the same user, and can read files and connect. Run the whole program as a user
+without rights, or in a container, where decoders may be attacked by more than accidents.
 """
 
 import atexit
@@ -133,8 +136,7 @@ class _ForkServer:
 
     def __init__(self) -> None:
         self._lock = Lock()
-        self._process: subprocess.Popen | None = None
-        self._requests: socket.socket | None = None
+        self._requests: socket.socket | None = None  # of the running server; `_process` and `_owner` are its, too
         os.register_at_fork(after_in_child=self._renew_lock)
         atexit.register(self.stop)
 
@@ -157,13 +159,17 @@ class _ForkServer:
                     env=environment,
                     start_new_session=True,  # Ctrl-C is for the caller
                 )
-            self._requests = ours
+            self._requests, self._owner = ours, os.getpid()
 
     def stop(self) -> None:
+        """End the fork server. One that a forked process only shares lives on."""
         with self._lock:
             if self._requests is not None:
                 self._requests.close()
                 self._requests = None
+                if self._owner == os.getpid():
+                    self._process.kill()
+                    self._process.wait()
 
     def fork(self, file: BinaryIO | None) -> tuple[socket.socket, int]:
         """Return a connection to a new process, and the process's id."""

@@ -13,7 +13,7 @@ import limited_functions as functions
 import pytest
 
 from pllava.media import MediaLimits, MediaRefused
-from pllava.media.sandbox import ProcessEnded, run_limited, start_fork_server
+from pllava.media.sandbox import ProcessEnded, _fork_server, run_limited, start_fork_server
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads processes from /proc")
 LIMITS = MediaLimits(decode_seconds=20, decode_memory=1 << 28)
@@ -149,6 +149,20 @@ def test_daemonic_and_forked_processes_share_the_server():
     worker.start()
     assert ours.poll(20) and ours.recv() == 3
     worker.join()
+
+
+def leave_properly(connection) -> None:
+    connection.send(run_limited(functions.add, 1, 2, limits=LIMITS)[0]["sum"])
+    _fork_server.stop()  # as at the exit of a process that was forked without `multiprocessing`
+
+
+def test_forked_process_does_not_end_the_server_of_its_parent(server):
+    ours, theirs = get_context("fork").Pipe()
+    worker = get_context("fork").Process(target=leave_properly, args=(theirs,))
+    worker.start()
+    assert ours.poll(20) and ours.recv() == 3
+    worker.join()
+    assert functions.settled_children(2)[0] == server
 
 
 def hang_and_tell(connection) -> None:
