@@ -17,20 +17,25 @@ HALF_HEIGHT = 26
 DRAWN = {
     "nano": (440, 30, 112, "a synthetic world, a checkpoint"),
     "cli": (440, 98, 100, "the command line"),
-    "train": (560, 168, 100, "trainer, loader, recipes"),
-    "data": (400, 246, 84, "rows, mixtures, shards"),
-    "eval": (700, 246, 118, "benchmarks, judges, reports"),
-    "convert": (110, 258, 100, "other checkpoints, to ours"),
-    "hub_cards": (218, 350, 98, "publishing, cards, Spaces"),
-    "loading": (408, 350, 84, "models with adapters"),
-    "adapters": (94, 440, 88, "LoRA, its strength alpha"),
-    "origins": (300, 440, 66, "ids, commits"),
-    "result_files": (661, 428, 54, "results, as text"),
-    "model files": (290, 530, 70, "travel to the Hub"),
-    "checkpoint_files": (460, 530, 84, "safetensors, the index"),
-    "files": (590, 606, 66, "JSON Lines"),
-    "workers": (724, 606, 62, "timeouts, retries"),
-    "extras": (781, 534, 47, "pip, versions"),
+    "demo": (120, 170, 100, "the chat in the browser"),
+    "gallery": (350, 170, 100, "results in the browser"),
+    "serving": (590, 170, 112, "OpenAI's API, vLLM's plugin"),
+    "nano's world": (120, 246, 100, "shapes, clips, questions"),
+    "train": (560, 246, 100, "trainer, loader, recipes"),
+    "data": (400, 324, 84, "rows, mixtures, shards"),
+    "eval": (700, 324, 118, "benchmarks, judges, reports"),
+    "convert": (110, 336, 100, "other checkpoints, to ours"),
+    "hub_cards": (218, 428, 98, "publishing, cards, Spaces"),
+    "media": (760, 428, 60, "gate, sandbox"),
+    "loading": (408, 428, 84, "models with adapters"),
+    "adapters": (94, 518, 88, "LoRA, its strength alpha"),
+    "origins": (300, 518, 66, "ids, commits"),
+    "result_files": (590, 428, 60, "results, as text"),
+    "model files": (290, 608, 70, "travel to the Hub"),
+    "checkpoint_files": (460, 608, 84, "safetensors, the index"),
+    "files": (590, 684, 66, "JSON Lines"),
+    "workers": (724, 684, 62, "timeouts, retries"),
+    "extras": (781, 612, 47, "pip, versions"),
 }
 
 
@@ -55,7 +60,7 @@ def room_imports(imports: dict[str, set[str]]) -> dict[str, set[str]]:
 
 def draw(imports: dict[str, set[str]]) -> None:
     for theme in (LIGHT, DARK):
-        figure, axes = canvas(height=638)
+        figure, axes = canvas(height=716)
         for upper, lower in ((upper, lower) for upper, rooms in room_imports(imports).items() for lower in rooms):
             (x0, y0, half0, _), (x1, y1, half1, _) = DRAWN[upper], DRAWN[lower]
             start = min(max(x1, x0 - half0 + 15), x0 + half0 - 15), y0 + HALF_HEIGHT
