@@ -1,0 +1,102 @@
+"""The parts of the page as HTML or chat messages: what was asked and answered, and what the model saw and sent."""
+
+import base64
+import io
+from html import escape
+from typing import Any
+
+from PIL import Image
+
+from .conversation import Answer, Medium, Turn
+from .engine import Seen
+
+SIDE = 336  # pixels: larger frames are shown smaller
+NO_FRAMES = "<p class='hint'>The frames of your clip appear here, exactly as the model sees them.</p>"
+NO_PROMPT = "<p class='hint'>The text that the model gets appears here with the next answer.</p>"
+
+
+def to_chat(turns: list[Turn], column: int = 0) -> list[dict[str, Any]]:
+    """Return the messages of a `gr.Chatbot`: two for each turn, or one while there is no answer."""
+    messages = []
+    for turn in turns:
+        files = [_file(medium) for medium in turn.media]
+        messages.append({"role": "user", "content": [*files, turn.question]})
+        answer = turn.answer_of(column)
+        if answer is not None and (answer.text or answer.ended):
+            note = _note(answer, turn.truth)
+            messages.append({"role": "assistant", "content": [answer.text or "(no text)", *([note] if note else [])]})
+    return messages
+
+
+def _file(medium: Medium) -> Any:
+    kind = "Video" if medium.kind == "video" else "Image"
+    if medium.shown is None:
+        return f"{kind} {medium.label} (your browser cannot show it, but the model reads it)"
+    return {"path": medium.shown, "alt_text": f"{kind} {medium.label}"}
+
+
+def _note(answer: Answer, truth: str | None) -> str | None:
+    """Say how an answer ended and, for nano's world, whether it is the true one."""
+    if answer.ended == "stopped":
+        return "■ Stopped."
+    if answer.ended == "length":
+        return f"■ Cut off after {answer.tokens_out} tokens: raise the length limit in the settings."
+    if answer.ended is None or truth is None:
+        return None
+    return "✓ This equals the true answer." if answer.text == truth else f"✗ The true answer is: {truth}"
+
+
+def frames(seen: list[Seen]) -> str:
+    """Return a strip of the frames of each medium, with their times."""
+    return "".join(map(_strip, seen)) or NO_FRAMES
+
+
+def _strip(seen: Seen) -> str:
+    height, width = seen.frames.shape[1:3]
+    count = f"{len(seen.frames)} frames of {width} x {height}" if len(seen.frames) > 1 else f"{width} x {height}"
+    items = []
+    for number, frame in enumerate(seen.frames):
+        time = None if seen.times is None else f"{seen.times[number]:.2f} s"
+        alt = seen.label if time is None else f"Frame {number + 1}, at {time}"
+        caption = f"<figcaption>{time}</figcaption>" if time else ""
+        items.append(f'<li><figure><img src="{_data_uri(frame)}" alt="{escape(alt)}">{caption}</figure></li>')
+    title = f"<p class='strip-title'><bdi>{escape(seen.label)}</bdi> <span>{count}</span></p>"
+    kind = "strip" if len(items) > 1 else "strip single"
+    return f"{title}<ol class='{kind}' tabindex='0' aria-label='Frames of {escape(seen.label)}'>{''.join(items)}</ol>"
+
+
+def _data_uri(frame: Any) -> str:
+    image, content = Image.fromarray(frame), io.BytesIO()
+    image.thumbnail((SIDE, SIDE))
+    lossless = max(image.size) <= SIDE // 2  # small frames are enlarged, which shows losses
+    image.save(content, "WEBP", lossless=lossless, quality=80)
+    return f"data:image/webp;base64,{base64.b64encode(content.getvalue()).decode()}"
+
+
+def facts(answers: tuple[Answer, ...]) -> str:
+    """Return a table of tokens and times, a column an answer."""
+    if not answers:
+        return ""
+
+    def row(name: str, values: list[str]) -> str:
+        return f"<tr><th scope='row'>{name}</th>{''.join(f'<td>{value}</td>' for value in values)}</tr>"
+
+    rows = [
+        row("Tokens in", [f"{answer.tokens_in:,}" for answer in answers]),
+        row("Tokens out", [f"{answer.tokens_out:,}" for answer in answers]),
+        row("First token", [_or_dash(answer.first_token_seconds, "{:.2f} s") for answer in answers]),
+        row("Tokens per second", [_or_dash(answer.tokens_per_second, "{:,.0f}") for answer in answers]),
+    ]
+    head = ""
+    if answers[0].alpha is not None:
+        cells = "".join(f"<th scope='col'>α = {answer.alpha:g}</th>" for answer in answers)
+        head = f"<thead><tr><td></td>{cells}</tr></thead>"
+    return f"<table class='facts'>{head}<tbody>{''.join(rows)}</tbody></table>"
+
+
+def _or_dash(value: float | None, form: str) -> str:
+    return "–" if value is None else form.format(value)
+
+
+def prompt(text: str) -> str:
+    return f"<pre class='prompt' tabindex='0' aria-label='Prompt' dir='auto'>{escape(text)}</pre>" if text else NO_PROMPT
