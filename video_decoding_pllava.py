@@ -99,7 +99,7 @@ class _IndexMismatch(Exception):
 
 def _load_video(source: Source, new_collector: CollectorFactory) -> tuple[Frames, VideoIndex]:
     check_claimed_samples(source)
-    with _open_stream(source) as stream:
+    with open_stream(source) as stream:
         index = read_index(stream)
         if stream.container.format.name == "gif":
             with source.open() as file:
@@ -111,8 +111,8 @@ def _load_video(source: Source, new_collector: CollectorFactory) -> tuple[Frames
 
 
 @contextmanager
-def _open_stream(source: Source) -> Iterator[VideoStream]:
-    """Open the file's first video stream."""
+def open_stream(source: Source) -> Iterator[VideoStream]:
+    """Open the file's first video stream, of a container that opens no other file."""
     # "file:" keeps ffmpeg from interpreting a path such as "concat:a|b".
     file = f"file:{source.content}" if isinstance(source.content, str) else source.open()
     # `options` would be passed to the streams, too, which crashes PyAV 14 where they are found late (flv, ts).
@@ -144,7 +144,7 @@ def _decode_everything(source: Source, new_collector: CollectorFactory, index: V
     """Decode every frame and keep the wanted ones. Starts again if the number of frames differs from the packets'."""
     count = len(index.pts)
     for _ in range(3):
-        with _open_stream(source) as stream:
+        with open_stream(source) as stream:
             frames = _all_frames(stream, index)
             first = next(frames, None)
             if first is None:
@@ -233,7 +233,7 @@ def _decode_gops_in_threads(
             _decode_gop(stream, index, gop, collector, add)
 
     def open_and_work() -> None:
-        with _open_stream(source) as stream:
+        with open_stream(source) as stream:
             work(stream)
 
     with ThreadPoolExecutor(MAX_THREADS) as pool:  # starts a thread only when it gets work

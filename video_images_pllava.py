@@ -35,7 +35,7 @@ def read_image(image: VideoSource) -> Image.Image:
             `video_source_pllava.py`.
     """
     source = resolve(image, IMAGE_ADVICE)
-    with source.reading(), _open_image(source) as opened:
+    with source.reading(), open_image(source) as opened:
         return _as_rgb(opened)
 
 
@@ -60,7 +60,7 @@ def load_image_folder(source: Source, new_collector: CollectorFactory) -> Frames
 def load_image_file(source: Source, new_collector: CollectorFactory) -> Frames | None:
     """Read an image file (a still image, or an animated WebP or PNG) as a video; `None` if it is not an image."""
     try:
-        image = _open_image(source)
+        image = open_image(source)
     except UnidentifiedImageError:
         return None
 
@@ -91,7 +91,8 @@ def _load_images(
     return collector.result()
 
 
-def _open_image(source: Source) -> Image.Image:
+def open_image(source: Source) -> Image.Image:
+    """Open an image, or an animation, and check its size. `UnidentifiedImageError` if it is neither."""
     image = Image.open(source.content if isinstance(source.content, str) else source.open(), formats=IMAGE_FORMATS)
     source.check_size(*image.size)
     source.check_work(getattr(image, "n_frames", 1), *image.size)

@@ -12,14 +12,12 @@ import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import BinaryIO
 from urllib.parse import unquote, urlsplit
 from urllib.request import urlopen
 
 from huggingface_hub.utils import httpx
-
-VideoSource = str | os.PathLike | bytes | BinaryIO
 
 MAX_PIXELS = 50_000_000  # per frame: 8192 x 4320 films and 48-megapixel photographs have fewer
 MAX_ASPECT = 32  # longer side / shorter side: resized by its shorter side, a thin frame would become huge
@@ -91,6 +89,9 @@ class Source:
             raise self.error(f"{frames:,} frames of {width} x {height} are too many to decode for {self.size:,} bytes")
 
 
+VideoSource = str | os.PathLike | bytes | BinaryIO | Source
+
+
 def check_aspect(name: str, width: int, height: int, advice: str = "Give frames of another shape.") -> None:
     """Raise `VideoDecodeError` if frames are too thin. A side that is not known yet is 0."""
     if max(width, height) > MAX_ASPECT * min(width, height) > 0:
@@ -104,7 +105,9 @@ def resolve(video: VideoSource, advice: str = VIDEO_ADVICE) -> Source:
     Raises:
         VideoDecodeError: if the file does not exist, is empty, or cannot be downloaded within the limits.
     """
-    if isinstance(video, (bytes, bytearray, memoryview)):
+    if isinstance(video, Source):
+        source = replace(video, advice=advice)
+    elif isinstance(video, (bytes, bytearray, memoryview)):
         source = Source(f"<bytes, {len(video)} bytes>", bytes(video), advice)
     elif hasattr(video, "read"):
         source = Source(f"<file {getattr(video, 'name', type(video).__name__)}>", _read_all(video), advice)
