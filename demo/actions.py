@@ -13,7 +13,7 @@ import gradio as gr
 from ..media import MediaGate
 from . import display, worlds
 from .conversation import Answer, Medium, Settings, Turn, cut_newest_video, media_of, true_answer
-from .engine import Engine, Seen
+from .engine import Engine, Seen, named
 from .sharing import Shelf
 
 logger = logging.getLogger(__name__)
@@ -69,12 +69,14 @@ class Actions:
 
     def receive(self, path: str) -> Medium:
         """Return an uploaded file as a medium; a `ValueError` if it is refused."""
-        self.gate.read(path)
         file = Path(path)
         if known := self.rolled(file):
             return known
-        kind, shown = display.describe(file, self.uploads / "shown" / file.parent.name, self.gate.limits)
-        return Medium(path, kind, file.name, shown)
+        with named(path, file.name):
+            media = self.gate.read(path)
+        with media.file:
+            shown = display.shown_copy(media, file, self.uploads / "shown" / file.parent.name, self.gate.limits)
+        return Medium(path, media.kind, file.name, shown)
 
     def rolled(self, file: Path) -> Medium | None:
         """Return a clip or picture of nano's world that `roll` or the examples wrote, with its true answers."""
@@ -108,6 +110,12 @@ class Actions:
             kinds = {medium.kind for medium in media}
             text = text or ("Describe the image." if kinds == {"image"} else "Describe the video.")
             return self.ask_again([*turns, Turn(text, media)], values)
+
+    def edit(self, turns: list[Turn], text: str, values: tuple) -> list[Turn]:
+        """Ask the last question in other words."""
+        if not text.strip():
+            raise _error("Write a question first.")
+        return self.ask_again([*turns[:-1], replace(turns[-1], question=text.strip())], values)
 
     def ask_again(self, turns: list[Turn], values: tuple) -> list[Turn]:
         """Check the settings and the media for the last question, which loses the answers that it has."""

@@ -1,6 +1,7 @@
 """Copies of media in formats that browsers play. Only people see them: the model reads the original."""
 
 import io
+import shutil
 from collections.abc import Iterator
 from fractions import Fraction
 from itertools import count
@@ -8,52 +9,63 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import av
-from PIL import Image, ImageOps
 
-from ..media.limits import MediaLimits, MediaRefused
-from ..media.sandbox import ProcessEnded, run_limited
+from ..media import Media, MediaLimits, MediaRefused
+from ..media.sandbox import run_limited
 from ..video_decoding_pllava import FORMATS
-from ..video_images_pllava import IMAGE_FORMATS
+from ..video_images_pllava import read_image
 
 # What current versions of Chromium, Firefox and Safari all play. ffmpeg has one name for the containers mp4 and mov.
 PLAYED = {"mov": ("h264", "av1"), "webm": ("vp8", "vp9", "av1")}
 PLAYED_PIXELS = ("yuv420p", "yuvj420p")
-SHOWN_IMAGES = {"GIF": ".gif", "JPEG": ".jpg", "PNG": ".png", "WEBP": ".webp"}
+SHOWN_IMAGES = {"gif": ".gif", "jpeg": ".jpg", "png": ".png", "webp": ".webp"}
 SIDE, FPS, CRF = 640, 30, 26  # of a copy: pixels of its longer side, frames a second, x264's quality
 
 
-def is_image(file: BinaryIO) -> bool:
-    """Whether a file is a still image; an animation is a video. Only its header is read."""
+def shown_copy(media: Media, path: Path, folder: Path, limits: MediaLimits) -> str | None:
+    """
+    Return the file that a browser shows for a medium that passed the gate: its own, or a copy that is written into
+    `folder`; None if it cannot be made within the limits.
+
+    Args:
+        path: The medium's own file.
+    """
     try:
-        with Image.open(file, formats=IMAGE_FORMATS) as image:
-            return getattr(image, "n_frames", 1) == 1
-    except Exception:  # PIL's plugins raise nearly every kind of exception for broken files
-        return False
-    finally:
-        file.seek(0)
+        if media.kind == "image":
+            suffix, content = SHOWN_IMAGES.get(media.format), b""
+            if suffix is None:
+                suffix, (_, content) = ".png", run_limited(copy_image, limits=limits, file=media.file)
+        else:
+            info, content = run_limited(copy_video, limits=limits, file=media.file)
+            suffix = info["suffix"]
+    except (MediaRefused, RuntimeError):  # a decoder's own error, such as of a file that is cut off
+        return None
+    if not content and path.suffix.lower() == suffix:
+        return str(path)
+    folder.mkdir(parents=True, exist_ok=True)
+    shown = folder / f"{path.stem}{suffix}"
+    if content:
+        shown.write_bytes(content)
+    else:
+        shutil.copyfile(path, shown)  # the suffix, by which browsers are told what it is, was wrong
+    return str(shown)
 
 
-def inspect(file: BinaryIO) -> tuple[dict[str, Any], bytes]:
-    """
-    Return the kind of a file ("video" or "image"), the suffix under which a browser shows it and, if it would not show
-    it, the bytes of a copy that it does.
-    """
-    kind = "image" if is_image(file) else "video"
-    try:
-        with Image.open(file, formats=IMAGE_FORMATS) as image:
-            if suffix := SHOWN_IMAGES.get(image.format):
-                return {"kind": kind, "suffix": suffix}, b""
-            copied = io.BytesIO()
-            ImageOps.exif_transpose(image).convert("RGB").save(copied, "PNG")
-            return {"kind": kind, "suffix": ".png"}, copied.getbuffer()
-    except (OSError, ValueError, SyntaxError):
-        file.seek(0)
+def copy_image(file: BinaryIO) -> tuple[dict[str, Any], memoryview]:
+    """Return an image as a PNG."""
+    copied = io.BytesIO()
+    read_image(file).save(copied, "PNG")
+    return {}, copied.getbuffer()
+
+
+def copy_video(file: BinaryIO) -> tuple[dict[str, Any], memoryview | bytes]:
+    """Return the suffix under which browsers play a video and, if they would not play it, an mp4 that they do."""
     with av.open(file, container_options={"format_whitelist": FORMATS, "protocol_whitelist": "file"}) as container:
-        if not container.streams.video:
-            raise MediaRefused("it has no video in it")
+        if container.format.name == "gif":
+            return {"suffix": ".gif"}, b""
         if is_played(container, file):
-            return {"kind": kind, "suffix": ".webm" if container.format.name.startswith("matroska") else ".mp4"}, b""
-        return {"kind": kind, "suffix": ".mp4"}, transcode(container)
+            return {"suffix": ".webm" if container.format.name.startswith("matroska") else ".mp4"}, b""
+        return {"suffix": ".mp4"}, transcode(container)
 
 
 def is_played(container: av.container.InputContainer, file: BinaryIO) -> bool:
@@ -102,27 +114,3 @@ def _at_rate(container: Any, source: Any, rate: Fraction) -> Iterator[tuple[int,
         if number > last:
             last = number
             yield number, frame
-
-
-def describe(path: Path, folder: Path, limits: MediaLimits) -> tuple[str, str | None]:
-    """
-    Return the kind of a file that passed the gate, and the file that a browser shows: the same, or a copy that is
-    written into `folder`; None if making the copy exceeds a limit.
-
-    Raises:
-        MediaRefused: if it is neither an image nor a video.
-    """
-    with path.open("rb") as file:
-        try:
-            info, content = run_limited(inspect, limits=limits, file=file)
-        except ProcessEnded:
-            file.seek(0)
-            return ("image" if is_image(file) else "video"), None
-        except (MediaRefused, RuntimeError) as error:
-            raise MediaRefused(f"{path.name} is neither a video nor an image that can be read here.") from error
-    if not content and path.suffix.lower() == info["suffix"]:
-        return info["kind"], str(path)
-    folder.mkdir(parents=True, exist_ok=True)
-    shown = folder / f"{path.stem}{info['suffix']}"
-    shown.write_bytes(content or path.read_bytes())
-    return info["kind"], str(shown)

@@ -3,6 +3,7 @@
 import copy
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import groupby
@@ -15,7 +16,7 @@ import torch
 from transformers import BatchFeature, PreTrainedModel, StoppingCriteria, StoppingCriteriaList, TextIteratorStreamer
 
 from ..adapters import plain_model, set_alpha
-from ..media import MediaGate
+from ..media import MediaGate, MediaRefused
 from ..processing_pllava import PllavaProcessor
 from .conversation import Answer, Medium, Settings, Turn, media_of, to_messages
 
@@ -132,9 +133,10 @@ class Engine:
 
     def _load(self, medium: Medium, num_frames: int | None) -> tuple[Any, tuple[float, ...] | None]:
         """Return the pixels of a medium, as the processor takes them, and the times of a video's frames."""
-        if medium.kind == "image":
-            return self._load_image(medium.path), None
-        frames, metadata = self._load_video(medium.path, num_frames, medium.start, medium.end)
+        with named(medium.path, medium.name):
+            if medium.kind == "image":
+                return self._load_image(medium.path), None
+            frames, metadata = self._load_video(medium.path, num_frames, medium.start, medium.end)
         indices = np.asarray(metadata.frames_indices, dtype=float)
         return frames, tuple((indices / metadata.fps).tolist()) if metadata.fps else None
 
@@ -241,6 +243,15 @@ class Engine:
                 stopping_criteria=StoppingCriteriaList([watch]),
                 streamer=streamer,
             )
+
+
+@contextmanager
+def named(path: str, name: str) -> Iterator[None]:
+    """Call a file by its name, not by its path on this machine, in what the gate says of it."""
+    try:
+        yield
+    except MediaRefused as error:
+        raise MediaRefused(str(error).replace(path, name)) from error
 
 
 class _Watch(StoppingCriteria):

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any
 import gradio as gr
 from gradio.utils import get_upload_folder
 
-from ..media import MediaGate
-from ..media.limits import MediaLimits
+from ..media import MediaGate, MediaLimits
 from ..processing_pllava import PllavaProcessor
 from . import views, worlds
 from .actions import Actions, Asked, errors_for_people
@@ -125,7 +124,8 @@ class Page:
     def _chatbot(self, label: str, **options: Any) -> gr.Chatbot:
         return gr.Chatbot(
             label=label, show_label=False, height="min(60vh, 620px)", editable="user", buttons=["copy", "copy_all"],
-            render_markdown=False, feedback_options=None, **options,
+            render_markdown=False, feedback_options=None,
+            group_consecutive_messages=False, **options,
         )  # fmt: skip
 
     def _examples(self) -> list[dict[str, Any]]:
@@ -176,17 +176,17 @@ class Page:
     def _suggest(self, sample: list, message: dict, turns: list[Turn], *values: Any) -> tuple:
         return self._taken(self.actions.take(sample[0], message["files"], turns, values))
 
-    def _example(self, turns: list[Turn], *values: Any, event: gr.SelectData) -> tuple:
-        print("EX", event.index, event.value, flush=True)
-        return (gr.skip(),) * 6
+    def _example(self, event: gr.SelectData, turns: list[Turn], *values: Any) -> tuple:
+        files = [file["path"] for file in event.value.get("files", [])]
+        return self._taken(self.actions.take(event.value["text"], files, turns, values))
 
-    def _retry(self, turns: list[Turn], *values: Any, event: gr.RetryData) -> tuple:
-        print('RETRY', event.index, event.value, flush=True)
+    def _retry(self, event: gr.RetryData, turns: list[Turn], *values: Any) -> tuple:
         return self._taken(self.actions.ask_again(turns, values))
 
-    def _edit(self, turns: list[Turn], *values: Any, event: gr.EditData) -> tuple:
-        print("EDIT", event.index, event.value, event.previous_value, flush=True)
-        return self._taken(self.actions.ask_again(turns, values))
+    def _edit(self, event: gr.EditData, turns: list[Turn], *values: Any) -> tuple:
+        index = event.index[0] if isinstance(event.index, (list, tuple)) else event.index
+        number = views.turn_of(turns, index)
+        return self._taken(self.actions.edit(turns[: number + 1], event.value, values))
 
     def _taken(self, turns: list[Turn]) -> tuple:
         media = next((turn.media for turn in reversed(turns) if turn.media), ())

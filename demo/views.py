@@ -5,6 +5,7 @@ import io
 from html import escape
 from typing import Any
 
+import gradio as gr
 from PIL import Image
 
 from .conversation import Answer, Medium, Turn
@@ -16,15 +17,26 @@ NO_PROMPT = "<p class='hint'>The text that the model gets appears here with the 
 
 
 def to_chat(turns: list[Turn], column: int = 0) -> list[dict[str, Any]]:
-    """Return the messages of a `gr.Chatbot`: two for each turn, or one while there is no answer."""
+    """Return the messages of a `gr.Chatbot`."""
+    return [message for _, message in _messages(turns, column)]
+
+
+def turn_of(turns: list[Turn], message: int) -> int:
+    """Return the number of the turn to which a message of `to_chat` belongs."""
+    return _messages(turns, 0)[message][0]
+
+
+def _messages(turns: list[Turn], column: int) -> list[tuple[int, dict[str, Any]]]:
+    # Each file is a message: in one with files, Gradio cannot edit the text
     messages = []
-    for turn in turns:
-        files = [_file(medium) for medium in turn.media]
-        messages.append({"role": "user", "content": [*files, turn.question]})
+    for number, turn in enumerate(turns):
+        messages += [(number, {"role": "user", "content": _file(medium)}) for medium in turn.media]
+        messages.append((number, {"role": "user", "content": turn.question}))
         answer = turn.answer_of(column)
         if answer is not None and (answer.text or answer.ended):
-            note = _note(answer, turn.truth)
-            messages.append({"role": "assistant", "content": [answer.text or "(no text)", *([note] if note else [])]})
+            messages.append((number, {"role": "assistant", "content": answer.text or "(no text)"}))
+            if note := _note(answer, turn.truth):
+                messages.append((number, {"role": "assistant", "content": gr.HTML(note, render=False)}))
     return messages
 
 
@@ -37,13 +49,15 @@ def _file(medium: Medium) -> Any:
 
 def _note(answer: Answer, truth: str | None) -> str | None:
     """Say how an answer ended and, for nano's world, whether it is the true one."""
+    kind, text = "", None
     if answer.ended == "stopped":
-        return "■ Stopped."
-    if answer.ended == "length":
-        return f"■ Cut off after {answer.tokens_out} tokens: raise the length limit in the settings."
-    if answer.ended is None or truth is None:
-        return None
-    return "✓ This equals the true answer." if answer.text == truth else f"✗ The true answer is: {truth}"
+        text = "Stopped."
+    elif answer.ended == "length":
+        text = f"Cut off after {answer.tokens_out} tokens: raise the length limit in the settings."
+    elif answer.ended and truth is not None:
+        right = answer.text == truth
+        kind, text = (" right", "Right: this is the true answer.") if right else (" wrong", f"The true answer: {truth}")
+    return text and f"<p class='note{kind}'>{escape(text)}</p>"
 
 
 def frames(seen: list[Seen]) -> str:
