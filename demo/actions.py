@@ -2,11 +2,14 @@
 
 import logging
 import re
+import secrets
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from urllib.parse import unquote, urlsplit
 
 import gradio as gr
 
@@ -14,6 +17,7 @@ from ..media import MediaGate
 from . import display, worlds
 from .conversation import Answer, Medium, Settings, Turn, cut_newest_video, media_of, true_answer
 from .engine import Engine, Seen, named
+from .fields import read_number
 from .sharing import Shelf
 
 logger = logging.getLogger(__name__)
@@ -33,8 +37,8 @@ class Asked:
     def read(
         cls,
         num_frames: int | None,
-        start: float | None,
-        end: float | None,
+        start: str,
+        end: str,
         pooling: str,
         temperature: float,
         max_new_tokens: int,
@@ -43,13 +47,14 @@ class Asked:
         compare: bool = False,
         other_alpha: float | None = None,
     ) -> "Asked":
-        """Read the values of the page's fields; a `ValueError` if the pooling is no shape."""
+        """Read the values of the page's fields; a `ValueError` if one cannot be read."""
         numbers = re.findall(r"\d+", pooling)
         if pooling.strip() and (len(numbers) != 3 or re.sub(r"[\d\s,x×*]", "", pooling)):
             raise ValueError(f"The pooling is frames x rows x columns, such as 16 x 3 x 3; got {pooling!r}.")
         shape = tuple(map(int, numbers)) if numbers else None
         settings = Settings(num_frames, shape, temperature, int(max_new_tokens), system or "")
-        return cls(settings, start, end, (alpha, other_alpha) if compare else (alpha,))
+        bounds = read_number("Start", start), read_number("End", end)
+        return cls(settings, *bounds, (alpha, other_alpha) if compare else (alpha,))
 
 
 class Actions:
@@ -84,10 +89,28 @@ class Actions:
         if match is None or file.parent != self.uploads / "worlds":
             return None
         make = worlds.roll if match[2] == "mp4" else worlds.picture
-        return make(file.parent, int(match[1]))[0]
+        return make(file.parent, int(match[1]))
 
-    def roll(self) -> tuple[Medium, list[str]]:
+    def roll(self) -> Medium:
         return worlds.roll(self.uploads / "worlds")
+
+    def preview(self, medium: Medium) -> list[Seen]:
+        """Return what the model will see of a medium, without settings of the page."""
+        with errors_for_people():
+            return self.engine.prepare([Turn("", (medium,))], Settings()).seen
+
+    def fetch(self, reference: str) -> str:
+        """Copy the medium that an address names to the uploads, if its gate allows it, and return its path."""
+        media = self.links.read(reference)
+        name = re.sub(r"[^\w.-]+", "_", unquote(urlsplit(media.name).path).rsplit("/", 1)[-1])[-80:].lstrip(".")
+        folder = self.uploads / f"linked-{secrets.token_urlsafe(16)}"
+        folder.mkdir(parents=True)
+        with media.file, (folder / (name or media.kind)).open("wb") as copy:
+            shutil.copyfileobj(media.file, copy)
+        return copy.name
+
+    def open_shared(self, name: str) -> list[Turn]:
+        return self.shelf.load(name, self.uploads)
 
     # --- questions ---
 

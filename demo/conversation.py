@@ -13,7 +13,7 @@ class Medium:
         path: The file that the model reads.
         kind: "video" or "image".
         name: What people call it.
-        shown: The file that the browser shows: `path`, or a copy in a format that browsers play; None if there is none.
+        shown: The file that a browser shows: `path`, or a copy that it can play; None if there is none.
         start, end: Bounds of the part that the model sees, in seconds.
         truths: The true answers to questions about it, for clips of nano's world.
     """
@@ -106,7 +106,7 @@ def media_of(turns: list[Turn]) -> list[Medium]:
 
 
 def true_answer(turns: list[Turn], question: str) -> str | None:
-    """Return the true answer to a question about the newest medium, if that is a whole clip or image of nano's world."""
+    """Return the true answer to a question about the newest medium, if that is a whole one of nano's world."""
     media = media_of(turns)
     if not media or media[-1].start is not None or media[-1].end is not None:
         return None

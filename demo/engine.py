@@ -124,9 +124,9 @@ class Engine:
         tokens, limit = inputs["input_ids"].shape[1], self.model.config.text_config.max_position_embeddings
         if tokens + settings.max_new_tokens > limit:
             raise ValueError(
-                f"The conversation has {tokens:,} tokens, and the answer may have {settings.max_new_tokens:,} more, but "
-                f"the model takes {limit:,} in all: clear the conversation, lower the length limit, or pool to fewer "
-                "tokens."
+                f"The conversation has {tokens:,} tokens, and the answer may have {settings.max_new_tokens:,} more, "
+                f"but the model takes {limit:,} in all: clear the conversation, lower the length limit, or pool to "
+                "fewer tokens."
             )
         seen = self._seen(media, [times for _, times in loaded], inputs)
         return Prepared(inputs, settings, seen, self.describe_prompt(inputs["input_ids"][0].tolist()))

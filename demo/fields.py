@@ -1,73 +1,52 @@
-"""The fields of the page that are not Gradio's own: they take uploads only. And those of the settings."""
+"""The fields of the settings."""
 
 from typing import Any
 
 import gradio as gr
 
-from ..files import VIDEO_SUFFIXES
 from .engine import Engine
 
 MAX_FRAMES = 128
 MAX_TOKENS = 2048
-FILE_TYPES = ["video", "image", *VIDEO_SUFFIXES]  # that the browser offers; what a file is, its content decides
-
-
-class _UploadsOnly:
-    """Gradio fetches a file that a client names by its address. Here media come by upload, or through the gate."""
-
-    async def async_move_resource_to_block_cache(self, url_or_file_path: Any) -> str | None:
-        if str(url_or_file_path).startswith(("http://", "https://")):
-            raise gr.Error("Upload the file: this server fetches none.", print_exception=False)
-        return await super().async_move_resource_to_block_cache(url_or_file_path)
-
-
-class MediaTextbox(_UploadsOnly, gr.MultimodalTextbox):
-    """A question with files."""
-
-    def get_block_name(self) -> str:
-        return "multimodaltextbox"
-
-    def preprocess(self, payload: Any) -> dict[str, Any]:
-        return {"text": payload.text or "", "files": [file.path for file in payload.files]}
-
-
-class Recorder(_UploadsOnly, gr.Video):
-    """A camera. Gradio's would run the program ffmpeg to drop the sound, which is not recorded anyway."""
-
-    def get_block_name(self) -> str:
-        return "video"
-
-    def preprocess(self, payload: Any) -> str | None:
-        return payload and payload.path
 
 
 def settings_fields(engine: Engine) -> list[gr.components.Component]:
     """Build the fields of the settings, in the order in which `Asked.read` takes their values."""
     config = engine.model.config
     grid = engine.grid
+    bound = {"info": "In seconds", "max_lines": 1, "min_width": 100}
+    pooled = f"Frames x rows x columns that are left of each video and image; at most {grid} rows and columns"
+    limit = {"precision": 0, "minimum": 1}
     with gr.Row():
         frames = gr.Number(
-            config.num_frames, label="Frames", info="Sampled from each video", precision=0, minimum=1, maximum=MAX_FRAMES,
-            min_width=100,
-        )  # fmt: skip
-        start = gr.Number(None, label="Start", info="Seconds, newest video", minimum=0, min_width=100)
-        end = gr.Number(None, label="End", info="Seconds, newest video", minimum=0, min_width=100)
-    pooling = gr.Textbox(
-        " x ".join(map(str, config.pooling_shape)), label="Pooling", max_lines=1,
-        info=f"Frames x rows x columns that are left of each video; at most {grid} rows and columns",
-    )  # fmt: skip
+            config.num_frames, label="Frames", info="Of each video", maximum=MAX_FRAMES, min_width=100, **limit
+        )
+        start = gr.Textbox("", label="Start", placeholder="beginning", **bound)
+        end = gr.Textbox("", label="End", placeholder="end", **bound)
+    pooling = gr.Textbox(" x ".join(map(str, config.pooling_shape)), label="Pooling", info=pooled, max_lines=1)
     temperature = gr.Slider(0, 2, 0, step=0.1, label="Temperature", info="0 always gives the likeliest answer")
-    tokens = gr.Number(256, label="Length limit", info="Tokens of an answer", precision=0, minimum=1, maximum=MAX_TOKENS)
+    tokens = gr.Number(256, label="Length limit", info="Tokens of an answer", maximum=MAX_TOKENS, **limit)
     system = gr.Textbox("", label="System text", info="Comes before the conversation", lines=2, max_lines=6)
     fields = [frames, start, end, pooling, temperature, tokens, system]
     if engine.alpha is None:
         return fields
+    strength = f"Strength of the adapter, loaded at {engine.alpha:g}; 0 gives the text weights of the image model"
     highest = max(64.0, 2 * engine.alpha)
     with gr.Group():
-        alpha = gr.Slider(
-            0, highest, engine.alpha, step=0.5, label="Alpha",
-            info=f"Strength of the adapter, loaded at {engine.alpha:g}; 0 gives the text weights of the image model",
-        )  # fmt: skip
+        alpha = gr.Slider(0, highest, engine.alpha, step=0.5, label="Alpha", info=strength)
         compare = gr.Checkbox(False, label="Answer at two alphas, side by side", elem_id="compare")
         other = gr.Slider(0, highest, engine.alpha / 8, step=0.5, label="Second alpha")
     return [*fields, alpha, compare, other]
+
+
+def read_number(name: str, text: str) -> float | None:
+    """Return the number that somebody wrote, None for nothing; a `ValueError` if it is not one that fits."""
+    if not text.strip():
+        return None
+    try:
+        number = float(text)
+        if 0 <= number < 1e6:  # not NaN either
+            return number
+    except ValueError:
+        pass
+    raise ValueError(f"{name} is a number from 0 on; got {text!r}.")

@@ -71,7 +71,7 @@ class Shelf:
         """
         match = ID.fullmatch(name)
         if match and self._age_days(match[1]) > self.max_days:
-            raise ValueError(f"This conversation has expired: shared conversations are kept for {self.max_days:g} days.")
+            raise ValueError(f"This conversation has expired: conversations are kept for {self.max_days:g} days.")
         if not match or not (self.folder / name / FILE).is_file():
             raise ValueError("There is no such conversation on this server: the link may be incomplete.")
         source, target = self.folder / name, uploads / f"shared-{name}"

@@ -48,16 +48,17 @@ def _file(medium: Medium) -> Any:
 
 
 def _note(answer: Answer, truth: str | None) -> str | None:
-    """Say how an answer ended and, for nano's world, whether it is the true one."""
-    kind, text = "", None
+    """Say at which alpha an answer was given, how it ended and, for nano's world, whether it is the true one."""
+    kind, text = "", ""
     if answer.ended == "stopped":
         text = "Stopped."
     elif answer.ended == "length":
         text = f"Cut off after {answer.tokens_out} tokens: raise the length limit in the settings."
     elif answer.ended and truth is not None:
-        right = answer.text == truth
-        kind, text = (" right", "Right: this is the true answer.") if right else (" wrong", f"The true answer: {truth}")
-    return text and f"<p class='note{kind}'>{escape(text)}</p>"
+        kind = " right" if answer.text == truth else " wrong"
+        text = "Right: this is the true answer." if answer.text == truth else f"The true answer: {truth}"
+    alpha = "" if answer.alpha is None else f"<b>α = {answer.alpha:g}</b> "
+    return f"<p class='note{kind}'>{alpha}{escape(text)}</p>" if alpha or text else None
 
 
 def frames(seen: list[Seen]) -> str:
@@ -113,4 +114,6 @@ def _or_dash(value: float | None, form: str) -> str:
 
 
 def prompt(text: str) -> str:
-    return f"<pre class='prompt' tabindex='0' aria-label='Prompt' dir='auto'>{escape(text)}</pre>" if text else NO_PROMPT
+    return (
+        f"<pre class='prompt' tabindex='0' aria-label='Prompt' dir='auto'>{escape(text)}</pre>" if text else NO_PROMPT
+    )
