@@ -1,6 +1,5 @@
 """The fields of the settings."""
 
-from typing import Any
 
 import gradio as gr
 
