@@ -15,6 +15,7 @@ from ports import free_port
 
 from pllava.demo.conversation import Settings, Turn
 
+pytestmark = pytest.mark.slow
 QUESTION = "Describe the video."
 SETTINGS = [None, None, None, 0, 256, None]  # the defaults of the API's other parameters
 
