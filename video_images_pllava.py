@@ -35,8 +35,13 @@ def read_image(image: VideoSource) -> Image.Image:
             `video_source_pllava.py`.
     """
     source = resolve(image, IMAGE_ADVICE)
-    with source.reading(), open_image(source) as opened:
-        return _as_rgb(opened)
+    with source.reading():
+        try:
+            opened = open_image(source)
+        except UnidentifiedImageError:
+            raise source.error("it is not an image of these formats") from None
+        with opened:
+            return _as_rgb(opened)
 
 
 def load_image_folder(source: Source, new_collector: CollectorFactory) -> Frames:

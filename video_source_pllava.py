@@ -5,26 +5,23 @@ The limits keep small files from taking much memory or time. They are far above 
 
 from __future__ import annotations
 
-import asyncio
 import io
 import os
 import re
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import BinaryIO
 from urllib.parse import unquote, urlsplit
 from urllib.request import urlopen
 
-from huggingface_hub.utils import httpx
+from .video_download_pllava import DownloadError, download
 
 MAX_PIXELS = 50_000_000  # per frame: 8192 x 4320 films and 48-megapixel photographs have fewer
 MAX_ASPECT = 32  # longer side / shorter side: resized by its shorter side, a thin frame would become huge
 # Decoded pixels per file: a fixed number, plus so many per byte of the file. Ordinary films have about 100 per byte.
 MAX_DECODED_PIXELS, DECODED_PIXELS_PER_BYTE = 2_000_000_000, 20_000
 MAX_DOWNLOAD_BYTES, MAX_DOWNLOAD_SECONDS = 1 << 30, 300
-DOWNLOAD_TIMEOUT = 60  # seconds for which a server may send nothing
 
 VIDEO_ADVICE = "Give a whole video file (mp4, webm, mkv, avi, mov, ts, gif...) or a folder of images."
 
@@ -137,7 +134,8 @@ def public_name(address: str) -> str:
         port = parts.port
     except ValueError:  # malformed, so the password may end at any "@"
         return re.sub(r"(?s)\?.*", "?...", re.sub("(?s)://.*@", "://", address))
-    host = f"{parts.hostname or ''}{'' if port is None else f':{port}'}"
+    host = parts.hostname or ""
+    host = (f"[{host}]" if ":" in host else host) + ("" if port is None else f":{port}")
     return f"{parts.scheme}://{host}{parts.path}{'?...' if parts.query else ''}"
 
 
@@ -145,7 +143,13 @@ def _resolve_address(address: str, advice: str) -> Source:
     scheme = address.lower().partition(":")[0] if ":" in address else ""
     name = public_name(address) if "://" in address or scheme == "data" else address
     if scheme in ("http", "https"):
-        return Source(name, _download(address), advice)
+        content = io.BytesIO()
+        try:
+            download(address, content, MAX_DOWNLOAD_BYTES, MAX_DOWNLOAD_SECONDS)
+        except DownloadError as error:
+            advice = "Check the address, or give a local file."
+            raise VideoDecodeError(f"Cannot download {name}: {error}. {advice}") from error.__cause__
+        return Source(name, content.getvalue(), advice)
     if scheme == "data":  # OpenAI-compatible servers receive videos as data URLs
         try:
             with urlopen(address) as content:
@@ -170,43 +174,3 @@ def _read_all(file: BinaryIO) -> bytes:
     content = file.read()
     file.seek(position)
     return content
-
-
-# --- downloads -------------------------------------------------------------------------------------------------------
-
-
-def _download(url: str) -> bytes:
-    def error(reason: str) -> VideoDecodeError:
-        advice = "Check the address, or give a local file."
-        return VideoDecodeError(f"Cannot download {public_name(url)}: {reason}. {advice}")
-
-    try:
-        # asyncio cancels the whole download at the time limit, whatever the server does. It needs a thread of its own,
-        # because the calling thread may be running an event loop already.
-        with ThreadPoolExecutor(1) as pool:
-            return pool.submit(asyncio.run, asyncio.wait_for(_fetch(url), MAX_DOWNLOAD_SECONDS)).result()
-    except httpx.HTTPStatusError as problem:  # its own message contains the URL with its secrets
-        raise error(f"{problem.response.status_code} {problem.response.reason_phrase}") from None
-    except httpx.InvalidURL:  # likewise
-        raise error("it is not a valid address") from None
-    except TimeoutError:
-        raise error(f"it takes longer than {MAX_DOWNLOAD_SECONDS} s") from None
-    except Exception as problem:  # httpx does not wrap every exception of ssl and other libraries
-        raise error(str(problem) or type(problem).__name__) from problem
-
-
-async def _fetch(url: str) -> bytes:
-    content = io.BytesIO()
-    async with (
-        httpx.AsyncClient(follow_redirects=True, timeout=DOWNLOAD_TIMEOUT) as client,
-        client.stream("GET", url, headers={"Accept-Encoding": "identity"}) as response,
-    ):
-        response.raise_for_status()
-        encoding = response.headers.get("Content-Encoding", "identity")
-        if encoding not in ("identity", "gzip", "deflate"):  # nested or other encodings could expand without limit
-            raise ValueError(f"it is sent compressed ({encoding})")
-        async for chunk in response.aiter_bytes():  # decompressed
-            content.write(chunk)
-            if content.tell() > MAX_DOWNLOAD_BYTES:
-                raise ValueError(f"it has more than {MAX_DOWNLOAD_BYTES:,} bytes")
-    return content.getvalue()

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from pllava import PllavaProcessor, VideoTextToTextPipeline
     from pllava.data.publishing.captions import CaptionPush
+    from pllava.media import MediaGate
 
 Row = dict[str, Any]  # a line of the output file
 
@@ -44,6 +45,7 @@ def caption(
     start: options.Start = None,
     end: options.End = None,
     num_frames: options.NumFrames = None,
+    allowed_media_domains: options.AllowedMediaDomains = ["*"],  # noqa: B006 (typer copies it)
     max_new_tokens: options.MaxNewTokens = 256,
     batch_size: Annotated[int, typer.Option(min=1, help="Videos captioned together.", metavar="N")] = 8,
     push: Annotated[
@@ -61,6 +63,7 @@ def caption(
     "time"; or the "error" if the video cannot be read. All captions of a file are made in the same way.
     """
     from pllava.files import locked, read_lines
+    from pllava.media.batch import gate_for
 
     if out.suffix != ".jsonl":
         raise UsageError(f"--out {out}: captions are written as JSON Lines; name a file that ends in .jsonl")
@@ -69,6 +72,7 @@ def caption(
     publish_captions = _find_publisher(push) if push else None
     model: options.ModelOptions = context.obj
     videos = {_identity(_name(video)): video for video in chain.from_iterable(map(_find_videos, paths))}
+    gate = gate_for(videos.values(), allowed_media_domains)
     checkpoint, processor = model.read()
     request = {
         "prompt": prompt,
@@ -85,7 +89,7 @@ def caption(
         failed = 0
         if todo:
             pipe = model.load_pipeline(processor)
-            failed = _caption_videos(pipe, todo, known, request, out, batch_size)
+            failed = _caption_videos(pipe, todo, known, request, gate, out, batch_size)
         rows = list(_known_rows(read_lines(out), request, out).values()) if push else []
     typer.echo(
         f"{len(todo) - failed} captioned, {len(videos) - len(todo)} done before, {failed} failed"
@@ -167,6 +171,7 @@ def _caption_videos(
     videos: list[str],
     known: dict[str, Row],
     request: Row,
+    gate: "MediaGate | None",
     out: Path,
     batch_size: int,
 ) -> int:
@@ -176,7 +181,7 @@ def _caption_videos(
     from pllava.files import open_to_append, to_lines
     from pllava.workers import DECODE_TIMEOUT, ordered_map
 
-    decode = partial(_decode, pipe.processor, request)
+    decode = partial(_decode, pipe.processor, request, gate)
     decoded = ordered_map(decode, videos, 1, 2 * batch_size, DECODE_TIMEOUT, _lost)
     failed = 0
     with open_to_append(out) as lines, tqdm(total=len(videos), desc="Captioning", unit="video") as bar:
@@ -190,15 +195,23 @@ def _caption_videos(
     return failed
 
 
-def _decode(processor: "PllavaProcessor", request: Row, video: str) -> "tuple[Row, np.ndarray | str]":
+def _decode(
+    processor: "PllavaProcessor", request: Row, gate: "MediaGate | None", video: str
+) -> "tuple[Row, np.ndarray | str]":
     """Return the beginning of a video's row with its hash, and its frames, or the error if it cannot be read."""
     from pllava.data.media import content_hash, find_medium
+    from pllava.media import MediaRefused
+    from pllava.media.batch import is_remote
     from pllava.video_source_pllava import VideoDecodeError
 
+    clip = request["num_frames"], request.get("start"), request.get("end")
     try:
-        frames = sample_frames(processor, video, request["num_frames"], request.get("start"), request.get("end"))
+        if is_remote(video):
+            frames, _ = gate.load_video(video, processor.video_processor, *clip)
+        else:
+            frames = sample_frames(processor, video, *clip)
         return {**_name(video), "sha256": content_hash(find_medium(video))}, frames
-    except (OSError, VideoDecodeError) as error:
+    except (OSError, MediaRefused, VideoDecodeError) as error:
         return _name(video), str(error)
 
 

@@ -194,6 +194,16 @@ End = Annotated[
 ]
 MaxNewTokens = Annotated[int, typer.Option(min=1, help="Length limit of an answer, in tokens.", metavar="N")]
 
+AllowedMediaDomains = Annotated[
+    list[str],
+    typer.Option(
+        "--allowed-media-domains",
+        help="A host from which videos are fetched, if they are URLs; HOST:PORT may be a private one, * is any public "
+        "one. Repeat the option for several.",
+        metavar="HOST",
+    ),
+]
+
 AS_SAMPLED = {"do_sample_frames": False, "do_resize": False}  # `processor_kwargs` for the frames of `sample_frames`
 
 
@@ -201,12 +211,6 @@ def sample_frames(
     processor: "PllavaProcessor", video: str, num_frames: int | None, start: float | None, end: float | None
 ) -> "np.ndarray":
     """Return the frames that the model sees, resized, `(frames, height, width, 3)` uint8."""
-    frames = processor.video_processor(
-        {"video": video, "start": start, "end": end},
-        num_frames=num_frames,
-        return_tensors="pt",
-        do_center_crop=False,
-        do_rescale=False,
-        do_normalize=False,
-    )
-    return frames["pixel_values_videos"][0].permute(0, 2, 3, 1).numpy()
+    from pllava.media import decoding
+
+    return decoding.sample_frames(processor.video_processor, video, num_frames, start, end)[0]

@@ -18,26 +18,40 @@ from . import decoding
 from .limits import MediaRefused
 
 MAX_OPEN_FILES = 64
+TAKEN, CLOSED = b"t", b"c"
 
 
 def serve(requests: int) -> None:
-    """Fork a process for each byte that arrives with descriptors, until the other end is closed."""
+    """
+    Keep one process waiting for the next call, forked ahead since forking takes longer than a small call, until the
+    caller closes its end.
+    """
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # no zombies
     decoding.preload()
     gc.freeze()  # garbage collection in a child would copy the pages of all objects that were imported
-    with socket.socket(fileno=requests) as connection:
+    with socket.socket(fileno=requests) as calls:
         while True:
-            message, descriptors, *_ = socket.recv_fds(connection, 1, 2)
-            if not message:
-                return
+            taken, report = os.pipe()
             if not os.fork():
                 try:
-                    connection.close()
-                    _answer_call(*descriptors)
+                    os.close(taken)
+                    _serve_one(calls, report)
                 finally:
                     os._exit(0)
-            for descriptor in descriptors:
-                os.close(descriptor)
+            os.close(report)
+            if os.read(taken, 1) == CLOSED:
+                return
+            os.close(taken)
+
+
+def _serve_one(calls: socket.socket, report: int) -> None:
+    """Wait for a byte that arrives with descriptors, report it, and answer the call."""
+    message, descriptors, *_ = socket.recv_fds(calls, 1, 2)
+    os.write(report, TAKEN if message else CLOSED)
+    os.close(report)
+    calls.close()
+    if message:
+        _answer_call(*descriptors)
 
 
 def _answer_call(descriptor: int, file: int | None = None) -> None:
@@ -74,25 +88,19 @@ def _limit_process(decode_seconds: float, decode_memory: int, **_: Any) -> None:
     # was killed itself
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     signal.setitimer(signal.ITIMER_REAL, decode_seconds + 1)
-    limits = {
-        "CORE": 0,
-        "FSIZE": 0,
-        "NOFILE": MAX_OPEN_FILES,
-        "CPU": int(decode_seconds * (os.cpu_count() or 1)) + 1,
-        # Private memory that can be written: address space that is merely reserved, as by threads, does not count
-        "DATA": _private_memory() + decode_memory,
-    }
+    cpu_seconds = int(decode_seconds * (os.cpu_count() or 1)) + 1
+    limits = {"CORE": 0, "FSIZE": 0, "NOFILE": MAX_OPEN_FILES, "CPU": cpu_seconds}
+    if sys.platform == "linux":
+        # Private memory that can be written: address space that threads merely reserve does not count
+        limits["DATA"] = _private_memory() + decode_memory
     for name, limit in limits.items():
         resource.setrlimit(getattr(resource, f"RLIMIT_{name}"), (limit, limit))
 
 
 def _private_memory() -> int:
-    """Return what RLIMIT_DATA counts of this process, in bytes; 0 where there is no /proc."""
-    try:
-        with open("/proc/self/status", encoding="ascii") as file:
-            return next(int(line.split()[1]) << 10 for line in file if line.startswith("VmData:"))
-    except FileNotFoundError:
-        return 0
+    """Return how much this process has of what RLIMIT_DATA counts, in bytes."""
+    with open("/proc/self/status", encoding="ascii") as status:
+        return next(int(line.split()[1]) << 10 for line in status if line.startswith("VmData:"))
 
 
 def _end_with_caller(connection: socket.socket) -> None:

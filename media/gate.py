@@ -2,10 +2,11 @@
 
 import os
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import BinaryIO, Literal
 
 import numpy as np
 from PIL import Image
@@ -15,11 +16,10 @@ from ..video_decoding_pllava import VideoTruncatedWarning
 from ..video_processing_pllava import PllavaVideoProcessor
 from ..video_source_pllava import public_name
 from . import decoding
+from .hosts import AllowedHosts, fetch
 from .limits import MediaLimits, MediaRefused
 from .places import check_bytes, open_data_uri, open_local_file, path_of_url, scheme_of, temporary_file
-from .sandbox import ProcessEnded, run_limited, start_fork_server
-
-Reference = str | os.PathLike | bytes
+from .sandbox import CRASHED, ProcessEnded, run_limited, start_fork_server
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,9 @@ class Media:
     seconds: float | None
 
 
+Reference = str | os.PathLike | bytes | Media
+
+
 class MediaGate:
     """
     Reads videos and images that strangers name or send. All that is not allowed is refused, with a sentence for them.
@@ -58,6 +61,9 @@ class MediaGate:
             of your own network.
         allowed_local_media_path: Folders below which files of this machine may be read.
         limits: What a medium may cost.
+
+    Raises:
+        ValueError: if an entry of `allowed_media_domains` is not a host.
     """
 
     def __init__(
@@ -66,26 +72,27 @@ class MediaGate:
         allowed_local_media_path: Iterable[str | os.PathLike] = (),
         limits: MediaLimits = MediaLimits(),  # noqa: B008 (it is frozen)
     ):
-        self.allowed_media_domains = tuple(allowed_media_domains)
-        self.allowed_local_media_path = tuple(map(Path, allowed_local_media_path))
+        self._hosts = AllowedHosts(allowed_media_domains)
+        self._folders = tuple(map(Path, allowed_local_media_path))
         self.limits = limits
         start_fork_server()
 
     def read(self, reference: Reference) -> Media:
         """
         Return a file whose place, size, format and header are checked. `reference` is a `data:`, http(s) or `file:`
-        URL, a path, or the bytes of a file. Nothing of it is decoded.
+        URL, a path (an `os.PathLike` always is one), or the bytes of a file. Nothing of it is decoded.
 
         Raises:
             MediaRefused: if it may not be read, or exceeds a limit.
         """
         name, file = self._open(reference)
         try:
-            header, _ = self._run(decoding.describe, name, file)
+            with self._decoding(name):
+                header, _ = run_limited(decoding.describe, name, self.limits, limits=self.limits, file=file)
+                return Media(name, file, **header)
         except BaseException:
             file.close()
             raise
-        return Media(name, file, **header)
 
     def load_video(
         self,
@@ -101,7 +108,7 @@ class MediaGate:
         metadata has the frames' indices and the frame rate.
 
         Args:
-            reference: As for `read`.
+            reference: As for `read`, or what `read` returned.
             num_frames: Number of frames; by default the processor's own.
             start, end: Bounds of a part of the video, in seconds.
 
@@ -111,33 +118,46 @@ class MediaGate:
         if num_frames is not None and num_frames < 1:
             raise MediaRefused(f"Cannot take {num_frames} frames of a video: ask for at least one.")
         name, file = self._open(reference)
-        with file:
-            options = video_processor.to_dict()
-            answer, content = self._run(decoding.decode_video, name, file, options, num_frames, start, end)
-        for damage in answer["damages"]:
+        clip = video_processor.to_dict(), num_frames, start, end
+        with file, self._decoding(name):
+            answer, content = run_limited(
+                decoding.decode_video, name, self.limits, *clip, limits=self.limits, file=file
+            )
+            frames = np.frombuffer(content, np.uint8).reshape(answer["shape"])
+            metadata, damages = VideoMetadata(**answer["metadata"]), answer["damages"]
+        for damage in damages:
             warnings.warn(damage, VideoTruncatedWarning, stacklevel=2)
-        return np.frombuffer(content, np.uint8).reshape(answer["shape"]), VideoMetadata(**answer["metadata"])
+        return frames, metadata
 
     def load_image(self, reference: Reference) -> Image.Image:
         """
-        Return an image, RGB, rotated as its EXIF data says. `reference` is as for `read`.
+        Return an image, RGB, rotated as its EXIF data says. `reference` is as for `load_video`.
 
         Raises:
             MediaRefused: if it may not be read, exceeds a limit, or cannot be decoded.
         """
         name, file = self._open(reference)
-        with file:
-            answer, content = self._run(decoding.decode_image, name, file)
-        return Image.frombytes("RGB", tuple(answer["size"]), bytes(content))
+        with file, self._decoding(name):
+            answer, content = run_limited(decoding.decode_image, name, self.limits, limits=self.limits, file=file)
+            return Image.frombytes("RGB", answer["size"], bytes(content))
 
-    def _run(self, function: Any, name: str, file: BinaryIO, *args: Any) -> tuple[dict[str, Any], bytearray]:
+    @contextmanager
+    def _decoding(self, name: str) -> Iterator[None]:
+        """Name the medium in errors of the process. If that was taken over, its answer may be wrong in any way."""
         try:
-            return run_limited(function, name, self.limits, *args, limits=self.limits, file=file)
+            yield
         except ProcessEnded as error:
             raise MediaRefused(f"Cannot decode {name}: {error}. Give a shorter or smaller file.") from None
+        except MediaRefused:
+            raise
+        except (KeyError, TypeError, ValueError) as error:
+            raise MediaRefused(f"Cannot decode {name}: {CRASHED}. Give another file.") from error
 
     def _open(self, reference: Reference) -> tuple[str, BinaryIO]:
         """Return the name for messages and the open file."""
+        if isinstance(reference, Media):
+            reference.file.seek(0)
+            return reference.name, os.fdopen(os.dup(reference.file.fileno()), "rb")
         if isinstance(reference, (bytes, bytearray, memoryview)):
             name = f"<{len(reference):,} bytes>"
             check_bytes(name, len(reference), self.limits)
@@ -150,9 +170,11 @@ class MediaGate:
         name = public_name(reference)
         if scheme == "data":
             return name, open_data_uri(reference, name, self.limits)
+        if scheme in ("http", "https"):
+            return name, fetch(reference, name, self._hosts, self.limits)
         if scheme == "file":
             return self._open_path(path_of_url(reference), name)
         raise MediaRefused(f"Cannot read {name}: addresses that begin with {scheme}: are not read. Upload the file.")
 
     def _open_path(self, path: Path, name: str) -> tuple[str, BinaryIO]:
-        return name, open_local_file(path, name, self.allowed_local_media_path, self.limits)
+        return name, open_local_file(path, name, self._folders, self.limits)

@@ -28,7 +28,7 @@ class MediaLimits:
         decode_memory: Memory in bytes that the decoding process may take beyond what its libraries take.
     """
 
-    max_bytes: int = 1 << 30
+    max_bytes: int = 256 << 20
     max_seconds: float = 3600
     max_frames: int = 60_000  # half an hour at 30 frames a second
     max_pixels: int = MAX_PIXELS

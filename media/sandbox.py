@@ -30,6 +30,7 @@ MAX_HEADER = 1 << 24  # bytes of the JSON part of an answer
 ENVIRONMENT = ("HOME", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "PATH", "TMPDIR")  # what the fork server keeps of it
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}  # a process with threads cannot fork safely
 START = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from {} import serve; serve(int(sys.argv[2]))"
+CRASHED = "its decoder crashed"
 
 
 class ProcessEnded(MediaRefused):
@@ -65,14 +66,17 @@ def run_limited(
         except TimeoutError:
             raise ProcessEnded(f"decoding takes longer than {limits.decode_seconds:g} s") from None
         except (EOFError, OSError):
-            raise ProcessEnded("its decoder crashed") from None
-    if answer["status"] == "refused":
-        raise MediaRefused(answer["value"])
-    if answer["status"] == "out of memory":
-        raise ProcessEnded(f"decoding takes more than {limits.decode_memory:,} bytes of memory")
-    if answer["status"] == "failed":
-        raise RuntimeError(f"In a decoding process:\n{answer['value']}")
-    return answer["value"], content
+            raise ProcessEnded(CRASHED) from None
+    match answer:
+        case {"status": "done", "value": dict(result)}:
+            return result, content
+        case {"status": "refused", "value": str(reason)}:
+            raise MediaRefused(reason)
+        case {"status": "out of memory"}:
+            raise ProcessEnded(f"decoding takes more than {limits.decode_memory:,} bytes of memory")
+        case {"status": "failed", "value": str(trace)}:
+            raise RuntimeError(f"In a decoding process:\n{trace}")
+    raise ProcessEnded(CRASHED)
 
 
 def _receive_answer(connection: socket.socket, deadline: float, max_length: int) -> tuple[dict[str, Any], bytearray]:
@@ -89,14 +93,21 @@ def _receive_answer(connection: socket.socket, deadline: float, max_length: int)
         if len(header) > MAX_HEADER:
             raise EOFError
         header += chunk[: receive_into(chunk)]
-    answer = json.loads(header[:end])
-    if not 0 <= answer["length"] <= max_length:
-        raise EOFError
+    answer = _parse(header[:end], max_length)
     content, position = bytearray(answer["length"]), len(header) - end - 1
-    content[:position] = header[end + 1 :]
+    content[:position] = header[end + 1 :][: len(content)]
     while position < len(content):
         position += receive_into(memoryview(content)[position:])
     return answer, content
+
+
+def _parse(line: bytes, max_length: int) -> dict[str, Any]:
+    """Return the first part of an answer. A process that was taken over may write anything: `EOFError`."""
+    with suppress(ValueError, RecursionError):
+        match json.loads(line):
+            case {"status": str(), "value": _, "length": int(length)} as answer if 0 <= length <= max_length:
+                return answer
+    raise EOFError
 
 
 @contextmanager

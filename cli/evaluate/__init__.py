@@ -33,6 +33,7 @@ def evaluate(
     controls: parameters.Controls = False,
     sweep: parameters.Sweep = None,
     num_frames: parameters.NumFrames = None,
+    allowed_media_domains: options.AllowedMediaDomains = ["*"],  # noqa: B006 (typer copies it)
     chat_template: parameters.ChatTemplate = None,
     prompts: parameters.Prompts = None,
     batch_size: parameters.BatchSize = 16,
@@ -91,9 +92,9 @@ def evaluate(
     samples = [evaluation.read_samples(each, data, limit) for each in benchmarks]
     loaded_judge = load_judge(out)
     if endpoint:
-        answerer = _endpoint(model_options.model, endpoint, concurrency, num_frames)
+        answerer = _endpoint(model_options.model, endpoint, concurrency, num_frames, allowed_media_domains)
     else:
-        answerer = _local_model(model_options, num_frames, chat_template, batch_size, workers)
+        answerer = _local_model(model_options, num_frames, chat_template, batch_size, workers, allowed_media_domains)
     _print_results(
         evaluation.evaluate_suite(
             benchmarks, samples, answerer, out, variants, loaded_judge, limit, seed, retry_failed
@@ -142,6 +143,7 @@ def _local_model(
     chat_template: str | None,
     batch_size: int,
     workers: int,
+    allowed_media_domains: list[str],
 ) -> "LocalModel":
     """Return a model whose weights are loaded when the first answer is needed."""
     from pllava.eval import LocalModel
@@ -150,16 +152,26 @@ def _local_model(
     if num_frames:
         processor.video_processor.num_frames = num_frames
     return LocalModel(
-        model_options.load, processor, model_options.adapter, chat_template, batch_size, workers, checkpoint
+        model_options.load,
+        processor,
+        model_options.adapter,
+        chat_template,
+        batch_size,
+        workers,
+        checkpoint,
+        allowed_media_domains,
     )
 
 
-def _endpoint(model: str | None, url: str, concurrency: int, num_frames: int | None) -> "Endpoint":
+def _endpoint(
+    model: str | None, url: str, concurrency: int, num_frames: int | None, allowed_media_domains: list[str]
+) -> "Endpoint":
     from pllava.eval import ChatServer, Endpoint
 
     if model is None:
         raise UsageError(f"Name the model of {url}: --model")
-    return Endpoint(ChatServer(model, url, concurrency), **({"num_frames": num_frames} if num_frames else {}))
+    number = {"num_frames": num_frames} if num_frames else {}
+    return Endpoint(ChatServer(model, url, concurrency), **number, allowed_media_domains=allowed_media_domains)
 
 
 def _print_results(results: Iterable[tuple[Path, dict[str, dict[str, Any]]]], with_sweeps: bool = False) -> None:

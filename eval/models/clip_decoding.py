@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import ProcessorMixin
+from transformers import BatchFeature, ProcessorMixin
 
+from ...media import MediaGate, MediaRefused
+from ...media.batch import is_remote
 from ...video_decoding_pllava import VideoTruncatedWarning
 from ...video_source_pllava import VideoDecodeError, is_address, public_name
 from ...workers import DECODE_TIMEOUT, ordered_map
@@ -33,28 +35,42 @@ class DecodedClip:
 
 
 def decode_clips(
-    processor: ProcessorMixin, sources: Iterable[dict[str, Any]], dtype: torch.dtype, num_workers: int
+    processor: ProcessorMixin,
+    sources: Iterable[dict[str, Any]],
+    dtype: torch.dtype,
+    num_workers: int,
+    gate: MediaGate | None = None,
 ) -> Iterator[DecodedClip]:
-    """Decode `sources`, dicts as the video processor takes them, in order. A few are read ahead."""
-    decode, ahead = _Decoder(processor, dtype), CLIPS_AHEAD * num_workers
+    """
+    Decode `sources`, dicts as the video processor takes them, in order. A few are read ahead. Those whose "path" is an
+    http(s) address come through the gate (see `media/batch.py`).
+    """
+    decode, ahead = _Decoder(processor, dtype, gate), CLIPS_AHEAD * num_workers
     return ordered_map(decode, sources, num_workers, ahead, DECODE_TIMEOUT, decode.lost)
 
 
 class _Decoder:
-    def __init__(self, processor: ProcessorMixin, dtype: torch.dtype):
-        self.processor, self.dtype = processor, dtype
+    def __init__(self, processor: ProcessorMixin, dtype: torch.dtype, gate: MediaGate | None):
+        self.processor, self.dtype, self.gate = processor, dtype, gate
 
     def __call__(self, source: dict[str, Any]) -> DecodedClip:
         start, pixels, error = time.perf_counter(), None, None
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", VideoTruncatedWarning)
             try:
-                processed = self.processor.video_processor(source, return_tensors="pt")
+                processed = self._process(source)
                 pixels = processed["pixel_values_videos"][0].to(self.dtype)
-            except VideoDecodeError as problem:
+            except (MediaRefused, VideoDecodeError) as problem:
                 error = str(problem)
         damaged = [str(each.message) for each in caught if issubclass(each.category, VideoTruncatedWarning)]
         return DecodedClip(pixels, error, damaged[0] if damaged else None, time.perf_counter() - start)
+
+    def _process(self, source: dict[str, Any]) -> BatchFeature:
+        process = self.processor.video_processor
+        if not is_remote(source["path"]):
+            return process(source, return_tensors="pt")
+        frames, _ = self.gate.load_video(source["path"], process, None, source.get("start"), source.get("end"))
+        return process(frames, do_sample_frames=False, do_resize=False, return_tensors="pt")
 
     def lost(self, source: dict[str, Any], reason: str) -> DecodedClip:
         path = source["path"]

@@ -3,14 +3,18 @@
 import base64
 import io
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import av
 import numpy as np
 
+from ...media import MediaLimits
+from ...media.batch import PUBLIC_HOSTS, gate_for, is_remote
+from ...media.places import check_bytes
 from ...video_decoding_pllava import load_frames
 from ...video_processing_pllava import PllavaVideoProcessor
 from ..benchmarks.benchmark import Benchmark
@@ -29,13 +33,19 @@ class Endpoint(Answerer):
     Args:
         server: The client of the server.
         num_frames: The number of frames of clips that must be encoded here: an interval of a file, a folder of images,
-            a GIF, a control. Other files are sent unchanged, and the server samples them.
+            a GIF, a control, and what is at an http(s) address. Other files are sent unchanged, and the server samples
+            them.
+        allowed_media_domains: Hosts from which clips are fetched that are http(s) addresses, see [`MediaGate`].
+
+    A file that is sent unchanged is held in memory a few times over, in base64. So it may have as many bytes as the
+    gate of a server takes, `MediaLimits().max_bytes`; a larger one is an answer with an error.
     """
 
-    def __init__(self, server: ChatServer, num_frames: int = 32):
+    def __init__(self, server: ChatServer, num_frames: int = 32, allowed_media_domains: Sequence[str] = PUBLIC_HOSTS):
         self.server, self.num_frames = server, num_frames
+        self.allowed_media_domains = allowed_media_domains
         self.timing = Timing()
-        self._sampler = PllavaVideoProcessor()
+        self._sampler = PllavaVideoProcessor(do_resize=False)
 
     def describe(self, variant: Variant) -> dict[str, Any]:
         if variant.alpha is not None or variant.pooling_shape is not None:
@@ -49,6 +59,7 @@ class Endpoint(Answerer):
 
     def answers(self, work: Work) -> Iterator[tuple[Variant, list[tuple[Sample, Answer]]]]:
         """Yield the missing answers one by one, in the order in which the server replies."""
+        self._gate = gate_for((sample.video for sample in work.samples), self.allowed_media_domains)
         pairs = [(variant, sample) for sample in work.samples for variant in work.variants]
         missing = [index for index, pair in enumerate(pairs) if not work.is_done(*pair)]
 
@@ -84,6 +95,7 @@ class Endpoint(Answerer):
         path = Path(sample.video)
         suffix = path.suffix.lower()
         if variant.control is None and sample.start is None and path.is_file() and suffix in MIME_SUBTYPES:
+            check_bytes(sample.video, path.stat().st_size, MediaLimits())
             subtype, content = MIME_SUBTYPES[suffix], path.read_bytes()
         else:
             subtype, content = "mp4", encode_clip(self._sample_frames(sample, variant))
@@ -91,12 +103,25 @@ class Endpoint(Answerer):
         return {"type": "video_url", "video_url": {"url": url}}
 
     def _sample_frames(self, sample: Sample, variant: Variant) -> np.ndarray:
+        if is_remote(sample.video):
+            frames = self._fetch_frames(sample)
+            return frames[choose_frames(variant.control, len(frames), sample.clip)]
+
         def sampler(metadata: Any) -> np.ndarray:
             count = min(self.num_frames, metadata.total_num_frames)
             indices = self._sampler.sample_frames(metadata, count, start=sample.start, end=sample.end)
             return indices[choose_frames(variant.control, len(indices), sample.clip)]
 
         return load_frames(sample.video, sampler)[0]
+
+    def _fetch_frames(self, sample: Sample) -> np.ndarray:
+        media = self._gate.read(sample.video)
+        with media.file:
+            load = partial(self._gate.load_video, media, self._sampler, start=sample.start, end=sample.end)
+            frames, metadata = load(self.num_frames)
+            if metadata.total_num_frames < self.num_frames:  # do not repeat the frames of a short clip
+                frames, _ = load(metadata.total_num_frames)
+        return frames
 
 
 def encode_clip(frames: np.ndarray) -> bytes:

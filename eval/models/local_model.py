@@ -7,7 +7,7 @@ the vision tower once. `generation.py` does the same for the language model.
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from functools import cache, cached_property, partial
@@ -22,6 +22,7 @@ from transformers import PreTrainedModel, ProcessorMixin
 from ...adapters import plain_model, set_alpha
 from ...chat_templates_pllava import CHAT_TEMPLATES
 from ...loading import Checkpoint
+from ...media.batch import PUBLIC_HOSTS, gate_for
 from ..benchmarks.benchmark import Benchmark
 from ..benchmarks.samples import ClipKey, Sample
 from ..controls_and_sweeps import Variant, choose_frames
@@ -41,6 +42,7 @@ class LocalModel(Answerer):
         batch_size: Questions answered together; halved whenever memory runs out.
         num_workers: Processes that decode ahead.
         checkpoint: Describes a model that is not loaded yet.
+        allowed_media_domains: Hosts from which clips are fetched that are http(s) addresses, see [`MediaGate`].
     """
 
     def __init__(
@@ -52,9 +54,11 @@ class LocalModel(Answerer):
         batch_size: int = 16,
         num_workers: int = 2,
         checkpoint: Checkpoint | None = None,
+        allowed_media_domains: Sequence[str] = PUBLIC_HOSTS,
     ):
         self.processor, self.chat_template = processor, chat_template
         self.batch_size, self.num_workers = batch_size, num_workers
+        self.allowed_media_domains = allowed_media_domains
         self.timing = Timing()
         self._load = (lambda: model) if isinstance(model, nn.Module) else model
         self.checkpoint = checkpoint or _checkpoint(model, adapter)
@@ -115,7 +119,8 @@ class LocalModel(Answerer):
                     yield from clips.values()
 
         dtype = getattr(torch, self.checkpoint.dtype)
-        decoded = self._timed(decode_clips(self.processor, sources(), dtype, self.num_workers))
+        gate = gate_for((sample.video for sample in work.samples), self.allowed_media_domains)
+        decoded = self._timed(decode_clips(self.processor, sources(), dtype, self.num_workers, gate))
         for first in decoded:
             todo, keys = claimed.popleft()
             clips = dict(zip(keys, [first, *islice(decoded, len(keys) - 1)], strict=True))

@@ -27,6 +27,7 @@ CODE = {
     "pipeline_pllava.py",
     "processing_pllava.py",
     "video_decoding_pllava.py",
+    "video_download_pllava.py",
     "video_frames_pllava.py",
     "video_images_pllava.py",
     "video_index_pllava.py",

@@ -1,0 +1,1 @@
+../../video_download_pllava.py
