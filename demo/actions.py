@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import gradio as gr
@@ -114,18 +115,21 @@ class Actions:
 
     # --- questions ---
 
-    def take(self, text: str, files: list[str], turns: list[Turn], values: tuple) -> list[Turn]:
+    def take(self, message: dict[str, Any], turns: list[Turn], values: tuple) -> list[Turn]:
         """
         Add a question with its media to a conversation, after a look at everything that could be wrong with it.
+
+        Args:
+            message: Its "text" and the paths of its "files".
 
         Raises:
             gr.Error: one sentence, if something is wrong; nothing has changed then.
         """
         with errors_for_people():
-            text = text.strip()
+            text = message["text"].strip()
             if len(text) > MAX_QUESTION:
                 raise ValueError(f"The question has {len(text):,} characters; up to {MAX_QUESTION:,} are taken.")
-            media = tuple(self.receive(path) for path in files)
+            media = tuple(self.receive(path) for path in message["files"])
             if not text and not media:
                 raise ValueError("Write a question first.")
             if not media_of(turns) and not media:

@@ -1,6 +1,5 @@
 """The fields of the settings."""
 
-
 import gradio as gr
 
 from .engine import Engine

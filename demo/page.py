@@ -216,35 +216,49 @@ class Page:
             changes = [alpha.change, compare.change, other.change]
             gr.on(changes, self._label, [alpha, compare, other], [self.chat, self.other_chat], **quick)
 
-    def _submit(self, message: dict, turns: list[Turn], *values: Any) -> tuple:
-        return self._taken(self.actions.take(message["text"], message["files"], turns, values))
+    def _submit(self, message: dict, turns: list[Turn], *values: Any) -> Iterator[tuple]:
+        yield from self._take(turns, message, lambda: self.actions.take(message, turns, values))
 
-    def _suggest(self, sample: list, message: dict, turns: list[Turn], *values: Any) -> tuple:
-        return self._taken(self.actions.take(sample[0], message["files"], turns, values))
+    def _suggest(self, sample: list, message: dict, turns: list[Turn], *values: Any) -> Iterator[tuple]:
+        message = {"text": sample[0], "files": message["files"]}
+        yield from self._take(turns, message, lambda: self.actions.take(message, turns, values))
 
-    def _example(self, event: gr.SelectData, turns: list[Turn], *values: Any) -> tuple:
-        files = [file["path"] for file in event.value.get("files", [])]
-        return self._taken(self.actions.take(event.value["text"], files, turns, values))
+    def _example(self, event: gr.SelectData, turns: list[Turn], *values: Any) -> Iterator[tuple]:
+        message = {"text": event.value["text"], "files": [file["path"] for file in event.value["files"]]}
+        yield from self._take(turns, message, lambda: self.actions.take(message, turns, values))
 
-    def _retry(self, event: gr.RetryData, turns: list[Turn], *values: Any) -> tuple:
-        return self._taken(self.actions.ask_again(turns, values))
+    def _retry(self, event: gr.RetryData, turns: list[Turn], *values: Any) -> Iterator[tuple]:
+        yield from self._take(turns, None, lambda: self.actions.ask_again(turns, values))
 
-    def _edit(self, event: gr.EditData, turns: list[Turn], *values: Any) -> tuple:
+    def _edit(self, event: gr.EditData, turns: list[Turn], *values: Any) -> Iterator[tuple]:
         index = event.index[0] if isinstance(event.index, (list, tuple)) else event.index
-        number = views.turn_of(turns, index)
-        return self._taken(self.actions.edit(turns[: number + 1], event.value, values))
+        kept = turns[: views.turn_of(turns, index) + 1]
+        yield from self._take(turns, None, lambda: self.actions.edit(kept, event.value, values))
 
-    def _taken(self, turns: list[Turn]) -> tuple:
+    def _take(self, turns: list[Turn], message: dict | None, take: Callable[[], list[Turn]]) -> Iterator[tuple]:
+        """Show a question at once, and then as it was taken; or what is wrong with it, with the question kept."""
+        if message is not None:
+            shown = [views.to_chat(turns, column) + views.reading(**message) for column in (0, 1)]
+            yield gr.skip(), *shown, gr.MultimodalTextbox(value=None, submit_btn=False), gr.skip(), gr.skip()
+        try:
+            turns = take()
+        except gr.Error as error:
+            gr.Warning(error.message, duration=None)
+            box = {} if message is None else {"value": message}
+            yield *self._shown(turns), gr.MultimodalTextbox(submit_btn=True, **box), gr.skip(), gr.skip()
+            return
         media = next((turn.media for turn in reversed(turns) if turn.media), ())
         asked = {turn.question for turn in turns}
         left = [question for medium in media[-1:] for question in medium.truths if question not in asked]
-        box = gr.MultimodalTextbox(value=None, submit_btn=False, stop_btn=True)
-        return *self._shown(turns), box, self._suggested(left), gr.Textbox(visible=False)
+        box = gr.MultimodalTextbox(submit_btn=False, stop_btn=True)
+        yield *self._shown(turns), box, self._suggested(left), gr.Textbox(visible=False)
 
     def _suggested(self, questions: Sequence[str]) -> gr.Dataset:
         return gr.Dataset(samples=[[question] for question in questions] or [[""]], visible=bool(questions))
 
     def _shown(self, turns: list[Turn]) -> tuple:
+        files = {file for medium in media_of(turns) for file in (medium.path, medium.shown) if file}
+        self.chat.temp_files.update(files)  # what components keep in this set is deleted after a day
         return turns, views.to_chat(turns), views.to_chat(turns, 1)
 
     def _label(self, alpha: float, compare: bool, other: float) -> tuple:
@@ -255,6 +269,9 @@ class Page:
         return gr.MultimodalTextbox(submit_btn=True, stop_btn=False)
 
     def _answer(self, turns: list[Turn], stop: str, *values: Any) -> Iterator[tuple]:
+        if not turns or turns[-1].answers:  # the question was not taken
+            yield (gr.skip(),) * 6
+            return
         for grown, seen, prompt in self.actions.answer(turns, stop, values):
             first = (gr.skip(), gr.skip()) if seen is None else (views.frames(seen), views.prompt(prompt))
             yield *self._shown(grown), first[0], views.facts(grown[-1].answers), first[1]
@@ -274,7 +291,7 @@ class Page:
         bounds = ["" if bound is None else str(bound) for bound in (start, end)]
         values = (num_frames, *bounds, "", temperature, max_new_tokens, "", alpha)
         paths = [file["path"] if isinstance(file, dict) else str(file) for file in files]
-        turns = self.actions.take(question, paths, [], values)
+        turns = self.actions.take({"text": question, "files": paths}, [], values)
         for grown, _, _ in self.actions.answer(turns, secrets.token_hex(), values):
             if grown[-1].answers:
                 yield grown[-1].answers[0].text
@@ -316,8 +333,6 @@ class Page:
                 message["files"] = [self.actions.fetch(wanted["video"])]
         except ValueError as error:
             gr.Warning(" ".join(str(error).split()), duration=None)
-        # What the components track is deleted after a day
-        self.chat.temp_files.update(medium.path for medium in media_of(turns))
         shown = (*self._shown(turns), message, self._suggested(()), gr.skip())
         facts = views.facts(turns[-1].answers) if turns else ""
         return *shown, views.NO_FRAMES, facts, views.NO_PROMPT, *fields, secrets.token_hex()

@@ -3,7 +3,9 @@
 import base64
 import io
 from html import escape
+from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import gradio as gr
 from PIL import Image
@@ -40,11 +42,24 @@ def _messages(turns: list[Turn], column: int) -> list[tuple[int, dict[str, Any]]
     return messages
 
 
+def reading(text: str, files: list[str]) -> list[dict[str, Any]]:
+    """Return the messages for a question whose files are still being read."""
+    names = [f"Reading {Path(file).name} …" for file in files]
+    return [{"role": "user", "content": content} for content in [*names, text] if content]
+
+
 def _file(medium: Medium) -> Any:
-    kind = "Video" if medium.kind == "video" else "Image"
+    # Not a file of Gradio's, whose images have no alternative text
+    label = escape(medium.label)
     if medium.shown is None:
-        return f"{kind} {medium.label} (your browser cannot show it, but the model reads it)"
-    return {"path": medium.shown, "alt_text": f"{kind} {medium.label}"}
+        return gr.HTML(
+            f"<p>{label}<br><small>Your browser cannot show it, but the model reads it.</small></p>", render=False
+        )
+    address = f"gradio_api/file={quote(medium.shown)}"
+    if medium.kind == "image" or medium.shown.endswith(".gif"):
+        return gr.HTML(f'<img src="{address}" alt="{label}">', render=False)
+    video = f'<video src="{address}" aria-label="{label}" controls loop muted playsinline></video>'
+    return gr.HTML(video, render=False)
 
 
 def _note(answer: Answer, truth: str | None) -> str | None:

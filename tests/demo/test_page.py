@@ -65,7 +65,7 @@ def ask(page, text, wait=True):
 
 
 def wait_for_answer(page):
-    expect(page.locator("#message .stop-button")).to_be_visible()
+    expect(page.locator("#message .stop-button")).to_be_visible(timeout=30_000)  # the first waits for a decoder
     expect(page.locator("#message .stop-button")).to_have_count(0, timeout=60_000)
 
 
@@ -177,7 +177,7 @@ def test_image_and_video_in_one_conversation(page, world, tmp_path):
     attach(page, world.path)
     ask(page, "Describe the video.")
     expect(page.locator("#seen img")).to_have_count(17)
-    expect(page.locator("#chats img")).to_have_attribute("alt", "Image shapes.png")
+    expect(page.locator("#chats img")).to_have_attribute("alt", "shapes.png")
 
 
 def test_wrong_files_and_empty_questions_give_a_sentence(page, tmp_path):

@@ -1,5 +1,5 @@
 """
-A server of the chat for tests: as `pllava demo`, but a token may take its time, so that a test can watch an answer grow.
+A server of the chat for tests: as `pllava demo`, but a token may take its time, so that a test can watch answers grow.
 
     python tests/support/demo_server.py FOLDER PORT [SECONDS_A_TOKEN] [ADAPTER]
 """
