@@ -232,8 +232,9 @@ class Page:
 
     def _edit(self, event: gr.EditData, turns: list[Turn], *values: Any) -> Iterator[tuple]:
         index = event.index[0] if isinstance(event.index, (list, tuple)) else event.index
+        text = views.without_marks(event.value)
         kept = turns[: views.turn_of(turns, index) + 1]
-        yield from self._take(turns, None, lambda: self.actions.edit(kept, event.value, values))
+        yield from self._take(turns, None, lambda: self.actions.edit(kept, text, values))
 
     def _take(self, turns: list[Turn], message: dict | None, take: Callable[[], list[Turn]]) -> Iterator[tuple]:
         """Show a question at once, and then as it was taken; or what is wrong with it, with the question kept."""

@@ -2,6 +2,7 @@
 
 import base64
 import io
+import re
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from PIL import Image
 from .conversation import Answer, Medium, Turn
 from .engine import Seen
 
+MARK = "\u2060"  # the word joiner
 SIDE = 336  # pixels: larger frames are shown smaller
 NO_FRAMES = "<p class='hint'>The frames of your clip appear here, exactly as the model sees them.</p>"
 NO_PROMPT = "<p class='hint'>The text that the model gets appears here with the next answer.</p>"
@@ -33,19 +35,28 @@ def _messages(turns: list[Turn], column: int) -> list[tuple[int, dict[str, Any]]
     messages = []
     for number, turn in enumerate(turns):
         messages += [(number, {"role": "user", "content": _file(medium)}) for medium in turn.media]
-        messages.append((number, {"role": "user", "content": turn.question}))
+        messages.append((number, {"role": "user", "content": as_text(turn.question)}))
         answer = turn.answer_of(column)
         if answer is not None and (answer.text or answer.ended):
-            messages.append((number, {"role": "assistant", "content": answer.text or "(no text)"}))
+            messages.append((number, {"role": "assistant", "content": as_text(answer.text) or "(no text)"}))
             if note := _note(answer, turn.truth):
                 messages.append((number, {"role": "assistant", "content": gr.HTML(note, render=False)}))
     return messages
 
 
+def as_text(text: str) -> str:
+    """Keep markup in a text from being taken for markup, by an invisible mark. Gradio would drop tags."""
+    return re.sub(r"([<&])(?=[A-Za-z/!?#])", rf"\1{MARK}", text)
+
+
+def without_marks(text: str) -> str:
+    return text.replace(MARK, "")
+
+
 def reading(text: str, files: list[str]) -> list[dict[str, Any]]:
     """Return the messages for a question whose files are still being read."""
     names = [f"Reading {Path(file).name} …" for file in files]
-    return [{"role": "user", "content": content} for content in [*names, text] if content]
+    return [{"role": "user", "content": content} for content in [*names, as_text(text)] if content]
 
 
 def _file(medium: Medium) -> Any:

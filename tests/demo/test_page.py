@@ -8,7 +8,6 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from browser import PHONE, open_browser, open_page, screenshot
 from demo_server import demo_server
-from PIL import Image
 from playwright.sync_api import expect
 from video_files import moving_frames, write_video
 
@@ -16,7 +15,6 @@ from pllava.demo import worlds
 
 pytestmark = pytest.mark.slow
 SECONDS_A_TOKEN = 0.1
-LONG = "Trace the yellow ring. " * 12
 
 
 @pytest.fixture(scope="module")
@@ -112,8 +110,10 @@ def test_upload_watch_the_answer_grow_and_ask_again(page, world, tmp_path):
 
 @pytest.mark.parametrize("how", ["button", "Escape"])
 def test_stop(page, world, how):
+    open_settings(page)
+    set_alpha(page, "Alpha", 64)  # at which the answer hardly ends
     attach(page, world.path)
-    ask(page, LONG, wait=False)
+    ask(page, "Describe the video.", wait=False)
     expect(answers(page).last).to_be_visible(timeout=30_000)
     if how == "button":
         page.locator("#message .stop-button").click()
@@ -121,6 +121,7 @@ def test_stop(page, world, how):
         page.keyboard.press("Escape")
     expect(page.locator("#chats .note").first).to_contain_text("Stopped.", timeout=5_000)
     expect(page.locator("#message .submit-button")).to_be_visible()
+    set_alpha(page, "Alpha", 0)
     ask(page, "What colour is the cross?")
     expect(answers(page)).to_have_count(2)
 
@@ -133,15 +134,15 @@ def test_alpha_and_two_alphas_side_by_side(page, world, tmp_path):
     expect(page.locator("#chats .note").first).to_contain_text("α = 0")
     image_model = answers(page).last.inner_text()
     page.get_by_label("Answer at two alphas, side by side").check()
-    set_alpha(page, "Second alpha", 8)
+    set_alpha(page, "Second alpha", 16)
     ask(page, "Describe the video.", wait=False)
     expect(answers(page, 1).nth(1)).to_be_visible(timeout=30_000)
     wait_for_answer(page)
     notes = [page.locator("#chats [role=log]").nth(chat).locator(".note").last for chat in (0, 1)]
     expect(notes[0]).to_contain_text("α = 0")
-    expect(notes[1]).to_contain_text("α = 8")
+    expect(notes[1]).to_contain_text("α = 16")
     assert answers(page, 0).last.inner_text() != answers(page, 1).last.inner_text() and image_model
-    expect(page.locator("#facts thead")).to_have_text("α = 0α = 8")
+    expect(page.locator("#facts thead")).to_have_text("α = 0α = 16")
     screenshot(page, "chat_two_alphas", tmp_path)
     page.get_by_label("Answer at two alphas, side by side").uncheck()
     expect(page.locator("#chats [role=log]")).to_have_count(1)
@@ -151,8 +152,8 @@ def test_settings_change_what_the_model_sees(page, world):
     open_settings(page)
     attach(page, world.path)
     page.get_by_label("Frames", exact=True).fill("8")
-    page.get_by_label("Start", exact=True).fill("1")
-    page.get_by_label("End", exact=True).fill("2")
+    page.get_by_label(re.compile("^Start")).fill("1")
+    page.get_by_label(re.compile("^End")).fill("2")
     page.get_by_label("Pooling").fill("8 x 2 x 3")
     page.get_by_label("System text").fill("Be brief.")
     ask(page, "Describe the video.")
@@ -185,11 +186,14 @@ def test_wrong_files_and_empty_questions_give_a_sentence(page, tmp_path):
     (tmp_path / "notes.txt").write_text("no video")
     ask(page, "Hello", wait=False)
     expect(page.locator(".toast-body").last).to_contain_text("There is no video or image yet")
+    expect(page.locator("#message textarea")).to_have_value("Hello")
     for name in ("broken.mp4", "notes.txt"):
         attach(page, tmp_path / name)
         ask(page, "Describe the video.", wait=False)
         expect(page.locator(".toast-body").last).to_contain_text(f"Cannot decode {name}", timeout=20_000)
-        page.locator("#message").get_by_label(re.compile("Remove|Delete")).first.click()
+        expect(page.locator("#message textarea")).to_have_value("Describe the video.")
+        page.get_by_role("button", name="Clear", exact=True).last.click()
+        expect(page.locator("#message textarea")).to_have_value("")
     assert "Traceback" not in page.locator("body").inner_text()
     screenshot(page, "chat_error", tmp_path)
 
@@ -237,10 +241,10 @@ def test_edit_retry_undo_and_clear(page, world):
     wait_for_answer(page)
     expect(answers(page)).to_have_count(1)  # what followed the edited question is gone
     expect(page.locator("#chats .user.message").last).to_have_text("What colour is the cross?")
-    page.locator("#chats").get_by_label("Retry").click()
+    page.locator("#chats").get_by_role("button", name="Retry").click()
     wait_for_answer(page)
     expect(answers(page)).to_have_count(1)
-    page.locator("#chats").get_by_label("Undo").click()
+    page.locator("#chats").get_by_role("button", name="Undo").click()
     expect(answers(page)).to_have_count(0)
     expect(page.locator("#message textarea")).to_have_value("What colour is the cross?")
     ask(page, "What colour is the cross?")
@@ -254,7 +258,7 @@ def test_shared_link_opens_elsewhere_and_goes_on(page, browser, server, world, t
     attach(page, world.path)
     ask(page, "What colour is the cross?")
     page.get_by_role("button", name="Share", exact=True).click()
-    link = page.get_by_label("Link to this conversation")
+    link = page.locator("#link textarea, #link input")
     expect(link).to_have_value(re.compile(rf"^{server}/\?conversation=[\w-]{{30,}}$"))
     with open_page(browser) as other:
         visit(other, link.input_value())
@@ -283,7 +287,7 @@ def test_deep_link_attaches_the_clip_and_types_the_question(page, browser, serve
     for reference in ("/etc/passwd", world.path, "http://127.0.0.1:1/a.mp4", "ftp://example.org/a.mp4"):
         with open_page(browser) as refused:
             visit(refused, f"{server}/?video={reference}&question=Why%3F")
-            expect(refused.locator(".toast-body")).to_contain_text("Cannot read")
+            expect(refused.locator(".toast-body")).to_contain_text(re.compile("Cannot (read|fetch)"))
             expect(refused.locator("#message textarea")).to_have_value("Why?")
 
 
@@ -291,7 +295,7 @@ def test_special_tokens_and_markup_of_a_user_are_text(page, world):
     attach(page, world.path)
     text = "Is <video> or </s> or <b>this</b> here?"
     ask(page, text)
-    expect(page.locator("#chats .user.message").last).to_have_text(text)
+    assert page.locator("#chats .user.message").last.inner_text().replace("\u2060", "") == text
     page.locator("#prompt > button").click()
     expect(page.locator("#prompt pre")).to_have_text(f"USER:<video> x 144 {text} ASSISTANT:")
 
@@ -362,11 +366,6 @@ def test_everything_by_keyboard(page, world):
     expect(answers(page)).to_have_count(1)
 
 
-def test_camera_records_a_clip(browser, server):
-    pytest.skip("TODO")
-
-
-def test_images_of_the_page_have_alternatives(page):
+def test_images_have_alternatives(page):
     missing = page.locator("img:not([alt]), img[alt='']").all()
     assert [each.evaluate("node => node.outerHTML") for each in missing] == []
-    assert Image.MAX_IMAGE_PIXELS
