@@ -18,7 +18,6 @@ from ..media import MediaGate
 from . import display, worlds
 from .conversation import Answer, Medium, Settings, Turn, cut_newest_video, media_of, true_answer
 from .engine import Engine, Seen, named
-from .fields import read_number
 from .sharing import Shelf
 
 logger = logging.getLogger(__name__)
@@ -182,6 +181,19 @@ class Actions:
 
     def stop(self, stop: str) -> None:
         Path(self._stops.name, stop).touch()
+
+
+def read_number(name: str, text: str) -> float | None:
+    """Return the number that somebody wrote, None for nothing; a `ValueError` if it is not one that fits."""
+    if not text.strip():
+        return None
+    try:
+        number = float(text)
+        if 0 <= number < 1e6:  # not NaN either
+            return number
+    except ValueError:
+        pass
+    raise ValueError(f"{name} is a number from 0 on; got {text!r}.")
 
 
 @contextmanager

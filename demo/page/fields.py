@@ -2,7 +2,7 @@
 
 import gradio as gr
 
-from .engine import Engine
+from ..engine import Engine
 
 MAX_FRAMES = 128
 MAX_TOKENS = 2048
@@ -35,16 +35,3 @@ def settings_fields(engine: Engine) -> list[gr.components.Component]:
         compare = gr.Checkbox(False, label="Answer at two alphas, side by side", elem_id="compare")
         other = gr.Slider(0, highest, engine.alpha / 8, step=0.5, label="Second alpha")
     return [*fields, alpha, compare, other]
-
-
-def read_number(name: str, text: str) -> float | None:
-    """Return the number that somebody wrote, None for nothing; a `ValueError` if it is not one that fits."""
-    if not text.strip():
-        return None
-    try:
-        number = float(text)
-        if 0 <= number < 1e6:  # not NaN either
-            return number
-    except ValueError:
-        pass
-    raise ValueError(f"{name} is a number from 0 on; got {text!r}.")

@@ -11,8 +11,8 @@ from urllib.parse import quote
 import gradio as gr
 from PIL import Image
 
-from .conversation import Answer, Medium, Turn
-from .engine import Seen
+from ..conversation import Answer, Medium, Turn
+from ..engine import Seen
 
 MARK = "\u2060"  # the word joiner
 SIDE = 336  # pixels: larger frames are shown smaller
