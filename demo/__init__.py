@@ -1,11 +1,5 @@
 """
-The chat about videos in the browser (Gradio): `build_demo` makes the page for a loaded model, and `launch_options` are
-for its `launch`.
+The chat about videos in the browser. `page.build_demo` makes its page, for a loaded model.
+
+Nothing is imported here: processes with limits, which decode, import `display.py` and should not wait for Gradio.
 """
-
-from ..extras import needs_extra
-
-with needs_extra("demo"):
-    from .page import ABOUT_NANO, build_demo, launch_options
-
-__all__ = ["ABOUT_NANO", "build_demo", "launch_options"]

@@ -79,7 +79,7 @@ def demo(
     folder = (folder or Path(HF_HOME) / "pllava-demo").resolve()
     os.environ["GRADIO_TEMP_DIR"] = str(folder / "uploads")  # the one way to tell Gradio
 
-    from pllava.demo import build_demo, launch_options
+    from pllava.demo.page import build_demo, launch_options
     from pllava.media import MediaGate
     from pllava.origins import published_name
 

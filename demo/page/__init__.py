@@ -4,18 +4,21 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import gradio as gr
-from gradio.utils import get_upload_folder
-
 from ... import NANO
 from ...adapters import plain_model
+from ...extras import needs_extra
 from ...media import MediaGate, MediaLimits
 from ...processing_pllava import PllavaProcessor
-from ..actions import Actions
 from ..engine import Engine
 from ..sharing import Shelf
-from .events import Events
-from .layout import Layout
+
+with needs_extra("demo"):
+    import gradio as gr
+    from gradio.utils import get_upload_folder
+
+    from ..actions import Actions
+    from .events import Events
+    from .layout import Layout
 
 if TYPE_CHECKING:
     from peft import PeftModel

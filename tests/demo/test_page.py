@@ -254,6 +254,25 @@ def test_edit_retry_undo_and_clear(page, world):
     expect(page.get_by_label(re.compile("Select example 1"))).to_be_visible()
 
 
+@pytest.mark.parametrize("name", ["Clear", "Roll a new clip"])
+def test_a_new_conversation_ends_the_answer_of_the_old_one(page, world, name):
+    open_settings(page)
+    set_alpha(page, "Alpha", 64)
+    attach(page, world.path)
+    ask(page, "Describe the video.", wait=False)
+    expect(answers(page).last).to_be_visible(timeout=30_000)
+    page.locator("#tools").get_by_role("button", name=name).click()
+    expect(page.locator("#message .submit-button")).to_be_visible()
+    expect(answers(page)).to_have_count(0)
+    page.wait_for_timeout(1500)  # in which the old answer would have grown
+    expect(answers(page)).to_have_count(0)
+    set_alpha(page, "Alpha", 0)
+    if name == "Clear":
+        attach(page, world.path)
+    ask(page, "What colour is the cross?")
+    expect(answers(page)).to_have_count(1)
+
+
 def test_shared_link_opens_elsewhere_and_goes_on(page, browser, server, world, tmp_path):
     attach(page, world.path)
     ask(page, "What colour is the cross?")

@@ -24,8 +24,8 @@ SETTINGS = [None, None, None, 0, 256, None]  # the defaults of the API's other p
 def server(tmp_path_factory):
     """`pllava demo`, and its folder."""
     folder, port = tmp_path_factory.mktemp("demo"), free_port()
-    command = [sys.executable, "-m", "pllava_cli", "demo", "--port", port, "--folder", str(folder)]
-    command[1:3] = ["-c", "import pllava_cli; pllava_cli.app()"]
+    command = [sys.executable, "-c", "import pllava_cli; pllava_cli.app()", "demo", "--port", port]
+    command += ["--folder", str(folder)]
     with run_server(command, port, folder / "log", GRADIO_ANALYTICS_ENABLED="False") as address:
         yield address, folder
 
@@ -33,11 +33,6 @@ def server(tmp_path_factory):
 @pytest.fixture(scope="module")
 def client(server):
     return Client(server[0], verbose=False)
-
-
-def test_command_says_where_it_answers(server):
-    address, folder = server
-    assert f"nano answers at {address}/" in (folder / "log").read_text()
 
 
 def test_api_has_one_endpoint_which_streams_the_models_answer(client, engine, clip):

@@ -57,7 +57,7 @@ def _answers(address: str) -> bool:
 
 def main(folder: str, port: str, seconds: str, *adapter: str) -> None:
     import pllava
-    from pllava.demo import build_demo, launch_options
+    from pllava.demo.page import build_demo, launch_options
     from pllava.loading import load_processor
     from pllava.media import MediaGate
 
