@@ -15,10 +15,12 @@ from ..sharing import Shelf
 with needs_extra("demo"):
     import gradio as gr
     from gradio.utils import get_upload_folder
+    from starlette.middleware import Middleware
 
     from ..actions import Actions
     from .events import Events
     from .layout import Layout
+    from .uploads_only import UploadsOnly
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -85,6 +87,7 @@ def launch_options(limits: MediaLimits | None = None) -> dict[str, Any]:
         "run_history": False,
         "enable_monitoring": False,
         "show_error": False,
+        "app_kwargs": {"middleware": [Middleware(UploadsOnly)]},
     }
 
 

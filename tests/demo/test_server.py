@@ -14,6 +14,8 @@ from gradio_client.exceptions import AppError
 from ports import free_port
 
 from pllava.demo.conversation import Settings, Turn
+from pllava.demo.page import MAX_WAITING
+from pllava.demo.page.uploads_only import REFUSAL
 
 pytestmark = pytest.mark.slow
 QUESTION = "Describe the video."
@@ -69,9 +71,40 @@ def test_api_reads_no_file_that_was_not_uploaded(server, clip, tmp_path, form, m
     shutil.copyfile(clip.path, private)
     path = form.format(private)
     events = post(server[0], path if meta is None else {"path": path, **meta})
-    assert "event: error" in events and "event: complete" not in events
+    assert "event: complete" not in events and ("event: error" in events or events == REFUSAL)
     shutil.copyfile(clip.path, server[1] / "uploads" / "public.mp4")
     assert "event: complete" in post(server[0], str(server[1] / "uploads" / "public.mp4"))
+
+
+def test_gradio_fetches_no_addresses(server):
+    file = {"path": "https://example.org/a.mp4", "meta": {"_type": "gradio.FileData"}}
+    assert post(server[0], file) == REFUSAL
+    join = {"data": [{"text": "", "files": [file]}], "fn_index": 0, "session_hash": "a"}
+    reply = httpx.post(f"{server[0]}/gradio_api/queue/join", json=join)
+    assert (reply.status_code, reply.text) == (403, REFUSAL)
+    for path in (
+        "file=https://example.org/a.mp4",
+        "file=HTTPS://example.org/a.mp4",
+        "proxy=https://example.org/a.mp4",
+    ):
+        reply = httpx.get(f"{server[0]}/gradio_api/{path}")
+        assert (reply.status_code, reply.text) == (403, REFUSAL)
+
+
+def test_full_queue_is_a_sentence(server, clip):
+    """More questions at once than may wait: those that are too many are refused, the others answered."""
+    shutil.copyfile(clip.path, server[1] / "uploads" / "public.mp4")
+    path = str(server[1] / "uploads" / "public.mp4")
+    replies = [
+        httpx.post(f"{server[0]}/gradio_api/call/chat", json={"data": [QUESTION, [path], *SETTINGS]})
+        for _ in range(MAX_WAITING + 10)
+    ]
+    refused = [reply for reply in replies if reply.status_code != 200]
+    assert refused and all("Queue is full" in reply.text for reply in refused)
+    for reply in replies:
+        if reply.status_code == 200:
+            events = httpx.get(f"{server[0]}/gradio_api/call/chat/{reply.json()['event_id']}", timeout=120).text
+            assert "event: complete" in events
 
 
 def test_addresses_of_files_lead_to_uploads_only(server, client, tmp_path):
