@@ -14,6 +14,7 @@ from .layout import Layout
 LINK = "(id) => `${location.origin}${location.pathname}?conversation=${id}`"
 Update = dict[Any, Any]  # what components show from now on
 
+WARNING_SECONDS = 20
 READY = {"submit_btn": True, "stop_btn": False, "value": None}
 BUSY = {"submit_btn": False, "stop_btn": False, "value": None}
 ANSWERING = {"submit_btn": False, "stop_btn": True}
@@ -97,7 +98,7 @@ class Events:
         try:
             turns = take()
         except gr.Error as error:
-            gr.Warning(error.message, duration=None)
+            gr.Warning(error.message, duration=WARNING_SECONDS)
             yield {**self._talk(turns), page.message: gr.MultimodalTextbox(**{**READY, "value": message})}
             return
         newest = next((turn.media[-1] for turn in reversed(turns) if turn.media), None)
@@ -204,7 +205,7 @@ class Events:
             if "video" in wanted:
                 message["files"] = [self.actions.fetch(wanted["video"])]
         except ValueError as error:
-            gr.Warning(" ".join(str(error).split()), duration=None)
+            gr.Warning(" ".join(str(error).split()), duration=WARNING_SECONDS)
         if any(message.values()):
             shown[page.message] = message
         return shown

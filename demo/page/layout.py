@@ -65,7 +65,7 @@ class Layout:
         )
         with gr.Accordion("Record a video", open=False, elem_id="record"):
             # Without sound, or mirrored, Gradio would need the program ffmpeg
-            camera = gr.WebcamOptions(mirror=False)
+            camera = gr.WebcamOptions(mirror=False, constraints={"video": {"width": 640, "height": 480}})
             self.recorder = gr.Video(
                 label="Camera", sources=["webcam"], webcam_options=camera, include_audio=True, height=280
             )
