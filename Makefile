@@ -2,10 +2,13 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-slow test-readme test-oldest test-lmms-eval lint benchmark clean
+.PHONY: demo chat test test-slow test-readme test-oldest test-lmms-eval lint benchmark clean
 
 demo: .venv/installed
 	$(BIN)/python -m pllava.nano demo
+
+chat: .venv/installed
+	$(BIN)/pllava demo
 
 test: .venv/installed
 	$(BIN)/python -m pytest

@@ -19,7 +19,7 @@ SECONDS_A_TOKEN = 0.1
 
 @pytest.fixture(scope="module")
 def browser():
-    with open_browser() as browser:
+    with open_browser("--use-fake-ui-for-media-stream", "--use-fake-device-for-media-stream") as browser:
         yield browser
 
 
@@ -383,6 +383,18 @@ def test_everything_by_keyboard(page, world):
     page.keyboard.press("Enter")
     wait_for_answer(page)
     expect(answers(page)).to_have_count(1)
+
+
+def test_camera_records_a_clip_to_ask_about(page):
+    page.locator("#record > button").click()
+    page.get_by_text("Click to Access Webcam").click()
+    page.get_by_role("button", name="start recording").click()
+    page.wait_for_timeout(2000)
+    page.get_by_role("button", name="start recording").click()  # it is named so while it records, too
+    expect(page.locator("#message .thumbnails button, #message .thumbnail-item").first).to_be_visible(timeout=20_000)
+    ask(page, "Describe the video.")
+    expect(page.locator("#seen img")).to_have_count(16)
+    expect(page.locator("#chats video")).to_have_attribute("src", re.compile(r"\.webm$"))
 
 
 def test_images_have_alternatives(page):
