@@ -70,7 +70,9 @@ def build_demo(
     limits = limits or MediaLimits()
     gate = MediaGate(allowed_local_media_path=[uploads], limits=limits)
     engine = Engine(model, processor, gate, on_gpu)
-    actions = Actions(engine, gate, uploads, links or MediaGate(), Shelf(shared))
+    shelf = Shelf(shared)
+    shelf.delete_expired()
+    actions = Actions(engine, gate, uploads, links or MediaGate(), shelf)
     with gr.Blocks(title=f"PLLaVA chat: {name}", delete_cache=CACHE, analytics_enabled=False) as page:
         Events(actions, Layout(engine, uploads, name, about)).connect(page)
     return page.queue(max_size=MAX_WAITING)

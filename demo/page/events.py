@@ -62,7 +62,7 @@ class Events:
         page.recorder.stop_recording(self._attach, [page.recorder, page.message], page.message, queue=False, **quiet)
         stored = page.share.click(self._share, page.turns, page.link, **quiet)
         stored.success(None, page.link, page.link, js=LINK, **quiet)
-        blocks.load(self._open, None, [*all_parts, *page.settings[:3], page.stop], **quiet)
+        blocks.load(self._open, None, [*all_parts, *page.settings[:3], page.stop], concurrency_limit=None, **quiet)
         if self.actions.engine.alpha is not None:
             alphas = page.settings[-3:]
             changes = [field.change for field in alphas]

@@ -273,6 +273,21 @@ def test_a_new_conversation_ends_the_answer_of_the_old_one(page, world, name):
     expect(answers(page)).to_have_count(1)
 
 
+def test_closing_the_page_ends_its_answer(page, browser, server, world):
+    with open_page(browser) as closed:
+        visit(closed, server)
+        open_settings(closed)
+        set_alpha(closed, "Alpha", 64)
+        attach(closed, world.path)
+        ask(closed, "Describe the video.", wait=False)  # takes 25 s
+        expect(answers(closed).last).to_be_visible(timeout=30_000)
+    open_settings(page)
+    set_alpha(page, "Alpha", 0)
+    attach(page, world.path)
+    ask(page, "What colour is the cross?", wait=False)
+    expect(answers(page)).to_have_count(1, timeout=10_000)
+
+
 def test_shared_link_opens_elsewhere_and_goes_on(page, browser, server, world, tmp_path):
     attach(page, world.path)
     ask(page, "What colour is the cross?")
