@@ -12,7 +12,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from transformers.video_utils import VideoMetadata
 
 from .video_frames_pllava import CollectorFactory, Frames
-from .video_source_pllava import Source, VideoSource, resolve
+from .video_source_pllava import MAX_PIXELS, Source, VideoSource, resolve
 
 IMAGE_ADVICE = "Give a whole image file (bmp, gif, jpeg, png or webp)."
 IMAGE_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "WEBP")  # PIL's other formats include EPS, which is executed
@@ -98,7 +98,11 @@ def _load_images(
 
 def open_image(source: Source) -> Image.Image:
     """Open an image, or an animation, and check its size. `UnidentifiedImageError` if it is neither."""
-    image = Image.open(source.content if isinstance(source.content, str) else source.open(), formats=IMAGE_FORMATS)
+    file = source.content if isinstance(source.content, str) else source.open()
+    try:
+        image = Image.open(file, formats=IMAGE_FORMATS)
+    except Image.DecompressionBombError as error:  # PIL's own limit is higher
+        raise source.error(f"it has more than {MAX_PIXELS:,} pixels") from error
     source.check_size(*image.size)
     source.check_work(getattr(image, "n_frames", 1), *image.size)
     return image

@@ -10,7 +10,7 @@ import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import BinaryIO
 from urllib.parse import unquote, urlsplit
 from urllib.request import urlopen
@@ -103,7 +103,7 @@ def resolve(video: VideoSource, advice: str = VIDEO_ADVICE) -> Source:
         VideoDecodeError: if the file does not exist, is empty, or cannot be downloaded within the limits.
     """
     if isinstance(video, Source):
-        source = replace(video, advice=advice)
+        source = video
     elif isinstance(video, (bytes, bytearray, memoryview)):
         source = Source(f"<bytes, {len(video)} bytes>", bytes(video), advice)
     elif hasattr(video, "read"):

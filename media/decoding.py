@@ -15,9 +15,10 @@ from ..video_decoding_pllava import VideoTruncatedWarning, open_stream
 from ..video_images_pllava import open_image, read_image
 from ..video_index_pllava import check_claimed_samples
 from ..video_processing_pllava import PllavaVideoProcessor
-from ..video_source_pllava import VIDEO_ADVICE, Source
+from ..video_source_pllava import Source
 from .limits import MediaLimits
 
+ADVICE = "Give a whole file of a common format (mp4, webm, mkv, mov, avi, gif, png, jpeg) within the limits."
 AS_DECODED = {"do_center_crop": False, "do_rescale": False, "do_normalize": False}
 
 
@@ -57,7 +58,7 @@ class LimitedSource(Source):
         if frames > self.limits.max_frames:
             raise self.error(f"it has {frames:,} frames, more than {self.limits.max_frames:,}")
         if (seconds or 0) > self.limits.max_seconds:
-            raise self.error(f"it lasts {seconds:,.0f} s, more than {self.limits.max_seconds:,.0f} s")
+            raise self.error(f"it lasts {seconds:g} s, more than {self.limits.max_seconds:g} s")
 
 
 def describe(file: BinaryIO, name: str, limits: MediaLimits) -> tuple[dict[str, Any], bytes]:
@@ -75,8 +76,8 @@ def decode_video(
     end: float | None,
 ) -> tuple[dict[str, Any], memoryview]:
     """
-    Return the frames that the video processor with these options takes, and their shape, dtype and metadata, with the
-    warnings about a damaged file.
+    Return the frames that the video processor with these options takes; and their number, height and width, the
+    video's metadata, and the warnings about a damaged file.
     """
     source = _source(file, name, limits)
     _read_header(source)
@@ -95,7 +96,7 @@ def decode_video(
         "video_backend": metadata.video_backend,
         "frames_indices": [int(index) for index in metadata.frames_indices],
     }
-    return {"shape": frames.shape, "metadata": described, "damages": damages}, np.ascontiguousarray(frames).data
+    return {"size": frames.shape[:3], "metadata": described, "damages": damages}, np.ascontiguousarray(frames).data
 
 
 def decode_image(file: BinaryIO, name: str, limits: MediaLimits) -> tuple[dict[str, Any], bytes]:
@@ -113,7 +114,7 @@ def preload() -> None:
 def _source(file: BinaryIO, name: str, limits: MediaLimits) -> LimitedSource:
     # Linux opens the very file that the descriptor refers to, whatever has its name by now
     content = f"/proc/self/fd/{file.fileno()}" if sys.platform == "linux" else file.read()
-    return LimitedSource(name, content, VIDEO_ADVICE, limits)
+    return LimitedSource(name, content, ADVICE, limits)
 
 
 def _sample(source: LimitedSource, sample: Any, metadata: VideoMetadata, **options: Any) -> np.ndarray:

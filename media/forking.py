@@ -62,19 +62,19 @@ def _answer_call(descriptor: int, file: int | None = None) -> None:
         stream.flush()
         call = json.loads(stream.readline())
         sys.path[:] = call["sys_path"]
-        function, args = pickle.loads(stream.read(call["length"]))
-        if file is not None:
-            args = (os.fdopen(file, "rb"), *args)
+        pickled = stream.read(call["length"])
         _limit_process(**call["limits"])
-        status, value, content = _call(function, args)
+        status, value, content = _call(pickled, file)
         content = memoryview(content).cast("B")
         stream.write(json.dumps({"status": status, "value": value, "length": content.nbytes}).encode() + b"\n")
         stream.write(content)
 
 
-def _call(function: Any, args: tuple) -> tuple[str, Any, Any]:
+def _call(pickled: bytes, file: int | None) -> tuple[str, Any, Any]:
     try:
-        return "done", *function(*args)
+        function, args = pickle.loads(pickled)  # from the caller, whose code this is
+        files = [] if file is None else [os.fdopen(file, "rb")]
+        return "done", *function(*files, *args)
     except (MediaRefused, VideoDecodeError) as error:
         return "refused", str(error), b""
     except MemoryError:
@@ -113,3 +113,7 @@ def _end_with_caller(connection: socket.socket) -> None:
         os._exit(1)
 
     Thread(target=end, daemon=True).start()
+
+
+if __name__ == "__main__":
+    serve(int(sys.argv[1]))

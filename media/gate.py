@@ -21,6 +21,8 @@ from .limits import MediaLimits, MediaRefused
 from .places import check_bytes, open_data_uri, open_local_file, path_of_url, scheme_of, temporary_file
 from .sandbox import CRASHED, ProcessEnded, run_limited, start_fork_server
 
+MAX_NAME = 200  # characters
+
 
 @dataclass(frozen=True)
 class Media:
@@ -123,7 +125,8 @@ class MediaGate:
             answer, content = run_limited(
                 decoding.decode_video, name, self.limits, *clip, limits=self.limits, file=file
             )
-            frames = np.frombuffer(content, np.uint8).reshape(answer["shape"])
+            count, height, width = answer["size"]
+            frames = np.frombuffer(content, np.uint8).reshape(count, height, width, 3)
             metadata, damages = VideoMetadata(**answer["metadata"]), answer["damages"]
         for damage in damages:
             warnings.warn(damage, VideoTruncatedWarning, stacklevel=2)
@@ -139,7 +142,10 @@ class MediaGate:
         name, file = self._open(reference)
         with file, self._decoding(name):
             answer, content = run_limited(decoding.decode_image, name, self.limits, limits=self.limits, file=file)
-            return Image.frombytes("RGB", answer["size"], bytes(content))
+            width, height = answer["size"]
+            if 3 * width * height != len(content):  # before PIL takes memory for an image of that size
+                raise ValueError(f"{len(content)} bytes are no image of {width} x {height}")
+            return Image.frombytes("RGB", (width, height), bytes(content))
 
     @contextmanager
     def _decoding(self, name: str) -> Iterator[None]:
@@ -163,11 +169,11 @@ class MediaGate:
             check_bytes(name, len(reference), self.limits)
             return name, temporary_file(reference)
         if isinstance(reference, os.PathLike):
-            return self._open_path(Path(reference), os.fspath(reference))
+            return self._open_path(Path(reference), _printable(os.fspath(reference)))
         scheme = scheme_of(reference)
         if scheme is None:
-            return self._open_path(Path(reference), reference)
-        name = public_name(reference)
+            return self._open_path(Path(reference), _printable(reference))
+        name = _printable(public_name(reference))
         if scheme == "data":
             return name, open_data_uri(reference, name, self.limits)
         if scheme in ("http", "https"):
@@ -178,3 +184,9 @@ class MediaGate:
 
     def _open_path(self, path: Path, name: str) -> tuple[str, BinaryIO]:
         return name, open_local_file(path, name, self._folders, self.limits)
+
+
+def _printable(name: str) -> str:
+    """Return a name for messages and logs, in which it must be neither a line of its own nor long."""
+    name = "".join(character if character.isprintable() else "?" for character in name[: MAX_NAME + 1])
+    return name if len(name) <= MAX_NAME else f"{name[:MAX_NAME]}..."

@@ -5,7 +5,10 @@ crash.
 A fork server that has imported what decoding needs forks each process in milliseconds. `multiprocessing` has one, too,
 but that one runs the caller's main module again in each process, does not serve daemonic processes, and passes the
 environment on, with its tokens and keys. What a process returns is read as JSON and bytes, never unpickled: a decoder
-that was taken over cannot attack its caller.
+that was taken over cannot attack its caller through its answer.
+
+This is no jail: the process belongs to the same user, and can read files and connect. Run the whole program as a user
+without rights, or in a container, where decoders may be attacked by more than accidents.
 """
 
 import atexit
@@ -28,8 +31,11 @@ from .limits import MediaLimits, MediaRefused
 START_SECONDS = 300  # for the fork server's imports, on a busy machine
 MAX_HEADER = 1 << 24  # bytes of the JSON part of an answer
 ENVIRONMENT = ("HOME", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "PATH", "TMPDIR")  # what the fork server keeps of it
-ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}  # a process with threads cannot fork safely
-START = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from {} import serve; serve(int(sys.argv[2]))"
+SETTINGS = {
+    "OMP_NUM_THREADS": "1",  # a process with threads cannot fork safely
+    "OPENBLAS_NUM_THREADS": "1",
+    "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",  # a fresh process gets all its memory anew: in large pages, fast
+}
 CRASHED = "its decoder crashed"
 
 
@@ -130,8 +136,7 @@ class _ForkServer:
 
     def __init__(self) -> None:
         self._lock = Lock()
-        self._process: subprocess.Popen | None = None
-        self._requests: socket.socket | None = None
+        self._requests: socket.socket | None = None  # of the running server; `_process` and `_owner` are its, too
         os.register_at_fork(after_in_child=self._renew_lock)
         atexit.register(self.stop)
 
@@ -144,23 +149,27 @@ class _ForkServer:
             if self._requests is not None:
                 return
             ours, theirs = socket.socketpair()
-            module = f"{__package__}.forking"
-            environment = {name: os.environ[name] for name in ENVIRONMENT if name in os.environ} | ONE_THREAD
+            environment = {name: os.environ[name] for name in ENVIRONMENT if name in os.environ}
+            environment |= {"PYTHONPATH": os.pathsep.join(sys.path), **SETTINGS}
             with theirs:
                 self._process = subprocess.Popen(
-                    [sys.executable, "-c", START.format(module), json.dumps(sys.path), str(theirs.fileno())],
+                    [sys.executable, "-P", "-m", f"{__package__}.forking", str(theirs.fileno())],
                     stdin=subprocess.DEVNULL,
                     pass_fds=[theirs.fileno()],
                     env=environment,
                     start_new_session=True,  # Ctrl-C is for the caller
                 )
-            self._requests = ours
+            self._requests, self._owner = ours, os.getpid()
 
     def stop(self) -> None:
+        """End the fork server. One that a forked process only shares lives on."""
         with self._lock:
             if self._requests is not None:
                 self._requests.close()
                 self._requests = None
+                if self._owner == os.getpid():
+                    self._process.kill()
+                    self._process.wait()
 
     def fork(self, file: BinaryIO | None) -> tuple[socket.socket, int]:
         """Return a connection to a new process, and the process's id."""
@@ -169,7 +178,7 @@ class _ForkServer:
             with suppress(EOFError, OSError):
                 return self._fork(file)
             self.stop()
-        raise RuntimeError(f"The process that starts decoders, {sys.executable} -m {__package__}, does not run")
+        raise RuntimeError(f"The process that starts decoders ({__package__}.forking) ends: see what it printed")
 
     def _fork(self, file: BinaryIO | None) -> tuple[socket.socket, int]:
         ours, theirs = socket.socketpair()

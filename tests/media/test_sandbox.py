@@ -13,7 +13,7 @@ import limited_functions as functions
 import pytest
 
 from pllava.media import MediaLimits, MediaRefused
-from pllava.media.sandbox import ProcessEnded, run_limited, start_fork_server
+from pllava.media.sandbox import ProcessEnded, _fork_server, run_limited, start_fork_server
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads processes from /proc")
 LIMITS = MediaLimits(decode_seconds=20, decode_memory=1 << 28)
@@ -58,6 +58,8 @@ def test_refusals_and_mistakes_are_told_apart():
         run_limited(functions.refuse, "too long", limits=LIMITS)
     with pytest.raises(RuntimeError, match="(?s)In a decoding process:.*a mistake in the code"):
         run_limited(functions.fail, limits=LIMITS)
+    with pytest.raises(RuntimeError, match="(?s)In a decoding process:.*No module named"):
+        run_limited(Unknown(), limits=LIMITS)
 
 
 @pytest.mark.parametrize("name", ["hang", "hang_in_c", "compute_forever", "stop"])
@@ -125,8 +127,15 @@ def test_neither_the_main_module_nor_its_secrets_are_in_the_process(tmp_path):
     printed = subprocess.run([sys.executable, script], env=environment, check=True, capture_output=True, text=True)
     running, seen = printed.stdout.splitlines()
     seen = json.loads(seen)
-    assert running == "running" and seen["main"] is None
+    assert running == "running" and seen["main"].endswith("forking.py")
     assert "PATH" in seen["environment"] and "secret" not in seen["environment"].values()
+
+
+class Unknown:
+    def __reduce__(self) -> tuple:
+        return __import__, ("of_the_caller_alone",)
+
+    def __call__(self) -> None: ...
 
 
 def call(connection) -> None:
@@ -140,6 +149,20 @@ def test_daemonic_and_forked_processes_share_the_server():
     worker.start()
     assert ours.poll(20) and ours.recv() == 3
     worker.join()
+
+
+def leave_properly(connection) -> None:
+    connection.send(run_limited(functions.add, 1, 2, limits=LIMITS)[0]["sum"])
+    _fork_server.stop()  # as at the exit of a process that was forked without `multiprocessing`
+
+
+def test_forked_process_does_not_end_the_server_of_its_parent(server):
+    ours, theirs = get_context("fork").Pipe()
+    worker = get_context("fork").Process(target=leave_properly, args=(theirs,))
+    worker.start()
+    assert ours.poll(20) and ours.recv() == 3
+    worker.join()
+    assert functions.settled_children(2)[0] == server
 
 
 def hang_and_tell(connection) -> None:

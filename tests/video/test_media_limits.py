@@ -55,7 +55,7 @@ FILES = {
     "canvas.gif": (animation(16000, 16000, 1), "16000 x 16000, more than 50,000,000 pixels"),
     "long.gif": (animation(4000, 4000, 3000), "3,000 frames of 4000 x 4000 are too many to decode"),
     "large.png": (white_png(9000, 9000), "9000 x 9000, more than"),
-    "largest.mp4": (white_png(16000, 16000), "exceeds limit"),  # PIL's own
+    "largest.mp4": (white_png(16000, 16000), "more than 50,000,000 pixels"),  # and than PIL's own limit
     "thin.mp4": (grey(2, 4096), "2 x 4096, one side is more than 32 times the other"),
     "flat.mp4": (grey(16384, 2), "16384 x 2, one side"),
     "line.gif": (animation(65535, 1, 1), "65535 x 1, one side"),
