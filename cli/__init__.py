@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 from . import caption, chat, convert, data, evaluate, publish, train
-from .apps import gallery, serve
+from .apps import demo, gallery, serve
 from .options import ModelCommand
 from .program import make_program
 
@@ -30,6 +30,7 @@ app.command("convert")(convert.convert)
 app.add_typer(data.data, name="data")
 app.command("train", **train.PASS_OPTIONS_ON)(train.train)
 app.command("eval", cls=ModelCommand)(evaluate.evaluate)
+app.command("demo", cls=ModelCommand)(demo.demo)
 app.command("gallery")(gallery.gallery)
 app.command("serve", cls=ModelCommand)(serve.serve)
 app.command("push")(publish.push)

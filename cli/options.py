@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -252,13 +253,24 @@ End = Annotated[
 ]
 MaxNewTokens = Annotated[int, typer.Option(min=1, help="Length limit of an answer, in tokens.", metavar="N")]
 
+MEDIA_PANEL = "Media"
 AllowedMediaDomains = Annotated[
     list[str],
     typer.Option(
-        "--allowed-media-domains",
-        help="A host from which videos are fetched, if they are URLs; HOST:PORT may be a private one, * is any public "
+        help="A host from which media at http(s) addresses are fetched; HOST:PORT may be a private one, * is any public "
         "one. Repeat the option for several.",
         metavar="HOST",
+        show_default="none",
+        rich_help_panel=MEDIA_PANEL,
+    ),
+]
+AllowedLocalMediaPath = Annotated[
+    list[Path],
+    typer.Option(
+        help="A folder of this machine whose files others may name. Repeat the option for several.",
+        metavar="DIR",
+        show_default="none",
+        rich_help_panel=MEDIA_PANEL,
     ),
 ]
 

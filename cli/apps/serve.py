@@ -8,7 +8,7 @@ import typer
 from .. import options
 from ..program import UsageError
 
-SERVER, MEDIA = "Server", "Media"
+SERVER = "Server"
 
 
 def serve(
@@ -47,25 +47,8 @@ def serve(
             rich_help_panel=SERVER,
         ),
     ] = 32,
-    allowed_media_domains: Annotated[
-        list[str],
-        typer.Option(
-            help="A host from which media may be fetched, HOST:PORT for a private one, * for all public ones; repeat "
-            "it for more.",
-            metavar="HOST",
-            show_default="none",
-            rich_help_panel=MEDIA,
-        ),
-    ] = [],  # noqa: B006
-    allowed_local_media_path: Annotated[
-        list[Path],
-        typer.Option(
-            help="A folder whose files requests may name; repeat it for more.",
-            metavar="DIR",
-            show_default="none",
-            rich_help_panel=MEDIA,
-        ),
-    ] = [],  # noqa: B006
+    allowed_media_domains: options.AllowedMediaDomains = [],  # noqa: B006
+    allowed_local_media_path: options.AllowedLocalMediaPath = [],  # noqa: B006
 ) -> None:
     """
     Serve a model to OpenAI's clients: /v1/chat/completions with videos and images.

@@ -7,7 +7,7 @@ import sys
 from layouts import IMAGE_BASE
 
 HIDDEN = ["bitsandbytes", "datasets", "evaluate", "matplotlib", "openai", "pycocoevalcap", "rouge_score", "torchao"]
-HIDDEN += ["pyarrow", "tensorboard", "trl"]
+HIDDEN += ["gradio", "pyarrow", "tensorboard", "trl"]
 
 # Runs commands one after the other where modules cannot be found; prints their exit codes and what they said is wrong.
 RUN = """
@@ -58,6 +58,7 @@ WORK = [
     ["pllava", "convert", str(IMAGE_BASE), "converted"],
 ]
 NEED = [
+    ("demo", ["pllava", "demo"]),
     ("eval", ["pllava", "eval", "nano"]),
     ("eval", ["pllava.eval", "nano"]),
     ("eval", ["pllava.nano", "evaluate", "--clips", "1"]),

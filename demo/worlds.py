@@ -1,0 +1,50 @@
+"""Clips and pictures of nano's synthetic world, with their questions and true answers."""
+
+import random
+from pathlib import Path
+
+from PIL import Image
+
+from ..nano import drawing, questions
+from ..nano.world import NUM_FRAMES
+from .conversation import Medium
+
+SEED = 17  # nano was trained on clips of seed 0
+CLIPS = 1_000_000  # to roll from
+EXAMPLES = {40: "bounces", 6: "order", 14: "speed", 23: "image"}  # clips, and what is asked about them
+SCALE = 4  # of pictures: 96 pixels are too few to look at
+
+
+def roll(folder: Path, number: int | None = None) -> Medium:
+    """Write a clip into `folder`: a random one, or that of a number."""
+    number = random.randrange(CLIPS) if number is None else number
+    scene, rows = questions.clip(SEED, number)
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"world-{number}.mp4"
+    drawing.write_clip(path, drawing.draw(scene))
+    return Medium(str(path), "video", path.name, str(path), truths=_truths(rows))
+
+
+def picture(folder: Path, number: int) -> Medium:
+    """Write the frame in the middle of a clip as an image."""
+    rng = random.Random(f"{SEED}/{number}/image")
+    scene, _ = questions.clip(SEED, number)
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"world-{number}.png"
+    image = Image.fromarray(drawing.draw_frame(scene, NUM_FRAMES // 2))
+    image.resize((SCALE * image.width, SCALE * image.height), Image.Resampling.NEAREST).save(path)
+    truths = _truths(questions.image_questions(scene, NUM_FRAMES // 2, rng))
+    return Medium(str(path), "image", path.name, str(path), truths=truths)
+
+
+def example(folder: Path, number: int, kind: str) -> tuple[Medium, str]:
+    """Write a clip, or a picture if the kind is "image". Return it with a question of this kind about it."""
+    if kind == "image":
+        medium = picture(folder, number)
+        return medium, next(question for question in medium.truths if question.startswith("What colour"))
+    medium = roll(folder, number)
+    return medium, next(row["question"] for row in questions.clip(SEED, number)[1] if row["type"] == kind)
+
+
+def _truths(rows: list[dict[str, str]]) -> dict[str, str]:
+    return {row["question"]: row["answer"] for row in rows}
