@@ -257,10 +257,9 @@ MEDIA_PANEL = "Media"
 AllowedMediaDomains = Annotated[
     list[str],
     typer.Option(
-        help="A host from which media at http(s) addresses are fetched; HOST:PORT may be a private one, * is any public "
-        "one. Repeat the option for several.",
+        help="A host from which media at http(s) addresses are fetched; HOST:PORT may be a private one, * is any "
+        "public one. Repeat the option for several.",
         metavar="HOST",
-        show_default="none",
         rich_help_panel=MEDIA_PANEL,
     ),
 ]

@@ -1,6 +1,5 @@
 """`pllava serve`: a model behind an OpenAI-compatible server."""
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
