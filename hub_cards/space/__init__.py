@@ -1,5 +1,6 @@
-"""A Gradio Space that answers questions about videos with a model, or an adapter, that is on the Hub."""
+"""A Gradio Space: the chat of `pllava demo` with a model, or an adapter, that is on the Hub."""
 
+import shutil
 from importlib.metadata import requires
 from pathlib import Path
 
@@ -11,6 +12,9 @@ from ..uploading import explaining_errors
 
 TEMPLATES = Path(__file__).parent
 PACKAGES = ("transformers", "torch", "torchvision", "av", "accelerate")
+# What the chat needs of this package. A Space gets a copy, so it needs no release of the package that fits.
+PROJECT = Path(__file__).parents[2]
+CODE = ("*.py", "demo/*.*", "media/*.py", "nano/__init__.py", "nano/drawing.py", "nano/questions.py", "nano/world.py")
 PRELOADED = (".jinja", ".json", ".model", ".py", ".safetensors", ".txt")  # what loading a model reads
 
 
@@ -18,8 +22,8 @@ def write_space(
     folder: Path, repo_id: str, revision: str | None, base_model: str | None = None, title: str | None = None
 ) -> None:
     """
-    Write the files of a Space into `folder`: app.py, requirements.txt and README.md with the Space's metadata. The app
-    loads fixed commits: a later push does not change it.
+    Write the files of a Space into `folder`: app.py, the code of the chat, requirements.txt, and README.md with the
+    Space's metadata. The app loads fixed commits: a later push does not change it.
 
     Args:
         repo_id: A model on the Hub or, with `base_model`, an adapter.
@@ -49,6 +53,11 @@ def write_space(
 
     template = Environment(loader=FileSystemLoader(TEMPLATES), keep_trailing_newline=True).get_template("app.py.jinja")
     (folder / "app.py").write_text(template.render(values), encoding="utf-8")
+    for pattern in CODE:
+        for file in PROJECT.glob(pattern):
+            copy = folder / "pllava" / file.relative_to(PROJECT)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, copy)
 
 
 def _metadata(title: str, gradio: str, loaded: list[ModelInfo]) -> SpaceCardData:

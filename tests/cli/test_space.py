@@ -56,7 +56,7 @@ from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 
 address = ("127.0.0.1", int(os.environ["GRADIO_SERVER_PORT"]))
-app = subprocess.Popen([sys.executable, "-S", "-s", "-P", "app.py"], stdout=sys.stderr)
+app = subprocess.Popen([sys.executable, "-S", "-s", "app.py"], stdout=sys.stderr)
 try:
     while socket.socket().connect_ex(address) != 0:
         assert app.poll() is None, "the app has ended"
@@ -64,7 +64,7 @@ try:
     client = Client("http://{}:{}".format(*address), verbose=False)
     for file in sys.argv[2:]:
         try:
-            answer = client.predict(video=handle_file(file), question=sys.argv[1], api_name="/answer")
+            answer = client.predict(question=sys.argv[1], files=[handle_file(file)], api_name="/chat")
         except AppError as error:
             answer = f"Error: {error}"
         print(json.dumps(answer))
