@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from ... import NANO
 from ...adapters import plain_model
+from ...configuration_pllava import PllavaConfig
 from ...extras import needs_extra
 from ...media import MediaGate, MediaLimits
 from ...processing_pllava import PllavaProcessor
@@ -46,7 +47,6 @@ def build_demo(
     processor: PllavaProcessor,
     name: str,
     shared: Path,
-    about: str | None = None,
     links: MediaGate | None = None,
     limits: MediaLimits | None = None,
     on_gpu: Callable[[Callable], Callable] = lambda function: function,
@@ -59,13 +59,10 @@ def build_demo(
         processor: The model's processor.
         name: The model's name, for the heading.
         shared: The folder in which shared conversations are kept.
-        about: A sentence about the model, as HTML; by default `ABOUT_NANO` for nano, and `ABOUT` for others.
         links: The gate for media that an address names (`?video=...`); by default it lets nothing through.
         limits: Of uploads.
         on_gpu: Wraps the generator function that uses the model, such as `spaces.GPU(duration=60)`.
     """
-    if about is None:
-        about = ABOUT_NANO if plain_model(model).config.name_or_path == NANO else ABOUT
     uploads = Path(get_upload_folder())
     limits = limits or MediaLimits()
     gate = MediaGate(allowed_local_media_path=[uploads], limits=limits)
@@ -74,8 +71,19 @@ def build_demo(
     shelf.delete_expired()
     actions = Actions(engine, gate, uploads, links or MediaGate(), shelf)
     with gr.Blocks(title=f"PLLaVA chat: {name}", delete_cache=CACHE, analytics_enabled=False) as page:
+        about = ABOUT_NANO if is_nano(plain_model(model).config) else ABOUT
         Events(actions, Layout(engine, uploads, name, about)).connect(page)
     return page.queue(max_size=MAX_WAITING)
+
+
+def is_nano(config: PllavaConfig) -> bool:
+    """Whether a model has nano's architecture: nano itself, a copy on the Hub, or one that was trained on from it."""
+
+    def sizes(config: PllavaConfig) -> tuple[int, ...]:
+        text = config.text_config
+        return text.vocab_size, text.hidden_size, text.num_hidden_layers, config.vision_config.image_size
+
+    return sizes(config) == sizes(PllavaConfig.from_pretrained(NANO))
 
 
 def launch_options(limits: MediaLimits | None = None) -> dict[str, Any]:

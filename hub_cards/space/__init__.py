@@ -14,7 +14,17 @@ TEMPLATES = Path(__file__).parent
 PACKAGES = ("transformers", "torch", "torchvision", "av", "accelerate")
 # What the chat needs of this package. A Space gets a copy, so it needs no release of the package that fits.
 PROJECT = Path(__file__).parents[2]
-CODE = ("*.py", "demo/*.*", "media/*.py", "nano/__init__.py", "nano/drawing.py", "nano/questions.py", "nano/world.py")
+CODE = (
+    "*.py",
+    "demo/*.py",
+    "demo/page/*.*",
+    "media/*.py",
+    "nano/__init__.py",
+    "nano/checkpoint/config.json",
+    "nano/drawing.py",
+    "nano/questions.py",
+    "nano/world.py",
+)
 PRELOADED = (".jinja", ".json", ".model", ".py", ".safetensors", ".txt")  # what loading a model reads
 
 
