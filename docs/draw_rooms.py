@@ -15,28 +15,29 @@ from rooms import ROOMS, check_rooms, measure_imports, room_of
 HALF_HEIGHT = 26
 # The centre of each room and half its width, in CSS pixels, and what it holds
 DRAWN = {
-    "nano": (440, 30, 112, "a synthetic world, a checkpoint"),
-    "cli": (440, 98, 100, "the command line"),
-    "demo": (120, 170, 100, "the chat in the browser"),
-    "gallery": (350, 170, 100, "results in the browser"),
-    "serving": (590, 170, 112, "OpenAI's API, vLLM's plugin"),
-    "nano's world": (120, 246, 100, "shapes, clips, questions"),
-    "train": (560, 246, 100, "trainer, loader, recipes"),
-    "data": (400, 324, 84, "rows, mixtures, shards"),
-    "eval": (700, 324, 118, "benchmarks, judges, reports"),
-    "convert": (110, 336, 100, "other checkpoints, to ours"),
-    "hub_cards": (218, 428, 98, "publishing, cards, Spaces"),
-    "media": (760, 428, 60, "gate, sandbox"),
-    "loading": (408, 428, 84, "models with adapters"),
-    "adapters": (94, 518, 88, "LoRA, its strength alpha"),
-    "origins": (300, 518, 66, "ids, commits"),
-    "result_files": (590, 428, 60, "results, as text"),
-    "model files": (290, 608, 70, "travel to the Hub"),
-    "checkpoint_files": (460, 608, 84, "safetensors, the index"),
-    "files": (590, 684, 66, "JSON Lines"),
-    "workers": (724, 684, 62, "timeouts, retries"),
-    "extras": (781, 612, 47, "pip, versions"),
+    "nano": (410, 30, 112, "a synthetic world, a checkpoint"),
+    "cli": (410, 98, 100, "the command line"),
+    "convert": (78, 170, 70, "to our format"),
+    "train": (240, 170, 80, "trainer, recipes"),
+    "gallery": (410, 170, 78, "results as a page"),
+    "demo": (570, 170, 70, "a chat"),
+    "serving": (745, 170, 82, "OpenAI's API, vLLM"),
+    "data": (240, 254, 84, "rows, mixtures, shards"),
+    "eval": (420, 254, 84, "benchmarks, judges"),
+    "nano's world": (766, 254, 60, "shapes, clips"),
+    "hub_cards": (112, 342, 98, "publishing, cards, Spaces"),
+    "loading": (500, 342, 84, "models with adapters"),
+    "media": (660, 342, 58, "gate, sandbox"),
+    "result_files": (90, 460, 62, "results, as text"),
+    "adapters": (320, 500, 88, "LoRA, its strength alpha"),
+    "origins": (520, 500, 62, "ids, commits"),
+    "checkpoint_files": (390, 590, 84, "safetensors, the index"),
+    "model files": (610, 590, 70, "travel to the Hub"),
+    "files": (320, 680, 66, "JSON Lines"),
+    "workers": (470, 680, 66, "timeouts, retries"),
+    "extras": (620, 680, 66, "pip, versions"),
 }
+USED_BY_MANY = {"files", "workers", "extras"}  # drawn without arrows
 
 
 def main() -> None:
@@ -60,8 +61,10 @@ def room_imports(imports: dict[str, set[str]]) -> dict[str, set[str]]:
 
 def draw(imports: dict[str, set[str]]) -> None:
     for theme in (LIGHT, DARK):
-        figure, axes = canvas(height=716)
-        for upper, lower in ((upper, lower) for upper, rooms in room_imports(imports).items() for lower in rooms):
+        figure, axes = canvas(height=712)
+        for upper, lower in (
+            (upper, lower) for upper, rooms in room_imports(imports).items() for lower in rooms - USED_BY_MANY
+        ):
             (x0, y0, half0, _), (x1, y1, half1, _) = DRAWN[upper], DRAWN[lower]
             start = min(max(x1, x0 - half0 + 15), x0 + half0 - 15), y0 + HALF_HEIGHT
             end = min(max(start[0], x1 - half1 + 15), x1 + half1 - 15), y1 - HALF_HEIGHT - 1
@@ -73,6 +76,7 @@ def draw(imports: dict[str, set[str]]) -> None:
             text(axes, x - half + 9, y + 14, content, theme.muted, 12, **left)
         note = "An arrow is an import; those that\nother arrows imply are left out."
         text(axes, 4, 16, note, theme.muted, ha="left", va="top")
+        text(axes, 244, 680, "Many rooms import:", theme.muted, ha="right", va="center")
         save(figure, "rooms", theme)
 
 
