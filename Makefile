@@ -31,6 +31,7 @@ benchmark: .venv/installed
 	$(BIN)/python benchmarks/imports.py
 	$(BIN)/python benchmarks/convert.py
 	$(BIN)/python benchmarks/decode.py
+	$(BIN)/python benchmarks/media_gate.py
 	$(BIN)/python benchmarks/train_step.py
 	$(BIN)/python benchmarks/evaluate.py
 
