@@ -43,6 +43,7 @@ benchmark: .venv/installed
 	$(BIN)/python benchmarks/imports.py
 	$(BIN)/python benchmarks/convert.py
 	$(BIN)/python benchmarks/decode.py
+	$(BIN)/python benchmarks/media_gate.py
 	$(BIN)/python benchmarks/train_step.py
 	$(BIN)/python benchmarks/evaluate.py
 	$(BIN)/python benchmarks/gallery.py

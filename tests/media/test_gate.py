@@ -135,7 +135,8 @@ def test_a_damaged_file_is_a_warning_here(gate, folder):
         ({"max_bytes": 3000}, "clip.mp4", "it has more than 3,000 bytes"),
         ({"max_seconds": 3.5}, "clip.mp4", "it lasts 4 s, more than 3.5 s"),
         ({"max_frames": 39}, "clip.mp4", "it has 40 frames, more than 39"),
-        ({"max_frames": 39}, "clip.gif", "it has 40 frames, more than 39"),  # whose header has no count
+        ({"max_frames": 39}, "clip.gif", "it has 40 frames, more than 39"),
+        ({"max_frames": 39}, "clip.webm", "it has 40 frames, more than 39"),  # whose header has no count
         ({"max_frames": 8}, "moving.webp", "it has 9 frames, more than 8"),
         ({"max_pixels": 12_000}, "clip.mp4", "its frames are 128 x 96, more than 12,000 pixels"),
         ({"max_pixels": 12_000}, "still.png", "its frames are 128 x 96, more than 12,000 pixels"),
@@ -151,6 +152,9 @@ def test_limits(folder, limits, name, problem):
     for reference in (folder / name, content, data_uri(folder / name)):
         with pytest.raises(MediaRefused, match=re.escape(problem)):
             gate.load_video(reference, PROCESSOR)
+    if name not in ("clip.gif", "clip.webm"):  # whose header says enough
+        with pytest.raises(MediaRefused, match=re.escape(problem)):
+            gate.read(content)
     if "max_pixels" in limits and name != "clip.mp4":
         with pytest.raises(MediaRefused, match=re.escape(problem)):
             gate.load_image(content)

@@ -20,19 +20,10 @@ LIMITS = MediaLimits(decode_seconds=20, decode_memory=1 << 28)
 SHORT = MediaLimits(decode_seconds=0.5, decode_memory=1 << 28)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def server() -> int:
-    """The fork server. It and the process that waits for a call are the only ones that remain after a test."""
-    run_limited(functions.add, 1, 2, limits=LIMITS)
-    server, _ = settled = functions.settled_children(2)
-    assert len(settled) == 2
-    return server
-
-
 @pytest.fixture(autouse=True)
-def nothing_remains(server):
+def nothing_remains():
     yield
-    assert len(functions.settled_children(2)) == 2
+    assert len(functions.waiting_processes()) == 1
 
 
 def test_results_and_files_come_back(tmp_path):
@@ -156,13 +147,15 @@ def leave_properly(connection) -> None:
     _fork_server.stop()  # as at the exit of a process that was forked without `multiprocessing`
 
 
-def test_forked_process_does_not_end_the_server_of_its_parent(server):
+def test_forked_process_does_not_end_the_server_of_its_parent():
+    run_limited(functions.add, 1, 2, limits=LIMITS)
+    server = _fork_server._process
     ours, theirs = get_context("fork").Pipe()
     worker = get_context("fork").Process(target=leave_properly, args=(theirs,))
     worker.start()
     assert ours.poll(20) and ours.recv() == 3
     worker.join()
-    assert functions.settled_children(2)[0] == server
+    assert _fork_server._process is server and server.poll() is None
 
 
 def hang_and_tell(connection) -> None:
@@ -175,17 +168,19 @@ def test_the_process_ends_with_its_caller():
     worker = get_context("fork").Process(target=hang_and_tell, args=(theirs,))
     worker.start()
     ours.recv()
-    assert len(functions.settled_children(4)) == 4  # the server, one that waits, the worker, one that hangs
+    assert len(functions.waiting_processes(2)) == 2  # one that waits, and one that hangs
     worker.kill()
     worker.join()
-    assert len(functions.settled_children(2)) == 2
+    assert len(functions.waiting_processes()) == 1
 
 
-def test_server_that_was_killed_is_started_again(server):
-    for process in functions.children(os.getpid()):
+def test_server_that_was_killed_is_started_again():
+    run_limited(functions.add, 1, 2, limits=LIMITS)
+    server = _fork_server._process
+    for process in (server.pid, *functions.waiting_processes()):
         os.kill(process, signal.SIGKILL)
     assert run_limited(functions.add, 1, 2, limits=LIMITS)[0]["sum"] == 3
-    new, _ = functions.settled_children(2)
-    assert new != server
+    new = _fork_server._process
+    assert new.pid != server.pid
     start_fork_server()
-    assert functions.children(os.getpid())[0] == new
+    assert _fork_server._process is new

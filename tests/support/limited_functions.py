@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from pllava.media import MediaRefused
+from pllava.media.sandbox import _fork_server
 
 
 def add(first: int, second: int) -> tuple[dict[str, Any], bytes]:
@@ -126,12 +127,16 @@ def memory(process: int | str = "self") -> int:
     return next(int(line.split()[1]) >> 10 for line in lines if line.startswith("VmRSS"))
 
 
-def settled_children(count: int, seconds: float = 10) -> list[int]:
-    """Wait until this process has `count` processes below it, the same for a moment, and return those that it has."""
-    deadline, before, found = time.monotonic() + seconds, [], children(os.getpid())
+def waiting_processes(count: int = 1, seconds: float = 10) -> list[int]:
+    """
+    Wait until the fork server has `count` processes below it, the same for a moment, and return those that it has:
+    one waits for the next call, and any other is left over.
+    """
+    server = _fork_server._process.pid
+    deadline, before, found = time.monotonic() + seconds, [], children(server)
     while (len(found) != count or found != before) and time.monotonic() < deadline:
         time.sleep(0.03)
-        before, found = found, children(os.getpid())
+        before, found = found, children(server)
     return found
 
 
