@@ -135,7 +135,8 @@ class Actions:
                 raise ValueError("There is no video or image yet: add one, record one, or roll a clip.")
             kinds = {medium.kind for medium in media}
             text = text or ("Describe the image." if kinds == {"image"} else "Describe the video.")
-            return self.ask_again([*turns, Turn(text, media)], values)
+            answered = [turn for turn in turns if turn.answers]
+            return self.ask_again([*answered, Turn(text, media)], values)
 
     def edit(self, turns: list[Turn], text: str, values: tuple) -> list[Turn]:
         """Ask the last question in other words."""
@@ -164,23 +165,41 @@ class Actions:
             gr.Error: one sentence, if it fails.
         """
         asked = Asked.read(*values)
-        file = Path(self._stops.name, stop)
-        file.unlink(missing_ok=True)
         *before, last = turns
         answers: tuple[Answer, ...] = ()
         with errors_for_people():
             for column, alpha in enumerate(asked.alphas):
                 prepared = self.engine.prepare(turns, asked.settings, column)
                 yield turns, prepared.seen, prepared.prompt
-                for answer in self.engine.answer(prepared, alpha, file):
+                for answer in self.engine.answer(prepared, alpha, self._stop_file(stop)):
                     rest = tuple(Answer(alpha=value) for value in asked.alphas[column + 1 :])
                     turns = [*before, replace(last, answers=(*answers, answer, *rest))]
                     yield turns, None, None
                 answers = (*answers, answer)
-        file.unlink(missing_ok=True)
 
-    def stop(self, stop: str) -> None:
-        Path(self._stops.name, stop).touch()
+    # A visit has a file that says "stop", see `Engine.answer`, and one that says that its conversation was left
+
+    def start(self, visit: str) -> None:
+        """Forget that this visit's last answer was stopped."""
+        self._stop_file(visit).unlink(missing_ok=True)
+        self._left_file(visit).unlink(missing_ok=True)
+
+    def stop(self, visit: str) -> None:
+        self._stop_file(visit).touch()
+
+    def leave(self, visit: str) -> None:
+        """Stop this visit's answer, and show no more of it."""
+        self._left_file(visit).touch()
+        self.stop(visit)
+
+    def is_left(self, visit: str) -> bool:
+        return self._left_file(visit).exists()
+
+    def _left_file(self, visit: str) -> Path:
+        return Path(self._stops.name, f"{visit}.left")
+
+    def _stop_file(self, visit: str) -> Path:
+        return Path(self._stops.name, visit)
 
 
 def read_number(name: str, text: str) -> float | None:

@@ -1,6 +1,7 @@
 """Which action follows which event of the page, and what the page shows then."""
 
 import secrets
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -15,6 +16,7 @@ LINK = "(id) => `${location.origin}${location.pathname}?conversation=${id}`"
 Update = dict[Any, Any]  # what components show from now on
 
 WARNING_SECONDS = 20
+LEAVE_SECONDS = 0.3  # in which a part of the answer that is on its way arrives, to be replaced
 READY = {"submit_btn": True, "stop_btn": False, "value": None}
 BUSY = {"submit_btn": False, "stop_btn": False, "value": None}
 ANSWERING = {"submit_btn": False, "stop_btn": True}
@@ -35,7 +37,7 @@ class Events:
         talk = [page.turns, page.chat, page.other_chat, page.message]
         insight = [page.seen, page.facts, page.prompt]
         all_parts = [*talk, page.suggestions, page.link, *insight]
-        asked = [page.turns, *page.settings]
+        asked = [page.stop, page.turns, *page.settings]
 
         questions = [
             (page.message.submit, self._submit, [page.message, *asked]),
@@ -49,8 +51,8 @@ class Events:
         answers = []
         for trigger, take, inputs in questions:
             taken = trigger(take, inputs, all_parts, **media, **quiet)
-            answer = taken.success(self._answer, [page.stop, *asked], [*talk, *insight], **model, **quiet)
-            answer.then(self._finish, page.turns, talk, queue=False, **quiet)
+            answer = taken.success(self._answer, asked, [*talk, *insight], **model, **quiet)
+            answer.then(self._finish, [page.stop, page.turns], talk, queue=False, **quiet)
             answers.append(answer)
         gr.api(self._chat, api_name="chat", **model)
 
@@ -70,28 +72,31 @@ class Events:
 
     # --- questions ---
 
-    def _submit(self, message: dict, turns: list[Turn], *values: Any) -> Iterator[Update]:
-        yield from self._take(turns, message, lambda: self.actions.take(message, turns, values))
+    def _submit(self, message: dict, stop: str, turns: list[Turn], *values: Any) -> Iterator[Update]:
+        yield from self._take(stop, turns, message, lambda: self.actions.take(message, turns, values))
 
-    def _suggest(self, sample: list, message: dict, turns: list[Turn], *values: Any) -> Iterator[Update]:
+    def _suggest(self, sample: list, message: dict, stop: str, turns: list[Turn], *values: Any) -> Iterator[Update]:
         message = {"text": sample[0], "files": message["files"]}
-        yield from self._take(turns, message, lambda: self.actions.take(message, turns, values))
+        yield from self._take(stop, turns, message, lambda: self.actions.take(message, turns, values))
 
-    def _example(self, event: gr.SelectData, turns: list[Turn], *values: Any) -> Iterator[Update]:
+    def _example(self, event: gr.SelectData, stop: str, turns: list[Turn], *values: Any) -> Iterator[Update]:
         message = {"text": event.value["text"], "files": [file["path"] for file in event.value["files"]]}
-        yield from self._take(turns, message, lambda: self.actions.take(message, turns, values))
+        yield from self._take(stop, turns, message, lambda: self.actions.take(message, turns, values))
 
-    def _retry(self, event: gr.RetryData, turns: list[Turn], *values: Any) -> Iterator[Update]:
-        yield from self._take(turns, None, lambda: self.actions.ask_again(turns, values))
+    def _retry(self, event: gr.RetryData, stop: str, turns: list[Turn], *values: Any) -> Iterator[Update]:
+        yield from self._take(stop, turns, None, lambda: self.actions.ask_again(turns, values))
 
-    def _edit(self, event: gr.EditData, turns: list[Turn], *values: Any) -> Iterator[Update]:
+    def _edit(self, event: gr.EditData, stop: str, turns: list[Turn], *values: Any) -> Iterator[Update]:
         index = event.index[0] if isinstance(event.index, (list, tuple)) else event.index
         kept, text = turns[: views.turn_of(turns, index) + 1], views.without_marks(event.value)
-        yield from self._take(turns, None, lambda: self.actions.edit(kept, text, values))
+        yield from self._take(stop, turns, None, lambda: self.actions.edit(kept, text, values))
 
-    def _take(self, turns: list[Turn], message: dict | None, take: Callable[[], list[Turn]]) -> Iterator[Update]:
+    def _take(
+        self, stop: str, turns: list[Turn], message: dict | None, take: Callable[[], list[Turn]]
+    ) -> Iterator[Update]:
         """Show a question at once, and then as it was taken; or what is wrong with it, with the question kept."""
         page = self.page
+        self.actions.start(stop)
         if message is not None:
             chats = [views.to_chat(turns, column) + views.reading(**message) for column in (0, 1)]
             yield {page.chat: chats[0], page.other_chat: chats[1], page.message: gr.MultimodalTextbox(**BUSY)}
@@ -116,14 +121,16 @@ class Events:
             yield {page.turns: turns}
             return
         for grown, seen, prompt in self.actions.answer(turns, stop, values):
+            if self.actions.is_left(stop):
+                return
             shown = {**self._talk(grown), page.facts: views.facts(grown[-1].answers)}
             if seen is not None:
                 shown |= {page.seen: views.frames(seen), page.prompt: views.prompt(prompt)}
             yield shown
 
-    def _finish(self, turns: list[Turn]) -> Update:
+    def _finish(self, stop: str, turns: list[Turn]) -> Update:
         """Make the box ready. A question without a whole answer, since the queue was full or it failed, returns."""
-        if not turns or (turns[-1].answers and turns[-1].answers[-1].ended):
+        if self.actions.is_left(stop) or not turns or (turns[-1].answers and turns[-1].answers[-1].ended):
             return {self.page.message: gr.MultimodalTextbox(submit_btn=True, stop_btn=False)}
         return self._undo(turns)
 
@@ -167,8 +174,9 @@ class Events:
 
     def _clear(self, stop: str, medium: Medium | None = None) -> Update:
         """Begin a conversation, with a medium attached and questions about it to choose from."""
-        self.actions.stop(stop)
         page = self.page
+        self.actions.leave(stop)
+        time.sleep(LEAVE_SECONDS)
         message = {"text": "", "files": [medium.path] if medium else []}
         return {
             **self._talk([]),

@@ -51,7 +51,9 @@ def visit(page, address):
 
 
 def attach(page, path):
-    page.locator("#message input[type=file]").set_input_files(str(path))
+    with page.expect_file_chooser() as chooser:
+        page.locator("#message").get_by_label("Upload a file").click()
+    chooser.value.set_files(str(path))
     expect(page.locator("#message .thumbnails button, #message .thumbnail-item").first).to_be_visible()
 
 
