@@ -16,13 +16,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from model_inputs import TOKENS
 from transformers import CLIPImageProcessor, CLIPVisionConfig, LlamaConfig
 from video_files import moving_frames, write_video
 
 import pllava
 from pllava.nano.tokenizer import train_tokenizer
 
-TOKENS = 6  # the length of an answer: enough to tell two apart
 TEXTS = [
     "USER: What happens in the video? ASSISTANT: A red circle moves from left to right.",
     "USER: How often does it bounce? ASSISTANT: It bounces twice, then it leaves.",

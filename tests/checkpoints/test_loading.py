@@ -5,9 +5,9 @@ import shutil
 
 import pytest
 import torch
-from conftest import TOKENS
 from datasets import Dataset
 from layouts import IMAGE_BASE, NUMBERS, SIZES, VISION_L, llama_config, with_placeholders, write_official
+from model_inputs import TOKENS
 from peft import PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from torch import nn

@@ -15,8 +15,8 @@ import hub_client
 import pytest
 import torch
 from bare_environment import BARE, run_bare
-from conftest import TOKENS
 from local_hub import local_hub
+from model_inputs import TOKENS
 from peft import get_peft_model
 
 import pllava

@@ -11,9 +11,9 @@ import forked
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import TOKENS
 from hub_client import online
 from local_hub import local_hub
+from model_inputs import TOKENS
 from PIL import Image
 from typer.testing import CliRunner
 from video_files import decode_all, moving_frames, write_video

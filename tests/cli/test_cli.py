@@ -15,9 +15,9 @@ from urllib.request import urlopen
 import forked
 import psutil
 import pytest
-from conftest import TOKENS
 from hub_client import online
 from local_hub import local_hub
+from model_inputs import TOKENS
 from peft import get_peft_model
 from PIL import Image
 from trl import DPOConfig, SFTConfig

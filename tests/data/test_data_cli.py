@@ -36,7 +36,7 @@ BAD = {  # names of broken files, and a part of the error
     "cut_index_in_front.mp4": "ends early",
     "cut_index_at_end.mp4": "no video",
     "zeros.mp4": "ends early",
-    "large.mp4": "exceeds limit",
+    "large.mp4": "more than 50,000,000 pixels",
     "thin.mp4": "one side is more than 32 times the other",
 }
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import TOKENS
 from datasets import Dataset, IterableDataset
+from model_inputs import TOKENS
 from PIL import Image
 from transformers import Pipeline, pipeline
 from transformers.pipelines.pt_utils import KeyDataset

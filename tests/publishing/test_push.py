@@ -104,7 +104,7 @@ def test_an_adapter_names_its_base_on_the_hub_by_its_commit(hub, checkpoint, ada
     assert config["revision"] == base.resolve("main")
     app = (hub.folder / "spaces" / "me" / "adapter" / "app.py").read_text()
     pushed = hub.find("models", "me/adapter").resolve("main")
-    assert f'"me/base", "{base.resolve("main")}"' in app and f'"me/adapter", "{pushed}"' in app
+    assert f'"me/base", "{base.resolve("main")}"' in app and f'"me/adapter@{pushed}"' in app
     card = card_of(hub, "me/adapter")
     assert card.data.base_model == "me/base" and card.data.base_model_relation == "adapter"
     assert str(checkpoint) not in str(card) and 'AutoPeftModelForCausalLM.from_pretrained("me/adapter"' in card.text

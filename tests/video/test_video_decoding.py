@@ -137,7 +137,7 @@ def calls(monkeypatch) -> dict[str, int]:
         return call
 
     monkeypatch.setattr(decoding, "_frames_of_gop", count_frames)
-    for name, key in {"_decode_everything": "full decodes", "_open_stream": "opened"}.items():
+    for name, key in {"_decode_everything": "full decodes", "open_stream": "opened"}.items():
         monkeypatch.setattr(decoding, name, counting(key, getattr(decoding, name)))
     return counts
 

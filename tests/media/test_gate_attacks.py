@@ -1,7 +1,7 @@
 """
 Attacks on the gate. Each ends in one sentence or in frames; this process lives, no other remains, memory is flat.
 
-`pytest -s tests/media/test_attacks.py` prints the table.
+`pytest -s tests/media/test_gate_attacks.py` prints the table.
 """
 
 import base64
