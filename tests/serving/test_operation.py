@@ -94,7 +94,7 @@ def _send(server: ModelServer, headers: dict[str, str], pieces: list[bytes]) -> 
 def test_too_many_requests_are_refused_and_clients_that_leave_make_room(busy: ModelServer) -> None:
     streams = [stream(busy)]
     next(iter(streams[0]))
-    waiting = [threading.Thread(target=_leave_after, args=(busy, 1.5)) for _ in range(2)]
+    waiting = [threading.Thread(target=_leave_after, args=(busy, 6)) for _ in range(2)]
     for each in waiting:
         each.start()
     busy.wait_for_metric("pllava_num_requests_waiting", 2)
