@@ -1,7 +1,10 @@
 """Clips and pictures of nano's synthetic world, with their questions and true answers."""
 
 import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from PIL import Image
 
@@ -21,7 +24,8 @@ def roll(folder: Path, number: int | None = None) -> Medium:
     scene, rows = questions.clip(SEED, number)
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"world-{number}.mp4"
-    drawing.write_clip(path, drawing.draw(scene))
+    with _new_file(path) as part:
+        drawing.write_clip(part, drawing.draw(scene))
     return Medium(str(path), "video", path.name, str(path), truths=_truths(rows))
 
 
@@ -32,7 +36,8 @@ def picture(folder: Path, number: int) -> Medium:
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"world-{number}.png"
     image = Image.fromarray(drawing.draw_frame(scene, NUM_FRAMES // 2))
-    image.resize((SCALE * image.width, SCALE * image.height), Image.Resampling.NEAREST).save(path)
+    with _new_file(path) as part:
+        image.resize((SCALE * image.width, SCALE * image.height), Image.Resampling.NEAREST).save(part)
     truths = _truths(questions.image_questions(scene, NUM_FRAMES // 2, rng))
     return Medium(str(path), "image", path.name, str(path), truths=truths)
 
@@ -44,6 +49,15 @@ def example(folder: Path, number: int, kind: str) -> tuple[Medium, str]:
         return medium, next(question for question in medium.truths if question.startswith("What colour"))
     medium = roll(folder, number)
     return medium, next(row["question"] for row in questions.clip(SEED, number)[1] if row["type"] == kind)
+
+
+@contextmanager
+def _new_file(path: Path) -> Iterator[Path]:
+    """Yield where to write a file. It appears whole: another visitor may be reading the clip of the same number."""
+    with TemporaryDirectory(dir=path.parent) as folder:
+        part = Path(folder, path.name)
+        yield part
+        part.replace(path)
 
 
 def _truths(rows: list[dict[str, str]]) -> dict[str, str]:

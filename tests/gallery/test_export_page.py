@@ -45,7 +45,7 @@ def test_runs_are_compared_and_a_clip_plays(page, address, tmp_path):
     page.locator(".list a").first.click()
     frames = page.locator(".frames img")
     expect(frames.first).to_be_visible()
-    assert page.evaluate("[...document.querySelectorAll('.frames img')].every((image) => image.naturalWidth > 0)")
+    page.wait_for_function("[...document.querySelectorAll('.frames img')].every((image) => image.naturalWidth > 0)")
     began, _, duration = page.locator("video").evaluate(PLAY)
     assert began == 0 and duration == pytest.approx(4, abs=0.2)
     screenshot(page, "gallery-real-sample", tmp_path)
