@@ -67,7 +67,7 @@ class FrameCollector:
     def add_decoded(self, index: int, frame: VideoFrame, reformatter: VideoReformatter) -> None:
         """Convert a decoded frame to RGB and add it. Each thread reuses one `reformatter`: setting one up is slow."""
         self.source.check_size(frame.width, frame.height)
-        self.add(index, _as_displayed(reformatter.reformat(frame, format="rgb24").to_ndarray(), frame))
+        self.add(index, as_displayed(reformatter.reformat(frame, format="rgb24").to_ndarray(), frame))
 
     def result(self) -> Frames:
         return self._frames, self.metadata
@@ -76,7 +76,7 @@ class FrameCollector:
 CollectorFactory = Callable[[VideoMetadata], FrameCollector]  # `FrameCollector` with all but its metadata
 
 
-def _as_displayed(image: np.ndarray, frame: VideoFrame) -> np.ndarray:
+def as_displayed(image: np.ndarray, frame: VideoFrame) -> np.ndarray:
     """Return a view of `image` (H, W, 3), rotated and flipped by the frame's display matrix."""
     # `frame.side_data` would create a reference cycle that holds the picture until the garbage collector runs.
     matrix = SideDataContainer(frame).get(SideDataType.DISPLAYMATRIX)

@@ -9,15 +9,15 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import av
+import numpy as np
 
 from ..media import Media, MediaLimits, MediaRefused
+from ..media.browsers import played_suffix
 from ..media.sandbox import run_limited
 from ..video_decoding_pllava import FORMATS
+from ..video_frames_pllava import as_displayed
 from ..video_images_pllava import read_image
 
-# What current versions of Chromium, Firefox and Safari all play. ffmpeg has one name for the containers mp4 and mov.
-PLAYED = {"mov": ("h264", "av1"), "webm": ("vp8", "vp9", "av1")}
-PLAYED_PIXELS = ("yuv420p", "yuvj420p")
 SHOWN_IMAGES = {"gif": ".gif", "jpeg": ".jpg", "png": ".png", "webp": ".webp"}
 SIDE, FPS, CRF = 640, 30, 26  # of a copy: pixels of its longer side, frames a second, x264's quality
 
@@ -60,43 +60,28 @@ def copy_image(file: BinaryIO) -> tuple[dict[str, Any], memoryview]:
 
 def copy_video(file: BinaryIO) -> tuple[dict[str, Any], memoryview | bytes]:
     """Return the suffix under which browsers play a video and, if they would not play it, an mp4 that they do."""
+    if suffix := played_suffix(file):
+        return {"suffix": suffix}, b""
     with av.open(file, container_options={"format_whitelist": FORMATS, "protocol_whitelist": "file"}) as container:
-        if container.format.name == "gif":
-            return {"suffix": ".gif"}, b""
-        if is_played(container, file):
-            return {"suffix": ".webm" if container.format.name.startswith("matroska") else ".mp4"}, b""
         return {"suffix": ".mp4"}, transcode(container)
 
 
-def is_played(container: av.container.InputContainer, file: BinaryIO) -> bool:
-    """Whether browsers play a video as it is."""
-    context = container.streams.video[0].codec_context
-    position = file.tell()
-    file.seek(0)
-    is_webm = b"webm" in file.read(64)  # ffmpeg calls Matroska and WebM the same
-    file.seek(position)
-    name = "webm" if is_webm else container.format.name.split(",")[0]
-    return context is not None and context.name in _decoders(PLAYED.get(name, ())) and context.pix_fmt in PLAYED_PIXELS
-
-
-def _decoders(codecs: tuple[str, ...]) -> set[str]:
-    return {*codecs, *("libdav1d" for codec in codecs if codec == "av1")}
-
-
 def transcode(container: av.container.InputContainer) -> memoryview:
-    """Encode a video as H.264 in an mp4, smaller, and without its sound."""
+    """Encode a video as H.264 in an mp4, smaller, upright, and without its sound."""
     source, copied = container.streams.video[0], io.BytesIO()
     scale = min(1, SIDE / max(source.width, source.height))
-    width, height = (max(2, round(side * scale / 2) * 2) for side in (source.width, source.height))
+    size = [max(2, round(side * scale / 2) * 2) for side in (source.width, source.height)]
     rate = min(source.average_rate or Fraction(FPS), Fraction(FPS))
     with av.open(copied, "w", "mp4") as output:
         stream = output.add_stream("libx264", rate=rate, options={"crf": str(CRF), "preset": "ultrafast"})
-        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        stream.pix_fmt = "yuv420p"
         stream.codec_context.time_base = 1 / rate
         for number, frame in _at_rate(container, source, rate):
-            picture = frame.reformat(width, height, "yuv420p")
+            image = as_displayed(frame.reformat(*size, "rgb24").to_ndarray(), frame)
+            picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), "rgb24")
+            if not stream.codec_context.is_open:
+                stream.width, stream.height = picture.width, picture.height
             picture.pts, picture.time_base = number, 1 / rate
-            picture.pict_type = 0  # not that of the source
             output.mux(stream.encode(picture))
         output.mux(stream.encode())
     return copied.getbuffer()

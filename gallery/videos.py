@@ -15,16 +15,14 @@ import numpy as np
 from PIL import Image
 from transformers.video_utils import VideoMetadata
 
-from ..video_decoding_pllava import FORMATS, load_frames
+from ..media.browsers import played_suffix
+from ..video_decoding_pllava import load_frames
 from ..video_sampling_pllava import sample_frames
 
 VERSION = 1  # of the encoded clips: part of their names
 HEIGHT = 360  # pixels of a clip that is encoded here, at most
 FRAMES_AT_ONCE = 128  # in memory
 DEFAULT_FPS = 10  # of a clip without a frame rate
-VIDEO_CODECS = {".mp4": {"h264"}, ".webm": {"vp8", "vp9"}}
-AUDIO_CODECS = {".mp4": {"aac", "mp3"}, ".webm": {"opus", "vorbis"}}
-PIXEL_FORMATS = {"yuv420p", "yuvj420p"}  # 8 bits
 
 
 @dataclass(frozen=True)
@@ -60,20 +58,9 @@ def playable_suffix(path: str) -> str:
     """Return ".mp4" or ".webm" if browsers play the file as it is, with that suffix, and "" if they do not."""
     if not os.path.isfile(path):
         return ""
-    try:
-        # As in `video_decoding_pllava.py`: the file must not make ffmpeg open another one
-        with av.open(
-            f"file:{path}", container_options={"format_whitelist": FORMATS, "protocol_whitelist": "file"}
-        ) as container:
-            suffix = ".webm" if Path(path).suffix.lower() == ".webm" else ".mp4"
-            if suffix.removeprefix(".") not in container.format.name.split(","):
-                return ""
-            video, audio = container.streams.video, container.streams.audio
-            plays = len(video) == 1 and video[0].codec_context.name in VIDEO_CODECS[suffix]
-            plays &= all(each.codec_context.name in AUDIO_CODECS[suffix] for each in audio)
-            return suffix if plays and video[0].codec_context.pix_fmt in PIXEL_FORMATS else ""
-    except (av.FFmpegError, AttributeError):  # a stream without a decoder has no codec context
-        return ""
+    with open(path, "rb") as file:
+        suffix = played_suffix(file)
+    return suffix if suffix in (".mp4", ".webm") else ""  # a <video> element shows no GIF
 
 
 def write_video(folder: Path, video: Video) -> None:

@@ -6,7 +6,7 @@ import av
 import numpy as np
 import pytest
 from PIL import Image
-from video_files import animation, decode_all, moving_frames, write_video
+from video_files import animation, decode_all, moving_frames, set_mp4_matrix, write_video
 
 from pllava.demo.display import SIDE, shown_copy
 from pllava.media import MediaLimits
@@ -59,6 +59,13 @@ def test_other_videos_get_a_copy_with_the_same_pictures_at_the_same_times(gate, 
         assert [round(frame.time, 3) for frame in container.decode(stream)] == [round(n / 10, 3) for n in range(12)]
     difference = np.abs(decode_all(copy).astype(int) - FRAMES.astype(int)).mean()
     assert difference < 20
+
+
+def test_a_copy_of_a_turned_video_is_upright(gate, folder, tmp_path):
+    path = write_video(folder / "turned.mp4", FRAMES, codec="mpeg4", fps=10)
+    set_mp4_matrix(path, (0, 1, -1, 0))  # clockwise, as phones write it
+    shown = np.rot90(FRAMES, -1, (1, 2)).astype(int)
+    assert np.abs(decode_all(show(gate, path, tmp_path)).astype(int) - shown).mean() < 20
 
 
 def test_large_and_fast_videos_get_a_smaller_copy(gate, folder, tmp_path):
