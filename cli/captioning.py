@@ -7,7 +7,7 @@ from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from .options import AS_SAMPLED, sample_frames
+from .options import sample_frames
 
 if TYPE_CHECKING:
     import numpy as np
@@ -88,6 +88,8 @@ def _caption_batch(
 
 
 def _generate(pipe: "VideoTextToTextPipeline", videos: "list[np.ndarray]", request: Row) -> list[str]:
+    from pllava.media import AS_SAMPLED
+
     if not videos:
         return []
     answers = pipe(

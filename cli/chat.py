@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from . import options
-from .options import AS_SAMPLED, sample_frames
+from .options import sample_frames
 
 
 def chat(
@@ -21,6 +21,8 @@ def chat(
 ) -> None:
     """Ask a model about a video. The answer is printed as it is generated."""
     from transformers import TextStreamer
+
+    from pllava.media import AS_SAMPLED
 
     model: options.ModelOptions = context.obj
     _, processor = model.read()

@@ -273,8 +273,6 @@ AllowedLocalMediaPath = Annotated[
     ),
 ]
 
-AS_SAMPLED = {"do_sample_frames": False, "do_resize": False}  # `processor_kwargs` for the frames of `sample_frames`
-
 
 def sample_frames(
     processor: "PllavaProcessor", video: str, num_frames: int | None, start: float | None, end: float | None

@@ -16,14 +16,13 @@ import torch
 from transformers import BatchFeature, PreTrainedModel, StoppingCriteria, StoppingCriteriaList, TextIteratorStreamer
 
 from ..adapters import plain_model, set_alpha
-from ..media import MediaGate, MediaRefused
+from ..media import AS_SAMPLED, MediaGate, MediaRefused
 from ..processing_pllava import PllavaProcessor
 from .conversation import Answer, Medium, Settings, Turn, media_of, to_messages
 
 if TYPE_CHECKING:
     from peft import PeftModel
 
-AS_LOADED = {"videos_kwargs": {"do_sample_frames": False, "do_resize": False}}  # what the gate returns is so already
 CACHED_MEDIA = 8  # decoded videos and images that are kept, for the next question about them
 UPDATE_SECONDS = 0.05  # between two versions of an answer
 
@@ -119,7 +118,7 @@ class Engine:
             tokenize=True,
             return_dict=True,
             return_tensors="pt",
-            processor_kwargs=AS_LOADED,
+            processor_kwargs=AS_SAMPLED,
         )
         tokens, limit = inputs["input_ids"].shape[1], self.model.config.text_config.max_position_embeddings
         if tokens + settings.max_new_tokens > limit:

@@ -19,6 +19,8 @@ from ..video_source_pllava import Source
 from .limits import MediaLimits
 
 ADVICE = "Give a whole file of a common format (mp4, webm, mkv, mov, avi, gif, png, jpeg) within the limits."
+# `processor_kwargs` for the frames of `sample_frames` and of `MediaGate.load_video`, beside which images are resized
+AS_SAMPLED = {"videos_kwargs": {"do_sample_frames": False, "do_resize": False}}
 AS_DECODED = {"do_center_crop": False, "do_rescale": False, "do_normalize": False}
 
 

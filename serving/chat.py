@@ -14,7 +14,7 @@ from transformers import BatchFeature, GenerationConfig, PreTrainedModel
 from transformers.cli.serving.chat_completion import ChatCompletionHandler
 from transformers.cli.serving.utils import GenerationState
 
-from ..media import MediaGate, MediaRefused
+from ..media import AS_SAMPLED, MediaGate, MediaRefused
 from ..processing_pllava import PllavaProcessor
 from ..video_sampling_pllava import MAX_FRAMES
 from .errors import ApiError
@@ -26,8 +26,6 @@ from .requests import ChatRequest, ImagePart, TextPart, VideoPart
 logger = logging.getLogger(__name__)
 
 MAX_NEW_TOKENS = 1024  # of an answer, if the request does not say, as in `transformers serve`
-# Frames come from the gate: sampled, and resized but not cropped
-FROM_GATE = {"videos_kwargs": {"do_sample_frames": False, "do_resize": False}}
 
 
 class ChatHandler(ChatCompletionHandler):
@@ -117,7 +115,7 @@ class ChatHandler(ChatCompletionHandler):
             tokenize=True,
             return_dict=True,
             return_tensors="pt",
-            processor_kwargs=FROM_GATE,
+            processor_kwargs=AS_SAMPLED,
         )
         return inputs.to(self.model.device)
 
