@@ -27,7 +27,7 @@ PAGES = {
     for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
 }
 # Commands that run until Ctrl-C
-SERVERS = re.compile(r"^pllava (?:demo|gallery|serve)\b(?!.*--export)[^#\n]*", re.MULTILINE)
+SERVERS = re.compile(r"^pllava (?:demo|gallery|serve)\b(?![^#\n]*--export)[^#\n]*", re.MULTILINE)
 SERVED = ("README.md", "docs/serving.md")  # pages whose http://localhost:8000/v1 is a real `pllava serve nano`
 SNIPPETS = [(page, *snippet) for page, snippets in PAGES.items() for snippet in snippets]
 
