@@ -172,8 +172,8 @@ def _write(batches: Iterable[list[Row]], total: int, known: dict[str, Row], out:
             lines.write(to_lines(row for row in rows if known.get(_identity(row)) != row))
             lines.flush()
             failed += sum("error" in row for row in rows)
+            bar.set_postfix(failed=failed, refresh=False)
             bar.update(len(rows))
-            bar.set_postfix(failed=failed)
     return failed
 
 

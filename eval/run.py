@@ -158,8 +158,8 @@ def _answer(
             failed += sum("error" in row for row in rows)
             correct += [row["correct"] for row in rows if "correct" in row and variant == PLAIN]
             accuracy = {"accuracy": f"{sum(correct) / len(correct):.1%}"} if correct else {}
+            bar.set_postfix(failed=failed, **accuracy, refresh=False)  # `update` limits how often the bar is drawn
             bar.update(min(len(rows) * state.num_processes, total - bar.n))  # assumes that the others are as fast
-            bar.set_postfix(failed=failed, **accuracy)
     timing.seconds = time.perf_counter() - began
     return timing
 
