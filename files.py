@@ -74,6 +74,21 @@ def replace_file(file: Path, content: str | bytes) -> None:
 
 
 @contextmanager
+def new_file(file: Path) -> Iterator[Path]:
+    """
+    Yield the path under which to write a file, which then appears whole. Several processes may write the same one.
+    What a failure leaves is removed.
+    """
+    file.parent.mkdir(parents=True, exist_ok=True)
+    partial = file.with_name(f"{file.name}.{os.getpid()}.partial")
+    try:
+        yield partial
+        partial.replace(file)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+@contextmanager
 def locked(path: Path) -> Iterator[None]:
     """Lock a file or a folder, by a file beside it; a `ValueError` if another process has the lock."""
     file = path.resolve().with_name(f"{path.resolve().name}.lock")

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import os
-import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
@@ -17,8 +16,10 @@ from transformers.video_utils import VideoMetadata
 
 from ..data.media import content_hash, find_medium
 from ..eval.controls_and_sweeps import choose_frames
+from ..files import new_file
 from ..hub_cards.predictions import FOLDERS
-from ..video_decoding_pllava import VideoTruncatedWarning, load_frames
+from ..media.decoding import collecting_damages
+from ..video_decoding_pllava import load_frames
 from ..video_sampling_pllava import sample_frames
 from ..video_source_pllava import VideoDecodeError, is_address
 from ..workers import DECODE_TIMEOUT, ordered_map
@@ -145,10 +146,8 @@ def _decode(clip: Clip) -> tuple[np.ndarray, dict[str, Any]]:
         size = max(1, int(scale * width)), max(1, int(scale * height))
         return np.asarray(Image.fromarray(np.ascontiguousarray(frame)).resize(size, Image.Resampling.BICUBIC))
 
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always", VideoTruncatedWarning)
+    with collecting_damages() as damages:
         frames, metadata = load_frames(clip.path, sampler, shrink)
-    damage = [str(each.message) for each in caught if issubclass(each.category, VideoTruncatedWarning)]
     order = choose_frames(clip.control, len(frames), (clip.path, clip.start, clip.end))
     indices = [metadata.frames_indices[index] for index in order]
     (first,) = sample_frames(metadata, 1, None, "start", clip.start, clip.end)
@@ -161,7 +160,7 @@ def _decode(clip: Clip) -> tuple[np.ndarray, dict[str, Any]]:
         "times": [round(int(index) / metadata.fps, 3) if metadata.fps else None for index in indices],
         "seconds": None if end is None else round(max(0.0, end - (clip.start or 0.0)), 3),
         "start": round(int(first) / metadata.fps, 3) if metadata.fps else 0.0,
-        "problem": _public_message(clip, damage[0]).capitalize() if damage else None,
+        "problem": _public_message(clip, damages[0]).capitalize() if damages else None,
     }
 
 
@@ -169,10 +168,8 @@ def _write(file: Path, frames: np.ndarray, description: dict[str, Any]) -> None:
     """Write a strip that describes itself, so that a later export need not decode the clip."""
     exif = Image.Exif()
     exif[ExifTags.Base.ImageDescription] = json.dumps(description)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    partial_file = file.with_name(f"{file.name}.{os.getpid()}.partial")  # two runs may make the same strip
-    Image.fromarray(np.concatenate(frames, axis=1)).save(partial_file, "webp", quality=80, exif=exif)
-    partial_file.replace(file)
+    with new_file(file) as partial_file:
+        Image.fromarray(np.concatenate(frames, axis=1)).save(partial_file, "webp", quality=80, exif=exif)
 
 
 def _read_description(file: Path) -> dict[str, Any] | None:

@@ -15,6 +15,7 @@ import numpy as np
 from PIL import Image
 from transformers.video_utils import VideoMetadata
 
+from ..files import new_file
 from ..media.browsers import played_suffix
 from ..video_decoding_pllava import load_frames
 from ..video_sampling_pllava import sample_frames
@@ -74,16 +75,11 @@ def write_video(folder: Path, video: Video) -> None:
     target = folder / video.file
     if target.is_file():
         return
-    target.parent.mkdir(parents=True, exist_ok=True)
-    partial_file = target.with_name(f"{target.name}.{os.getpid()}.partial")
-    try:
+    with new_file(target) as partial_file:
         if video.playable:
             shutil.copyfile(video.source, partial_file)
         else:
             _encode(video.source, video.start, video.end, partial_file)
-        partial_file.replace(target)
-    finally:
-        partial_file.unlink(missing_ok=True)
 
 
 def _encode(source: str, start: float | None, end: float | None, target: Path) -> None:

@@ -2,6 +2,8 @@
 
 import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, BinaryIO
@@ -39,6 +41,16 @@ def sample_frames(
     processed = video_processor(clip, num_frames=num_frames, return_tensors="pt", return_metadata=True, **AS_DECODED)
     frames = processed["pixel_values_videos"][0].permute(0, 2, 3, 1).numpy()
     return frames, processed["video_metadata"][0]
+
+
+@contextmanager
+def collecting_damages() -> Iterator[list[str]]:
+    """Yield a list that has, in the end, the warnings about damaged videos. No warning is shown meanwhile."""
+    damages: list[str] = []
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", VideoTruncatedWarning)
+        yield damages
+    damages += [str(each.message) for each in caught if issubclass(each.category, VideoTruncatedWarning)]
 
 
 # --- in the limited process ------------------------------------------------------------------------------------------
@@ -85,10 +97,8 @@ def decode_video(
     _read_header(source)
     processor = PllavaVideoProcessor(**options)
     processor.sample_frames = partial(_sample, source, processor.sample_frames)
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always", VideoTruncatedWarning)
+    with collecting_damages() as damages:
         frames, metadata = sample_frames(processor, source, num_frames, start, end)
-    damages = [str(each.message) for each in caught if issubclass(each.category, VideoTruncatedWarning)]
     described = {
         "total_num_frames": metadata.total_num_frames,
         "fps": metadata.fps,

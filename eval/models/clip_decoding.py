@@ -1,7 +1,6 @@
 """Decoding a benchmark's clips ahead in worker processes; a clip that cannot be read becomes one with an error."""
 
 import time
-import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -9,9 +8,9 @@ from typing import Any
 import torch
 from transformers import BatchFeature, ProcessorMixin
 
-from ...media import MediaGate, MediaRefused
+from ...media import AS_SAMPLED, MediaGate, MediaRefused
 from ...media.batch import is_remote
-from ...video_decoding_pllava import VideoTruncatedWarning
+from ...media.decoding import collecting_damages
 from ...video_source_pllava import VideoDecodeError, is_address, public_name
 from ...workers import DECODE_TIMEOUT, ordered_map
 
@@ -55,22 +54,20 @@ class _Decoder:
 
     def __call__(self, source: dict[str, Any]) -> DecodedClip:
         start, pixels, error = time.perf_counter(), None, None
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always", VideoTruncatedWarning)
+        with collecting_damages() as damages:
             try:
                 processed = self._process(source)
                 pixels = processed["pixel_values_videos"][0].to(self.dtype)
             except (MediaRefused, VideoDecodeError) as problem:
                 error = str(problem)
-        damaged = [str(each.message) for each in caught if issubclass(each.category, VideoTruncatedWarning)]
-        return DecodedClip(pixels, error, damaged[0] if damaged else None, time.perf_counter() - start)
+        return DecodedClip(pixels, error, damages[0] if damages else None, time.perf_counter() - start)
 
     def _process(self, source: dict[str, Any]) -> BatchFeature:
         process = self.processor.video_processor
         if not is_remote(source["path"]):
             return process(source, return_tensors="pt")
         frames, _ = self.gate.load_video(source["path"], process, None, source.get("start"), source.get("end"))
-        return process(frames, do_sample_frames=False, do_resize=False, return_tensors="pt")
+        return process(frames, **AS_SAMPLED["videos_kwargs"], return_tensors="pt")
 
     def lost(self, source: dict[str, Any], reason: str) -> DecodedClip:
         path = source["path"]

@@ -7,7 +7,6 @@ import hashlib
 import json
 import logging
 import math
-import os
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from transformers import ProcessorMixin
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from ...data.media import Medium
+from ...files import new_file
 from ...modeling_pllava import PllavaModel
 from ...video_decoding_pllava import load_frames
 
@@ -93,11 +93,8 @@ class FeatureCache:
             self._is_full = True
             return
         self._free_bytes -= features.nbytes
-        file = self._file(key)
-        file.parent.mkdir(parents=True, exist_ok=True)
-        partial = file.with_suffix(f".{os.getpid()}.partial")
-        save_file({"features": features.detach().cpu().contiguous()}, partial)
-        partial.replace(file)
+        with new_file(self._file(key)) as partial:
+            save_file({"features": features.detach().cpu().contiguous()}, partial)
 
     def attach(self, model: PllavaModel) -> None:
         """Make `model` use cached features that a batch has in place of videos, and save those of other videos."""
