@@ -1,5 +1,6 @@
 """Which action follows which event of the page, and what the page shows then."""
 
+import hashlib
 import secrets
 import time
 from collections.abc import Callable, Iterator
@@ -37,7 +38,7 @@ class Events:
         talk = [page.turns, page.chat, page.other_chat, page.message]
         insight = [page.seen, page.facts, page.prompt]
         all_parts = [*talk, page.suggestions, page.link, *insight]
-        asked = [page.stop, page.turns, *page.settings]
+        asked = [page.turns, *page.settings]
 
         questions = [
             (page.message.submit, self._submit, [page.message, *asked]),
@@ -52,19 +53,19 @@ class Events:
         for trigger, take, inputs in questions:
             taken = trigger(take, inputs, all_parts, **media, **quiet)
             answer = taken.success(self._answer, asked, [*talk, *insight], **model, **quiet)
-            answer.then(self._finish, [page.stop, page.turns], talk, queue=False, **quiet)
+            answer.then(self._finish, page.turns, talk, queue=False, **quiet)
             answers.append(answer)
         gr.api(self._chat, api_name="chat", **model)
 
-        page.message.stop(self.actions.stop, page.stop, None, queue=False, **quiet)
+        page.message.stop(self._stop, None, None, queue=False, **quiet)
         page.chat.undo(self._undo, page.turns, talk, queue=False, **quiet)
         clears = [page.clear.click, page.chat.clear, page.other_chat.clear]
-        gr.on(clears, self._clear, page.stop, all_parts, cancels=answers, queue=False, **quiet)
-        page.roll.click(self._roll, page.stop, all_parts, cancels=answers, queue=False, **quiet)
+        gr.on(clears, self._clear, None, all_parts, cancels=answers, queue=False, **quiet)
+        page.roll.click(self._roll, None, all_parts, cancels=answers, queue=False, **quiet)
         page.recorder.stop_recording(self._attach, [page.recorder, page.message], page.message, queue=False, **quiet)
         stored = page.share.click(self._share, page.turns, page.link, **quiet)
         stored.success(None, page.link, page.link, js=LINK, **quiet)
-        blocks.load(self._open, None, [*all_parts, *page.settings[:3], page.stop], concurrency_limit=None, **quiet)
+        blocks.load(self._open, None, [*all_parts, *page.settings[:3]], concurrency_limit=None, **quiet)
         if self.actions.engine.alpha is not None:
             alphas = page.settings[-3:]
             changes = [field.change for field in alphas]
@@ -72,31 +73,33 @@ class Events:
 
     # --- questions ---
 
-    def _submit(self, message: dict, stop: str, turns: list[Turn], *values: Any) -> Iterator[Update]:
-        yield from self._take(stop, turns, message, lambda: self.actions.take(message, turns, values))
+    def _submit(self, message: dict, request: gr.Request, turns: list[Turn], *values: Any) -> Iterator[Update]:
+        yield from self._take(request, turns, message, lambda: self.actions.take(message, turns, values))
 
-    def _suggest(self, sample: list, message: dict, stop: str, turns: list[Turn], *values: Any) -> Iterator[Update]:
+    def _suggest(
+        self, sample: list, message: dict, request: gr.Request, turns: list[Turn], *values: Any
+    ) -> Iterator[Update]:
         message = {"text": sample[0], "files": message["files"]}
-        yield from self._take(stop, turns, message, lambda: self.actions.take(message, turns, values))
+        yield from self._take(request, turns, message, lambda: self.actions.take(message, turns, values))
 
-    def _example(self, event: gr.SelectData, stop: str, turns: list[Turn], *values: Any) -> Iterator[Update]:
+    def _example(self, event: gr.SelectData, request: gr.Request, turns: list[Turn], *values: Any) -> Iterator[Update]:
         message = {"text": event.value["text"], "files": [file["path"] for file in event.value["files"]]}
-        yield from self._take(stop, turns, message, lambda: self.actions.take(message, turns, values))
+        yield from self._take(request, turns, message, lambda: self.actions.take(message, turns, values))
 
-    def _retry(self, event: gr.RetryData, stop: str, turns: list[Turn], *values: Any) -> Iterator[Update]:
-        yield from self._take(stop, turns, None, lambda: self.actions.ask_again(turns, values))
+    def _retry(self, event: gr.RetryData, request: gr.Request, turns: list[Turn], *values: Any) -> Iterator[Update]:
+        yield from self._take(request, turns, None, lambda: self.actions.ask_again(turns, values))
 
-    def _edit(self, event: gr.EditData, stop: str, turns: list[Turn], *values: Any) -> Iterator[Update]:
+    def _edit(self, event: gr.EditData, request: gr.Request, turns: list[Turn], *values: Any) -> Iterator[Update]:
         index = event.index[0] if isinstance(event.index, (list, tuple)) else event.index
         kept, text = turns[: views.turn_of(turns, index) + 1], views.without_marks(event.value)
-        yield from self._take(stop, turns, None, lambda: self.actions.edit(kept, text, values))
+        yield from self._take(request, turns, None, lambda: self.actions.edit(kept, text, values))
 
     def _take(
-        self, stop: str, turns: list[Turn], message: dict | None, take: Callable[[], list[Turn]]
+        self, request: gr.Request, turns: list[Turn], message: dict | None, take: Callable[[], list[Turn]]
     ) -> Iterator[Update]:
         """Show a question at once, and then as it was taken; or what is wrong with it, with the question kept."""
         page = self.page
-        self.actions.start(stop)
+        self.actions.start(_visit(request))
         if message is not None:
             chats = [views.to_chat(turns, column) + views.reading(**message) for column in (0, 1)]
             yield {page.chat: chats[0], page.other_chat: chats[1], page.message: gr.MultimodalTextbox(**BUSY)}
@@ -115,22 +118,23 @@ class Events:
             page.link: gr.Textbox(visible=False),
         }
 
-    def _answer(self, stop: str, turns: list[Turn], *values: Any) -> Iterator[Update]:
-        page = self.page
+    def _answer(self, request: gr.Request, turns: list[Turn], *values: Any) -> Iterator[Update]:
+        page, visit = self.page, _visit(request)
         if not turns or turns[-1].answers:  # the question was not taken
             yield {page.turns: turns}
             return
-        for grown, seen, prompt in self.actions.answer(turns, stop, values):
-            if self.actions.is_left(stop):
+        for grown, seen, prompt in self.actions.answer(turns, visit, values):
+            if self.actions.is_left(visit):
                 return
             shown = {**self._talk(grown), page.facts: views.facts(grown[-1].answers)}
             if seen is not None:
                 shown |= {page.seen: views.frames(seen), page.prompt: views.prompt(prompt)}
             yield shown
 
-    def _finish(self, stop: str, turns: list[Turn]) -> Update:
+    def _finish(self, request: gr.Request, turns: list[Turn]) -> Update:
         """Make the box ready. A question without a whole answer, since the queue was full or it failed, returns."""
-        if self.actions.is_left(stop) or not turns or (turns[-1].answers and turns[-1].answers[-1].ended):
+        answered = turns and turns[-1].answers and turns[-1].answers[-1].ended
+        if self.actions.is_left(_visit(request)) or not turns or answered:
             return {self.page.message: gr.MultimodalTextbox(submit_btn=True, stop_btn=False)}
         return self._undo(turns)
 
@@ -172,10 +176,10 @@ class Events:
         message = {"text": last.question, "files": [medium.path for medium in last.media]}
         return {**self._talk(before), self.page.message: gr.MultimodalTextbox(**{**READY, "value": message})}
 
-    def _clear(self, stop: str, medium: Medium | None = None) -> Update:
+    def _clear(self, request: gr.Request, medium: Medium | None = None) -> Update:
         """Begin a conversation, with a medium attached and questions about it to choose from."""
         page = self.page
-        self.actions.leave(stop)
+        self.actions.leave(_visit(request))
         time.sleep(LEAVE_SECONDS)
         message = {"text": "", "files": [medium.path] if medium else []}
         return {
@@ -188,8 +192,11 @@ class Events:
             page.prompt: views.NO_PROMPT,
         }
 
-    def _roll(self, stop: str) -> Update:
-        return self._clear(stop, self.actions.roll())
+    def _roll(self, request: gr.Request) -> Update:
+        return self._clear(request, self.actions.roll())
+
+    def _stop(self, request: gr.Request) -> None:
+        self.actions.stop(_visit(request))
 
     def _attach(self, recording: str | None, message: dict) -> dict:
         return {**message, "files": [*message["files"], *([recording] if recording else [])]}
@@ -201,7 +208,7 @@ class Events:
     def _open(self, request: gr.Request) -> Update:
         """Open what the page's address names: a shared conversation, or a medium with a question."""
         page, wanted = self.page, dict(request.query_params)
-        shown: Update = {page.stop: secrets.token_hex()}
+        shown: Update = {}
         message: dict[str, Any] = {"text": wanted.get("question", "")[:MAX_QUESTION], "files": []}
         try:
             for name, field in zip(("num_frames", "start", "end"), page.settings, strict=False):
@@ -216,9 +223,14 @@ class Events:
             gr.Warning(" ".join(str(error).split()), duration=WARNING_SECONDS)
         if any(message.values()):
             shown[page.message] = message
-        return shown
+        return shown or gr.skip()
 
     def _label(self, alpha: float, compare: bool, other: float) -> tuple[gr.Chatbot, gr.Chatbot]:
         """Name the two chats by their alphas, or hide the second."""
         first = gr.Chatbot(label=f"α = {alpha:g}" if compare else "Conversation", show_label=compare)
         return first, gr.Chatbot(label=f"α = {other:g}", show_label=True, visible=compare)
+
+
+def _visit(request: gr.Request) -> str:
+    """Return the name of a visit to the page. The client chooses its session's, so it is hashed: it names a file."""
+    return hashlib.sha256((request.session_hash or "").encode()).hexdigest()

@@ -28,7 +28,6 @@ class Layout:
 
     def __init__(self, engine: Engine, uploads: Path, name: str, about: str):
         self.turns = gr.State([])
-        self.stop = gr.State("")  # the name of this visit, set when the page is opened
         gr.HTML(f"<header><h1>PLLaVA <span>{escape(name)}</span></h1><p>{about}</p></header>", elem_id="about")
         with gr.Row(elem_id="columns", equal_height=False):
             with gr.Column(scale=5, min_width=340, elem_id="talk"):

@@ -89,6 +89,23 @@ def world(folder):
     return worlds.roll(folder / "mine", 40)
 
 
+def test_an_example_can_be_asked_before_the_page_has_loaded(browser, server):
+    held = []
+
+    def hold_first(route):
+        held.append(route)
+        if len(held) > 1:
+            route.continue_()
+
+    with open_page(browser) as page:
+        page.route("**/queue/join*", hold_first)
+        page.goto(server)
+        page.get_by_label("Select example 4").click(timeout=30_000)
+        expect(page.locator("#chats .note")).to_be_visible(timeout=60_000)
+        held[0].continue_()  # what the page asked when it was opened
+        expect(page.locator("#message textarea")).to_be_editable()
+
+
 def test_upload_watch_the_answer_grow_and_ask_again(page, world, tmp_path):
     attach(page, world.path)
     ask(page, "Describe the video.", wait=False)
