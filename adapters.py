@@ -189,7 +189,7 @@ def check_model(model: PllavaForConditionalGeneration | PeftModel) -> None:
     Raises:
         ValueError: if the logits are equal or not finite.
     """
-    size = model.config.vision_config.image_size
+    size = model.config.image_size
     noise = torch.randn(1, 1, 3, size, size, generator=torch.Generator().manual_seed(0))
     device = "cpu" if model.device.type == "meta" else model.device  # accelerate moves the inputs of offloaded models
     frames = torch.cat([torch.zeros_like(noise), noise]).to(device)

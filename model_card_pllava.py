@@ -8,6 +8,8 @@ from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
 
+from .pooling_pllava import Pooling
+
 EMPTY_CARDS = (  # what transformers and PEFT write
     "# Model Card for Model ID",
     "This model card has been generated automatically according to the information the Trainer had access to",
@@ -26,12 +28,12 @@ TEMPLATE = """---
 *The method, with the sizes of the paper's models.*
 {% endif %}
 {% if processor -%}
-It samples {{ num_frames }} frames of a clip, and writes a placeholder into the prompt for each of the
-{{ pooling_shape | join(" x ") }} = {{ "{:,}".format(num_visual_tokens) }} tokens to which the model pools them.
+It samples {{ num_frames }} frames of a clip, and writes a placeholder into the prompt for each token of the clip, whose
+frames the model has {{ pooled }}.
 {%- else -%}
 {{ num_frames }} frames of a clip pass through the vision tower and the projector. The tokens of all frames are
-average-pooled to {{ pooling_shape | join(" x ") }} = {{ "{:,}".format(num_visual_tokens) }} tokens, which the language
-model reads as part of its prompt. The pooling has no parameters.
+{{ pooled }}, which the language model reads as part of its prompt. The pooling has no
+parameters.
 {%- endif %}
 
 ## How to use
@@ -131,11 +133,17 @@ def build_card(
         name=repo_id.split("/")[-1],
         summary=summary or summarise(config, values.get("processor", False)),
         num_frames=config.num_frames,
-        pooling_shape=config.pooling_shape,
-        num_visual_tokens=config.num_visual_tokens,
+        pooled=_describe_pooling(config.video_pooling),
         sections=sections,
         **{"adapter": False, "processor": False, "figure": None, **values},
     )
+
+
+def _describe_pooling(pooling: Pooling) -> str:
+    tokens = f"{pooling.num_tokens:,} tokens"
+    if pooling.name == "average":
+        return f"average-pooled to {' x '.join(map(str, pooling.shape))} = {tokens}"
+    return f"pooled to {tokens} (`{pooling}`)"
 
 
 def summarise(config: Any, processor: bool) -> str:

@@ -10,11 +10,15 @@ from transformers import AutoModel, LlavaForConditionalGeneration, LlavaModel
 from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling, CausalLMOutputWithPast
 from transformers.models.llava.modeling_llava import LlavaMultiModalProjector, LlavaPreTrainedModel
+from transformers.models.vipllava.modeling_vipllava import VipLlavaMultiModalProjector
 from transformers.utils import can_return_tuple
 
-from .configuration_pllava import PllavaConfig
+from .configuration_pllava import VISION_TOWERS, PllavaConfig
 from .model_card_pllava import CardOnPush
+from .pooling_pllava import Pooling
 
+FRAMES_PER_CHUNK = 64  # that are encoded together
+UNREAD_PARTS = ("post_layernorm", "head")  # of vision towers, after the last layer
 TOWER_OPTIONS = ("vision_feature_layer", "vision_feature_select_strategy")  # arguments of LLaVA; here the config's
 
 
@@ -52,27 +56,35 @@ class PllavaPreTrainedModel(CardOnPush, LlavaPreTrainedModel):
         return (model, info) if kwargs.get("output_loading_info") else model
 
 
-def adaptive_average_pool(tokens: Tensor, shape: Sequence[int]) -> Tensor:
-    """The paper's pooling over time, rows and columns: `(T, rows, columns, D)` -> `(T', h', w', D)`."""
-    sizes = list(zip(tokens.shape[:3], shape, strict=True))
-    if all(size % pooled == 0 for size, pooled in sizes):  # block means: deterministic, even backward
-        blocks = [part for size, pooled in sizes for part in (pooled, size // pooled)]
-        return tokens.reshape(*blocks, -1).mean((1, 3, 5))
-    return nn.functional.adaptive_avg_pool3d(tokens.permute(3, 0, 1, 2), tuple(shape)).permute(1, 2, 3, 0)
+def cut_patches(frames: Tensor, size: int) -> dict[str, Tensor]:
+    """Cut `(frames, 3, height, width)` into the inputs of a tower that takes patches, `(frames, patches, values)`."""
+    patches = frames.unfold(2, size, size).unfold(3, size, size).permute(0, 2, 3, 4, 5, 1)
+    shapes = torch.tensor([patches.shape[1:3]] * len(frames), device=frames.device)
+    patches = patches.flatten(3).flatten(1, 2)
+    return {
+        "pixel_values": patches,
+        "spatial_shapes": shapes,
+        "pixel_attention_mask": patches.new_ones(patches.shape[:2]),
+    }
 
 
 class PllavaModel(PllavaPreTrainedModel, LlavaModel):
-    """A CLIP vision tower up to the layer that is read, LLaVA's projector, the pooling, and a language model."""
+    """A vision tower up to the layer that is read, LLaVA's projector, the pooling, and a language model."""
 
     def __init__(self, config: PllavaConfig):
         PllavaPreTrainedModel.__init__(self, config)
         vision_config = copy.deepcopy(config.vision_config)
-        vision_config.num_hidden_layers = config.num_vision_layers
+        vision_config.num_hidden_layers, vision_config.vision_use_head = config.num_vision_layers, False
         self.vision_tower = AutoModel.from_config(vision_config)
-        self.multi_modal_projector = LlavaMultiModalProjector(config)
+        self.vision_tower.post_layernorm = nn.Identity()  # follows the last layer, which is not read
+        has_layernorm = config.projector_layernorm_eps is not None
+        self.multi_modal_projector = (VipLlavaMultiModalProjector if has_layernorm else LlavaMultiModalProjector)(
+            config
+        )
         self.language_model = AutoModel.from_config(config.text_config)
         above = "|".join(map(str, range(config.num_vision_layers, config.vision_config.num_hidden_layers)))
-        self._keys_to_ignore_on_load_unexpected = [rf"vision_tower\.(vision_model\.)?encoder\.layers\.({above})\."]
+        unread = "|".join([*UNREAD_PARTS, rf"encoder\.layers\.({above})"])
+        self._keys_to_ignore_on_load_unexpected = [rf"vision_tower\.(vision_model\.)?({unread})\."]
         self.post_init()
 
     @can_return_tuple
@@ -85,18 +97,30 @@ class PllavaModel(PllavaPreTrainedModel, LlavaModel):
                 height, width)` if the videos differ in length.
 
         Returns:
-            The vision tower's output for all frames; its `pooler_output` has the tokens, `(videos, T' * h' * w', D)`.
+            The vision tower's output for all frames; its `pooler_output` has the tokens, `(videos, tokens, D)`.
         """
-        shapes = [tuple(video.shape) for video in pixel_values_videos]
-        if any(len(shape) != 4 for shape in shapes):
-            raise ValueError(f"Each video must be (frames, 3, height, width); got {len(shapes)} of {shapes[0]}")
-        outputs = self.encode_frames(torch.cat(tuple(pixel_values_videos)), **kwargs)
-        outputs.pooler_output = self.pool(outputs.last_hidden_state.split([shape[0] for shape in shapes]))
+        outputs = self.encode_clips(
+            pixel_values_videos, [self.config.video_pooling] * len(pixel_values_videos), **kwargs
+        )
+        outputs.pooler_output = torch.stack(outputs.pooler_output)
         return outputs
 
+    @can_return_tuple
     def get_image_features(self, pixel_values: Sequence[Tensor], **kwargs) -> BaseModelOutputWithPooling:
         """As [`get_video_features`], for `(images, 3, height, width)`: an image is a video of one frame."""
-        return self.get_video_features([image[None] for image in pixel_values], **kwargs)
+        clips = [image[None] for image in pixel_values]
+        outputs = self.encode_clips(clips, [self.config.image_pooling] * len(clips), **kwargs)
+        outputs.pooler_output = torch.stack(outputs.pooler_output)
+        return outputs
+
+    def encode_clips(self, clips: Sequence[Tensor], poolings: list[Pooling], **kwargs) -> BaseModelOutputWithPooling:
+        """The tower's output for all frames of images and videos; `pooler_output` is a list of `(tokens, D)`."""
+        shapes = [tuple(clip.shape) for clip in clips]
+        if any(len(shape) != 4 for shape in shapes):
+            raise ValueError(f"Each video must be (frames, 3, height, width); got {len(shapes)} of {shapes[0]}")
+        outputs = self.encode_frames(torch.cat(tuple(clips)), **kwargs)
+        outputs.pooler_output = self.pool(outputs.last_hidden_state.split([shape[0] for shape in shapes]), poolings)
+        return outputs
 
     def encode_frames(self, frames: Tensor, **kwargs) -> BaseModelOutputWithPooling:
         """The vision tower's output for `(frames, 3, height, width)`: `(frames, patches, C)`, without CLS."""
@@ -107,37 +131,56 @@ class PllavaModel(PllavaPreTrainedModel, LlavaModel):
                 raise ValueError(f"The tower was built for another {name}: load the model for {value or configured!r}")
         # With gradient checkpointing the embeddings require a gradient, and a frozen tower would keep its activations
         needs_grad = any(tensor.requires_grad for tensor in [frames, *self.vision_tower.parameters()])
+        # Chunks save memory, but distributed processes must call the tower equally often
+        size = len(frames) if self.training or is_deepspeed_zero3_enabled() else FRAMES_PER_CHUNK
         with torch.set_grad_enabled(torch.is_grad_enabled() and needs_grad):
-            outputs = self.vision_tower(frames.to(self.vision_tower.dtype), return_dict=True, **kwargs)
-        outputs.last_hidden_state = outputs.last_hidden_state[:, 1:].contiguous()  # for vLLM's linear layers
+            chunks = [self.encode_chunk(chunk, **kwargs) for chunk in frames.to(self.vision_tower.dtype).split(size)]
+        outputs = chunks[0]
+        for name, first in outputs.items() if len(chunks) > 1 else ():
+            parts = [chunk[name] for chunk in chunks]
+            layers = isinstance(first, tuple)  # hidden states and attentions
+            outputs[name] = tuple(map(torch.cat, zip(*parts, strict=True))) if layers else torch.cat(parts)
         return outputs
 
-    def pool(self, features: Sequence[Tensor]) -> Tensor:
-        """Project and pool each video's features: list of `(frames, patches, C)` -> `(videos, T' * h' * w', D)`."""
+    def encode_chunk(self, frames: Tensor, **kwargs) -> BaseModelOutputWithPooling:
+        tower, layers = VISION_TOWERS[self.config.vision_config.model_type], self.config.vision_layers
+        inputs = cut_patches(frames, self.config.vision_config.patch_size) if tower.takes_patches else {}
+        if len(layers) > 1:
+            kwargs["output_hidden_states"] = True
+        outputs = self.vision_tower(**{"pixel_values": frames, **inputs}, return_dict=True, **kwargs)
+        if len(layers) > 1:
+            outputs.last_hidden_state = torch.cat([outputs.hidden_states[layer] for layer in layers], dim=-1)
+        outputs.last_hidden_state = outputs.last_hidden_state[
+            :, tower.has_cls :
+        ].contiguous()  # for vLLM's linear layers
+        return outputs
+
+    def pool(self, features: Sequence[Tensor], poolings: Sequence[Pooling] | None = None) -> list[Tensor]:
+        """Project and pool each clip's features: `(frames, patches, C)` -> `(tokens, D)`, by default as a video's."""
         weights = [*self.multi_modal_projector.parameters()][::-1]  # PEFT's wrapper has the trained copy last
         dtype = next((weight.dtype for weight in weights if weight.is_floating_point()), None)
-        features = [frames.to(dtype=dtype) for frames in features]
-        projected = map(self.multi_modal_projector, features)  # one by one, to save memory
+        features, project = [frames.to(dtype=dtype) for frames in features], self.multi_modal_projector
         if is_deepspeed_zero3_enabled():  # each call gathers weights: all processes must make equally many
-            projected = self.multi_modal_projector(torch.cat(features)).split([len(frames) for frames in features])
-        num_frames, videos = self.config.num_frames, []
-        for tokens in projected:
-            if len(tokens) < num_frames:  # as in the original code: 0, 0, 1, 1
-                tokens = tokens.repeat_interleave(num_frames // len(tokens) + 1, dim=0)[:num_frames]
-            side = round(tokens.shape[1] ** 0.5)
-            videos.append(adaptive_average_pool(tokens.unflatten(1, (side, side)), self.config.pooling_shape))
-        return torch.stack(videos).flatten(1, 3)
+            lengths = [len(frames) for frames in features]
+            features, project = project(torch.cat(features)).split(lengths), nn.Identity()
+        pooled = []
+        for frames, pooling in zip(features, poolings or [self.config.video_pooling] * len(features), strict=True):
+            side = round(frames.shape[1] ** 0.5)
+            chunks = (project(chunk).unflatten(1, (side, side)) for chunk in frames.split(FRAMES_PER_CHUNK))
+            pooled.append(pooling(chunks))
+        return pooled
 
     def get_placeholder_mask(self, ids: Tensor | None, embeds: Tensor, tokens: Tensor, modality: str) -> Tensor:
         """Mask of the "image" or "video" placeholders, `(batch, sequence, 1)`; their number is checked."""
         token = torch.tensor(getattr(self.config, f"{modality}_token_id"), device=embeds.device)
         mask = (embeds == self.get_input_embeddings()(token)).all(-1) if ids is None else ids == token
         count, size = tokens.shape[:2]
+        pooling = self.config.image_pooling if modality == "image" else self.config.video_pooling
         if not torch.compiler.is_compiling() and (found := int(mask.sum())) != count * size:
             raise ValueError(
                 f"The text has {found} <{modality}> placeholders (id {token}, from the processor), but the model "
                 f"made {count * size} {modality} tokens, {count} times {size}. Does the processor have the model's "
-                f"`pooling_shape` {tuple(self.config.pooling_shape)}, and the text as many {modality}s as were passed?"
+                f"`pooling_shape`, {pooling}, and the text as many {modality}s as were passed?"
             )
         return mask.unsqueeze(-1)
 
@@ -166,12 +209,15 @@ class PllavaModel(PllavaPreTrainedModel, LlavaModel):
             raise ValueError(f"Pass either pixels or `mm_encoder_outputs` of an image and of a video; got {wrong}")
         # Distributed processes wait for each other in the tower: one with a text-only batch encodes a blank image
         needs_blank = not (images or videos or tokens) and (self.training or is_deepspeed_zero3_enabled())
-        blank = [inputs_embeds.new_zeros(1, 3, *[self.config.vision_config.image_size] * 2)] * needs_blank
-        if pixels := images + videos + blank:
-            pooled = self.get_video_features(pixels, return_dict=True, **options).pooler_output.to(inputs_embeds)
-            *used, unused = pooled.split([len(images), len(videos), len(blank)])
-            tokens |= {name: part for name, part in zip(("image", "video"), used, strict=True) if len(part)}
-            inputs_embeds = inputs_embeds + 0.0 * unused.sum()  # so that all weights get a gradient
+        blank = [inputs_embeds.new_zeros(1, 3, *[self.config.image_size] * 2)] * needs_blank
+        if clips := images + videos + blank:
+            poolings = [self.config.image_pooling] * len(images) + [self.config.video_pooling] * len(videos + blank)
+            pooled = self.encode_clips(clips, poolings, **options).pooler_output
+            pooled_images, pooled_videos = pooled[: len(images)], pooled[len(images) : len(images + videos)]
+            tokens |= {"image": torch.stack(pooled_images)} if images else {}
+            tokens |= {"video": torch.stack(pooled_videos)} if videos else {}
+            if blank:  # so that all weights get a gradient
+                inputs_embeds = inputs_embeds + 0.0 * pooled[-1].sum().to(inputs_embeds)
         for name, part in tokens.items():
             mask = self.get_placeholder_mask(input_ids, inputs_embeds, part, name)
             inputs_embeds = inputs_embeds.masked_scatter(mask, part.to(inputs_embeds))

@@ -1,7 +1,6 @@
 """PLLaVA's processor: turns chats with videos and images into token ids and pixels."""
 
 import json
-import math
 import os
 from pathlib import Path
 from typing import Any
@@ -14,9 +13,12 @@ from transformers.utils import cached_file
 
 from .chat_templates_pllava import CHAT_TEMPLATES, MARK
 from .model_card_pllava import CardOnPush
+from .pooling_pllava import POOLINGS, AveragePooling
 from .video_images_pllava import read_image
 from .video_processing_pllava import PllavaVideosKwargs, flatten_videos
 
+# What the processor and the model must agree on, with the values of checkpoints whose config does not mention them
+SHARED = {"num_frames": 16, "pooling": "average", "pooling_shape": [16, 12, 12], "image_pooling_shape": None}
 HUB_OPTIONS = {"cache_dir", "revision", "token", "local_files_only", "subfolder"}  # arguments of `from_pretrained`
 
 
@@ -28,7 +30,7 @@ class PllavaProcessorKwargs(ProcessingKwargs, total=False):
 class PllavaProcessor(CardOnPush, ProcessorMixin):
     r"""
     An image processor, a video processor and a tokenizer in one. Each `<video>` and each `<image>` in the text is
-    expanded to the T' * h' * w' placeholder tokens that the model fills with the pooled tokens of that video or image.
+    expanded to the placeholder tokens that the model fills with the pooled tokens of that video or image.
 
     A special token in the text of a message (`</s>`, `<|im_end|>`, `<video>`) is encoded as text, by letters: the
     chat templates insert a mark (U+FDD0) into it, so that the tokenizer does not find it, and the tokenizer then drops
@@ -40,7 +42,7 @@ class PllavaProcessor(CardOnPush, ProcessorMixin):
         tokenizer ([`PreTrainedTokenizerFast`]): Must have `<image>` and `<video>` in its vocabulary. It is modified to
             drop the chat templates' mark.
         video_processor ([`PllavaVideoProcessor`]): Decodes, samples and preprocesses videos.
-        pooling_shape (`list[int]`, *optional*, defaults to `[16, 12, 12]`): The one in the model's config.
+        pooling, pooling_shape, image_pooling_shape (*optional*): Those in the model's config ([`PllavaConfig`]).
         image_token, video_token (`str`, *optional*): The placeholders.
         chat_template (`str`, *optional*, defaults to `"plain"`): A Jinja template, or the name of one in
             `chat_templates_pllava.py`.
@@ -59,12 +61,16 @@ class PllavaProcessor(CardOnPush, ProcessorMixin):
         image_processor=None,
         tokenizer=None,
         video_processor=None,
-        pooling_shape: list[int] | tuple[int, ...] = (16, 12, 12),
+        pooling: str = "average",
+        pooling_shape: list | tuple = (16, 12, 12),
+        image_pooling_shape: list | tuple | None = None,
         image_token: str = "<image>",
         video_token: str = "<video>",
         chat_template: str | None = None,
     ):
-        self.pooling_shape = list(pooling_shape)
+        self.pooling = pooling
+        self.pooling_shape = POOLINGS[pooling](pooling_shape).shape
+        self.image_pooling_shape = image_pooling_shape and AveragePooling(image_pooling_shape).shape
         self.image_token, self.video_token = image_token, video_token
         vocabulary = tokenizer.get_vocab()
         for token in (image_token, video_token):
@@ -84,9 +90,15 @@ class PllavaProcessor(CardOnPush, ProcessorMixin):
         return self.video_processor.num_frames
 
     @property
-    def num_visual_tokens(self) -> int:
-        """Number of placeholder tokens per video or image."""
-        return math.prod(self.pooling_shape)
+    def num_video_tokens(self) -> int:
+        """Number of placeholder tokens per video."""
+        return POOLINGS[self.pooling](self.pooling_shape).num_tokens
+
+    @property
+    def num_image_tokens(self) -> int:
+        """Number of placeholder tokens per image."""
+        shape = self.image_pooling_shape
+        return self.num_video_tokens if shape is None else AveragePooling(shape).num_tokens
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs) -> "PllavaProcessor":
@@ -94,7 +106,7 @@ class PllavaProcessor(CardOnPush, ProcessorMixin):
         As in transformers, with a check against the model's config in the same directory.
 
         Raises:
-            ValueError: if `num_frames` or `pooling_shape` differs from the one in config.json.
+            ValueError: if the number of frames or the pooling differs from the one in config.json.
         """
         processor = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
         config_file = cached_file(
@@ -104,12 +116,12 @@ class PllavaProcessor(CardOnPush, ProcessorMixin):
             **{name: kwargs[name] for name in HUB_OPTIONS & kwargs.keys()},
         )
         config = {} if config_file is None else json.loads(Path(config_file).read_text(encoding="utf-8"))
-        for name in {"num_frames", "pooling_shape"} & (config.keys() - kwargs.keys()):
-            value = getattr(processor, name)
-            if config[name] != value:
+        for name in SHARED.keys() - kwargs.keys() if config else ():
+            value, of_model = getattr(processor, name), config.get(name, SHARED[name])
+            if value != of_model:
                 raise ValueError(
                     f"The processor and the model disagree on `{name}`: {value} in processor_config.json, "
-                    f"{config[name]} in config.json. Set both to the value of the training."
+                    f"{of_model} in config.json. Set both to the value of the training."
                 )
         return processor
 
@@ -149,19 +161,19 @@ class PllavaProcessor(CardOnPush, ProcessorMixin):
         return processed, [self.replace_video_token(processed, index) for index in range(count)]
 
     def replace_image_token(self, image_inputs: dict, image_idx: int, **kwargs) -> str:
-        return self.image_token * self.num_visual_tokens
+        return self.image_token * self.num_image_tokens
 
     def replace_video_token(self, video_inputs: dict, video_idx: int, **kwargs) -> str:
-        return self.video_token * self.num_visual_tokens
+        return self.video_token * self.num_video_tokens
 
     def _get_num_multimodal_tokens(self, image_sizes=None, video_sizes=None, **kwargs) -> MultiModalData:
         """Return the number of placeholder tokens for images and videos of these sizes, for inference engines."""
         counts = {}
         if image_sizes is not None:
-            counts["num_image_tokens"] = [self.num_visual_tokens] * len(image_sizes)
+            counts["num_image_tokens"] = [self.num_image_tokens] * len(image_sizes)
             counts["num_image_patches"] = [1] * len(image_sizes)
         if video_sizes is not None:
-            counts["num_video_tokens"] = [self.num_visual_tokens] * len(video_sizes)
+            counts["num_video_tokens"] = [self.num_video_tokens] * len(video_sizes)
         return MultiModalData(**counts)
 
 

@@ -135,10 +135,10 @@ def activations(config: PllavaConfig, adapter: LoraConfig, batch: int, text_toke
     """
     text, vision = config.text_config, config.vision_config
     hidden, inner, heads = text.hidden_size, text.intermediate_size, text.num_attention_heads
-    length = config.num_visual_tokens + text_tokens
+    length = config.num_video_tokens + text_tokens
     tokens, labelled = batch * length, batch * text_tokens
     frames = batch * config.num_frames
-    patches = frames * (vision.image_size // vision.patch_size) ** 2
+    patches = frames * config.patch_grid**2
     pixels = frames * vision.num_channels * vision.image_size**2
     projector = [
         patches * vision.hidden_size * BFLOAT16,  # the first linear layer's input
@@ -253,8 +253,8 @@ def measure(name: str, batch: int) -> str:
 def random_samples(config: PllavaConfig, batch: int, text_tokens: int, device: str) -> dict[str, torch.Tensor]:
     """Return a batch of random values, in the shapes of the collator's."""
     words = torch.randint(3, config.image_token_id, (batch, text_tokens), device=device)
-    placeholders = torch.full((batch, config.num_visual_tokens), config.video_token_id, device=device)
-    size = config.vision_config.image_size
+    placeholders = torch.full((batch, config.num_video_tokens), config.video_token_id, device=device)
+    size = config.image_size
     return {
         "input_ids": torch.cat([placeholders, words], dim=1),
         "labels": torch.cat([torch.full_like(placeholders, -100), words], dim=1),

@@ -122,7 +122,7 @@ def our_step(model: PeftModel, inputs: Inputs) -> None:
     """The step of `PllavaSFTTrainer`."""
     backbone = model.get_base_model().model
     if "features" in inputs:  # from a cache
-        tokens = BaseModelOutputWithPooling(pooler_output=backbone.pool([inputs.pop("features")]))
+        tokens = BaseModelOutputWithPooling(pooler_output=torch.stack(backbone.pool([inputs.pop("features")])))
         inputs["mm_encoder_outputs"] = {"video": tokens}
     inputs["shift_labels"] = model.labelled.select(inputs["labels"])
     model(**inputs, use_cache=False, fused_lm_head=True).loss.backward()

@@ -16,7 +16,7 @@ from ..checkpoint_files import reading_config
 from ..configuration_pllava import PllavaConfig
 from ..modeling_pllava import PllavaForConditionalGeneration
 from .reading import Kind, StoredCheckpoint, StoredTensor, directory_with, read_checkpoint
-from .weight_names import VISION_LAYERS, VOCABULARY, pllava_name
+from .weight_names import UNREAD_VISION_PARTS, VISION_LAYERS, VOCABULARY, pllava_name
 
 if TYPE_CHECKING:
     from peft import LoraConfig
@@ -94,7 +94,7 @@ def plan_conversion(
         config = _config(checkpoint, model, tokenizer)
         meta_model = PllavaForConditionalGeneration(config)
     plan = Plan(checkpoint, model, trained, alpha, keep_adapter, tokenizer, config, meta_model)
-    _drop_unread_vision_layers(model, config)
+    _drop_unread_vision_weights(model, config)
     expected = {pllava_name(name): weight for name, weight in meta_model.state_dict().items()}
     if problems := [*_mismatches(model.weights, expected), *_adapter_problems(plan)]:
         raise ValueError("\n".join([f"{source} cannot be converted:", *problems]))
@@ -187,7 +187,10 @@ def _tokenizer(checkpoint: StoredCheckpoint, model: StoredCheckpoint) -> PreTrai
 # --- checks ----------------------------------------------------------------------------------------------------------
 
 
-def _drop_unread_vision_layers(model: StoredCheckpoint, config: PllavaConfig) -> None:
+def _drop_unread_vision_weights(model: StoredCheckpoint, config: PllavaConfig) -> None:
+    for name in [name for name in model.weights if name.startswith(UNREAD_VISION_PARTS)]:
+        del model.weights[name]
+        model.unused.add(name.split(".")[2])
     for name in [name for name in model.weights if name.startswith(VISION_LAYERS)]:
         layer = int(name.removeprefix(VISION_LAYERS).split(".")[0])
         if layer >= config.num_vision_layers:

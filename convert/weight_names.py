@@ -2,6 +2,8 @@
 
 import re
 
+from ..modeling_pllava import UNREAD_PARTS
+
 # Applied in order; the result begins with `language_model`, `vision_tower`, `multi_modal_projector` or `lm_head`
 RENAMES = [
     (r"^base_model\.model\.", ""),  # PEFT around the whole model
@@ -17,6 +19,7 @@ LORA = re.compile(r"(.*)\.lora_(A|B)(?:\.default)?\.weight")
 UNUSED = re.compile(r"(^|\.)(image_newline|rotary_emb\.inv_freq|position_ids)$")
 ADAPTER_PREFIX = "base_model.model."
 VOCABULARY = ("model.language_model.embed_tokens.weight", "lm_head.weight")  # one row per token
+UNREAD_VISION_PARTS = tuple(f"model.vision_tower.{part}." for part in UNREAD_PARTS)
 VISION_LAYERS = "model.vision_tower.encoder.layers."
 
 

@@ -256,8 +256,9 @@ def _count_tokens(messages: list[dict[str, Any]], processor: ProcessorMixin) -> 
     # Like transformers: the tokenizer adds no BOS token if the template has written one
     has_bos = processor.tokenizer.bos_token and text.startswith(processor.tokenizer.bos_token)
     ids = processor.tokenizer(text, add_special_tokens=not has_bos)["input_ids"]
-    media = sum(part["type"] in ("video", "image") for message in messages for part in message["content"])
-    return len(ids) + media * (processor.num_visual_tokens - 1)
+    tokens = {"video": processor.num_video_tokens, "image": processor.num_image_tokens}
+    media = [tokens[part["type"]] for message in messages for part in message["content"] if part["type"] in tokens]
+    return len(ids) + sum(media) - len(media)
 
 
 def _without_none(part: dict[str, Any]) -> dict[str, Any]:

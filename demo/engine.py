@@ -79,8 +79,7 @@ class Engine:
     @property
     def grid(self) -> int:
         """Rows, and columns, of the patches of a frame."""
-        vision = self.model.config.vision_config
-        return vision.image_size // vision.patch_size
+        return self.model.config.patch_grid
 
     def check(self, settings: Settings, alpha: float | None = None) -> None:
         """

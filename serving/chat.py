@@ -90,7 +90,8 @@ class ChatHandler(ChatCompletionHandler):
         parts = [part for message in request.messages for part in message.content]
         texts = [part.text for part in parts if isinstance(part, TextPart)]
         tokens = sum(map(len, texts)) // self._longest_token
-        tokens += (len(parts) - len(texts)) * self.processor.num_visual_tokens
+        tokens += request.num_videos * self.processor.num_video_tokens
+        tokens += (len(parts) - len(texts) - request.num_videos) * self.processor.num_image_tokens
         if tokens >= self.context:
             raise _too_long(f"more than {tokens} tokens", self.context)
 

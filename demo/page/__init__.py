@@ -81,7 +81,7 @@ def is_nano(config: PllavaConfig) -> bool:
 
     def sizes(config: PllavaConfig) -> tuple[int, ...]:
         text = config.text_config
-        return text.vocab_size, text.hidden_size, text.num_hidden_layers, config.vision_config.image_size
+        return text.vocab_size, text.hidden_size, text.num_hidden_layers, config.image_size
 
     return sizes(config) == sizes(PllavaConfig.from_pretrained(NANO))
 

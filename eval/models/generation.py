@@ -117,11 +117,11 @@ class Generator:
             takes it.
         """
         device, video = self.model.device, self.processor.video_token_id
-        num_video_tokens = torch.Size(self.model.config.pooling_shape).numel()
+        num_video_tokens = self.model.config.num_video_tokens
         keys = [(prompt.clip, *prompt.prefix[:-1]) for prompt in prompts]
         unique = list(dict.fromkeys(keys))
         ids, mask = _pad_left([[*key[1:], *[video] * num_video_tokens] for key in unique], pad, device)
-        pooled = self.model.model.pool([features[key[0]] for key in unique])
+        pooled = torch.stack(self.model.model.pool([features[key[0]] for key in unique]))
         output = self.model(
             input_ids=ids,
             attention_mask=mask,

@@ -1,6 +1,5 @@
 """The card of the model, adapter or processor in a folder, from its configs and the summary of its training."""
 
-import math
 import re
 import shutil
 from pathlib import Path
@@ -15,6 +14,7 @@ from ...configuration_pllava import PllavaConfig
 from ...files import read_object, replace_file
 from ...model_card_pllava import build_card, hub_ids, is_generated, name_source, one_or_list, sign, sources
 from ...origins import CARD, ModelSource
+from ...pooling_pllava import POOLINGS
 from .nano_card import nano_options
 from .rendering import METHOD_FIGURE, render
 from .training_log import LOSS_FIGURE, TrainingSummary
@@ -127,10 +127,8 @@ def _shape(directory: Path, summary: TrainingSummary | None = None) -> SimpleNam
     else:
         processor = read_object(directory / PROCESSOR_NAME, "pooling_shape", "video_processor")
         shape = {**processor, "num_frames": processor["video_processor"]["num_frames"]}
-    tokens = math.prod(shape["pooling_shape"])
-    return SimpleNamespace(
-        num_frames=shape["num_frames"], pooling_shape=shape["pooling_shape"], num_visual_tokens=tokens
-    )
+    pooling = POOLINGS[shape.get("pooling", "average")](shape["pooling_shape"])
+    return SimpleNamespace(num_frames=shape["num_frames"], video_pooling=pooling)
 
 
 # --- sections --------------------------------------------------------------------------------------------------------

@@ -38,7 +38,7 @@ class TrainingSummary:
     Args:
         trainer: Its class.
         base: The model that it started from: the fields of a [`~pllava.origins.ModelSource`].
-        frames: `num_frames`, `pooling_shape`, and how frames were drawn (`sampling`) if it is known.
+        frames: `num_frames`, `pooling`, `pooling_shape`, and how frames were drawn (`sampling`) if it is known.
         batch_size: Examples in an optimizer step, of all processes.
         arguments: The values of `ARGUMENTS`.
         lora: Rank, alpha, dropout and targets, if an adapter was trained.
@@ -87,7 +87,12 @@ class TrainingSummary:
         return cls(
             trainer=type(trainer).__name__,
             base=base,
-            frames={"num_frames": config.num_frames, "pooling_shape": config.pooling_shape, "sampling": sampling},
+            frames={
+                "num_frames": config.num_frames,
+                "sampling": sampling,
+                "pooling": config.pooling,
+                "pooling_shape": config.pooling_shape,
+            },
             steps=state.global_step,
             max_steps=state.max_steps,
             epoch=state.epoch,

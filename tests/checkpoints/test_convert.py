@@ -112,7 +112,7 @@ def test_a_converted_image_model_equals_llava(tmp_path):
 
     grid = {"num_frames": 1, "pooling_shape": [1, 4, 4]}
     pooled = AutoModelForImageTextToText.from_pretrained(directory, **grid)
-    assert AutoProcessor.from_pretrained(directory, pooling_shape=[1, 4, 4]).num_visual_tokens == 16
+    assert AutoProcessor.from_pretrained(directory, pooling_shape=[1, 4, 4]).num_video_tokens == 16
     llava = LlavaForConditionalGeneration.from_pretrained(IMAGE_BASE)
     inputs = {
         "input_ids": with_placeholders(NUMBERS["image_rep4/input_ids"], 16, fill=500),

@@ -320,9 +320,9 @@ def test_a_processor_and_a_config_that_disagree_are_an_error(
 def test_a_processor_loads_without_a_model(processor: pllava.PllavaProcessor, tmp_path: Path) -> None:
     processor.save_pretrained(tmp_path)
     assert not (tmp_path / "config.json").exists()
-    assert AutoProcessor.from_pretrained(tmp_path).num_visual_tokens == 36
+    assert AutoProcessor.from_pretrained(tmp_path).num_video_tokens == 36
 
 
 def test_a_processor_may_be_changed_while_loading(checkpoint: str) -> None:
     changed = AutoProcessor.from_pretrained(checkpoint, pooling_shape=[2, 3, 3])
-    assert changed.num_visual_tokens == 18
+    assert changed.num_video_tokens == 18

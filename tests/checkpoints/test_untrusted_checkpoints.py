@@ -49,7 +49,7 @@ def edit_config(directory, name, value):
     [
         ("num_frames", 10**9, ["`num_frames`", "4,096", "1,000,000,000"]),
         ("num_frames", "many", ["its config cannot be used", "'num_frames'", "'many'"]),
-        ("pooling_shape", [10**6] * 3, ["`num_visual_tokens`", "131,072"]),
+        ("pooling_shape", [10**6] * 3, ["`num_video_tokens`", "131,072"]),
         ("text_config.num_hidden_layers", 10**6, ["`text_config.num_hidden_layers`", "512", "1,000,000"]),
         ("text_config.num_attention_heads", 0, ["its config cannot be used", "ZeroDivisionError"]),
         ("text_config.vocab_size", 10**12, ["`text_config.vocab_size`", "1,048,576"]),

@@ -65,7 +65,7 @@ def test_shared_prefixes_are_stored_once(monkeypatch, model, processor, prompts,
     shared, copied = sizes
     text = model.config.text_config
     token = 2 * text.num_hidden_layers * text.num_key_value_heads * text.head_dim * 4
-    prefix = token * (processor.num_visual_tokens + len(prompts[0].prefix) - 1)
+    prefix = token * (processor.num_video_tokens + len(prompts[0].prefix) - 1)
     assert copied - shared == (QUESTIONS - 2) * prefix
 
 
@@ -154,7 +154,7 @@ def test_prompts_have_the_tokens_of_the_processor(nano):
     expected = processor.apply_chat_template(
         chat, "eval_mvbench", continue_final_message=True, tokenize=True, return_dict=True
     )["input_ids"][0]
-    assert [*prefix[:-1], *[video] * processor.num_visual_tokens, *suffix] == list(expected)
+    assert [*prefix[:-1], *[video] * processor.num_video_tokens, *suffix] == list(expected)
     assert processor.tokenizer.decode(suffix).endswith("Best option:(")
     prefix, suffix = nano.encode(declared, "Which?", False)
     assert prefix == [] and video not in suffix

@@ -12,7 +12,7 @@ rooms = importlib.util.module_from_spec(SPEC)
 SPEC.loader.exec_module(rooms)
 
 MAX_LINES = 300
-MAX_MODEL_LINES = 220
+MAX_MODEL_LINES = 280
 MAX_FILES = 10  # of a folder, without its sub-folders
 
 

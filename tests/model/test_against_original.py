@@ -295,7 +295,7 @@ def test_short_clips_repeat_their_frames_as_the_original_does(directory):
         model.config.num_frames = case["num_frames"]
         model.config.pooling_shape = [len(case["indices"]), 1, 1]
         model.multi_modal_projector = torch.nn.Identity()
-        filled = model.pool([torch.arange(float(case["available"])).view(-1, 1, 1)])
+        (filled,) = model.pool([torch.arange(float(case["available"])).view(-1, 1, 1)])
         assert filled.flatten().tolist() == case["indices"], case
 
 
@@ -485,4 +485,4 @@ def test_an_end_token_in_an_answer_is_text(encode, processor):
 def test_visual_tokens_are_never_labelled(encode, processor):
     ids, labels = encode("video", LABELS[0]["qa"])
     visual = [label for token, label in zip(ids, labels, strict=True) if token == VIDEO_TOKEN]
-    assert visual == [-100] * processor.num_visual_tokens
+    assert visual == [-100] * processor.num_video_tokens

@@ -160,7 +160,7 @@ def test_model_takes_videos_of_different_lengths(
 def test_token_counts_for_inference_engines(processor: PllavaProcessor) -> None:
     counts = processor._get_num_multimodal_tokens(image_sizes=[(48, 48)] * 2, video_sizes=[(4, 48, 48)])
     assert counts["num_image_tokens"] == [VIDEO_TOKENS] * 2 and counts["num_video_tokens"] == [VIDEO_TOKENS]
-    assert processor.num_frames == 4 and processor.num_visual_tokens == VIDEO_TOKENS
+    assert processor.num_frames == 4 and processor.num_video_tokens == VIDEO_TOKENS
     assert {"input_ids", "pixel_values", "pixel_values_videos"} <= set(processor.model_input_names)
 
 

@@ -18,7 +18,7 @@ def test_labels_are_the_assistants_words_and_end_tokens(processor, clip):
     assert processor.tokenizer.decode(learned[0]) == "red circle</s>it leaves</s>"
     assert processor.tokenizer.decode(learned[1]) == "three</s>"
     assert batch["pixel_values_videos"].shape == (1, 4, 3, 48, 48)
-    assert (batch["input_ids"] == processor.video_token_id).sum() == processor.num_visual_tokens
+    assert (batch["input_ids"] == processor.video_token_id).sum() == processor.num_video_tokens
     assert batch["labels"][batch["attention_mask"] == 0].eq(-100).all()
     assert batch["attention_mask"][1, -1] == 0  # padded on the right
 
@@ -40,7 +40,7 @@ def test_a_long_conversation_loses_its_last_turns(processor, clip):
     turns = [("What is it?", "red circle"), ("And now?", "it leaves"), ("Why?", "red " * 8 + "red")]
     example = {"messages": conversation(*turns, media=["video"]), "videos": [clip]}
     whole = VideoChatCollator(processor).encode(example)
-    for limit in range(processor.num_visual_tokens + 1, len(whole["input_ids"]) + 1):
+    for limit in range(processor.num_video_tokens + 1, len(whole["input_ids"]) + 1):
         collator = VideoChatCollator(processor, max_length=limit)
         batch = collator([example])
         answers = processor.tokenizer.decode(batch["labels"][0][batch["labels"][0] != -100]).split("</s>")[:-1]
@@ -48,7 +48,7 @@ def test_a_long_conversation_loses_its_last_turns(processor, clip):
         assert batch["input_ids"].shape[1] <= limit
         visual = (batch["input_ids"] == processor.video_token_id).sum()
         if answers:
-            assert visual == processor.num_visual_tokens and collator.skipped.lost_turns == 3 - len(answers)
+            assert visual == processor.num_video_tokens and collator.skipped.lost_turns == 3 - len(answers)
         else:
             assert collator.skipped.too_long == 1 and not visual and "pixel_values_videos" not in batch
     assert len(answers) == 3
@@ -57,7 +57,7 @@ def test_a_long_conversation_loses_its_last_turns(processor, clip):
 def test_video_of_a_lost_turn_is_dropped(processor, clips):
     messages = conversation(("What?", "red"), media=["video"]) + conversation(("And this?", "blue"), media=["video"])
     example = {"messages": messages, "videos": [str(clips[0]), str(clips[1])]}
-    batch = VideoChatCollator(processor, max_length=2 * processor.num_visual_tokens)([example])
+    batch = VideoChatCollator(processor, max_length=2 * processor.num_video_tokens)([example])
     assert batch["pixel_values_videos"].shape[0] == 1
     assert VideoChatCollator(processor)([example])["pixel_values_videos"].shape[0] == 2
 

@@ -56,9 +56,9 @@ class VideoChatCollator:
     features: FeatureCache | None = None
 
     def __post_init__(self) -> None:
-        if self.max_length is not None and self.max_length <= self.processor.num_visual_tokens:
+        if self.max_length is not None and self.max_length <= self.processor.num_video_tokens:
             raise ValueError(
-                f"max_length={self.max_length} includes the {self.processor.num_visual_tokens} tokens of a video: add "
+                f"max_length={self.max_length} includes the {self.processor.num_video_tokens} tokens of a video: add "
                 "the length of the text to these (the paper takes 512), or set it to None"
             )
 
@@ -110,8 +110,11 @@ class VideoChatCollator:
         if (labels == IGNORE_INDEX).all():
             raise ValueError("The assistant says nothing in this conversation: there is nothing to learn")
         images, videos = (
-            np.count_nonzero(ids == token) // self.processor.num_visual_tokens
-            for token in (self.processor.image_token_id, self.processor.video_token_id)
+            np.count_nonzero(ids == token) // size
+            for token, size in (
+                (self.processor.image_token_id, self.processor.num_image_tokens),
+                (self.processor.video_token_id, self.processor.num_video_tokens),
+            )
         )
         return {
             "input_ids": ids,
@@ -210,7 +213,7 @@ class PreferenceCollator(VideoChatCollator):
             prompt_end = unlabelled[unlabelled < np.flatnonzero(labels != IGNORE_INDEX).max()].max() + 1
             labels[:prompt_end] = IGNORE_INDEX
         placeholders = np.count_nonzero(texts["chosen"]["input_ids"] == self.processor.video_token_id)
-        videos = self.read_videos(messages, placeholders // self.processor.num_visual_tokens, seed)
+        videos = self.read_videos(messages, placeholders // self.processor.num_video_tokens, seed)
         return {**{name: {**text, **videos} for name, text in texts.items()}, "lost_turns": 0}
 
     def pad(self, encoded: list[dict[str, Any]]) -> dict[str, Any]:

@@ -117,7 +117,7 @@ class FeatureCache:
         for video, key, feature in zip(videos, keys, features, strict=True):
             if video.ndim == 4 and key is not None:
                 self.save(key, feature)
-        tokens = BaseModelOutputWithPooling(pooler_output=model.pool(features))
+        tokens = BaseModelOutputWithPooling(pooler_output=torch.stack(model.pool(features)))
         return args, {**kwargs, "pixel_values_videos": None, "mm_encoder_outputs": {"video": tokens}}
 
     def _file(self, key: str) -> Path:

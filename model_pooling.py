@@ -1,0 +1,105 @@
+"""Choosing the pooling of a model: any of `pooling_pllava.py` works on unchanged weights."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from transformers import PreTrainedModel
+
+from .adapters import plain_model
+from .configuration_pllava import PllavaConfig
+from .pooling_pllava import Pooling, parse_pooling
+from .processing_pllava import PllavaProcessor
+
+logger = logging.getLogger(__name__)
+
+TEXT_TOKENS = 512  # that the context must have room for beside a video: the paper's limit of a training text
+
+
+def choose_pooling(config: PllavaConfig, text: str, num_frames: int | None = None) -> Pooling:
+    """
+    Return the pooling that `text` names for a model: "slowfast", or with its shape "slowfast-4x12x24+16x4x4".
+
+    Args:
+        num_frames: Frames of a clip, by default as many as the model was trained with.
+
+    Raises:
+        ValueError: if there is no such pooling, or its shape is too large for the model.
+    """
+    pooling = parse_pooling(text, num_frames or config.num_frames, config.patch_grid)
+    limits = pooling.num_frames, config.patch_grid, config.patch_grid
+    if any(size > limit for shape in pooling.shapes for size, limit in zip(shape, limits, strict=True)):
+        raise ValueError(
+            f"The pooling {pooling} does not fit: it may have 1 to {limits[0]} frames (as many as are sampled), and 1 "
+            f"to {limits[1]} rows and columns"
+        )
+    extended_rope(config, pooling)  # raises an error if the context cannot be extended
+    return pooling
+
+
+def set_pooling(model: PreTrainedModel, processor: PllavaProcessor, pooling: Pooling) -> None:
+    """
+    Set the pooling of a loaded model and of its processor. Where its tokens do not fit the text model's context, the
+    rotary position embedding is scaled.
+
+    Args:
+        model: A PLLaVA, or PEFT's wrapper around one.
+        pooling: From [`choose_pooling`].
+    """
+    for each in (plain_model(model).config, processor):
+        each.pooling, each.pooling_shape = pooling.name, pooling.shape
+    plain_model(model).config.num_frames = processor.video_processor.num_frames = pooling.num_frames
+    _set_rope(plain_model(model), extended_rope(plain_model(model).config, pooling))
+
+
+@contextmanager
+def pooled(model: PreTrainedModel, pooling: Pooling) -> Iterator[None]:
+    """Give a loaded model another pooling for a while."""
+    config = plain_model(model).config
+    own = config.pooling, config.pooling_shape, config.num_frames, config.text_config.rope_parameters
+    config.pooling, config.pooling_shape, config.num_frames = pooling.name, pooling.shape, pooling.num_frames
+    _set_rope(plain_model(model), extended_rope(config, pooling))
+    try:
+        yield
+    finally:
+        config.pooling, config.pooling_shape, config.num_frames, rope = own
+        _set_rope(plain_model(model), rope)
+
+
+def extended_rope(config: PllavaConfig, pooling: Pooling) -> dict[str, Any]:
+    """
+    Return the text model's RoPE parameters with which a video of this pooling fits the context: its own, or with a
+    linear factor (position interpolation, arXiv 2306.15595), as SlowFast-LLaVA has it for Vicuna.
+
+    Raises:
+        ValueError: if the context is too short, and its RoPE is scaled in another way already.
+    """
+    text, rope = config.text_config, dict(config.text_config.rope_parameters)
+    scaled = rope.get("factor", 1.0) if rope["rope_type"] == "linear" else 1.0
+    factor = math.ceil((pooling.num_tokens + TEXT_TOKENS) / text.max_position_embeddings)
+    if factor <= scaled:
+        return rope
+    if rope["rope_type"] not in ("default", "linear"):
+        raise ValueError(
+            f"The pooling {pooling} makes {pooling.num_tokens:,} tokens of a video, too many for a context of "
+            f"{text.max_position_embeddings:,} tokens, and its RoPE is scaled already ({rope['rope_type']}): choose "
+            "one with fewer tokens"
+        )
+    logger.warning(
+        "%s tokens of a video and %d of text do not fit the context of %s tokens: RoPE is scaled by %d",
+        *(f"{pooling.num_tokens:,}", TEXT_TOKENS, f"{text.max_position_embeddings:,}", factor),
+    )
+    return {**rope, "rope_type": "linear", "factor": float(factor)}
+
+
+def _set_rope(model: PreTrainedModel, parameters: dict[str, Any]) -> None:
+    config, language_model = model.config.text_config, model.get_decoder()
+    if parameters == config.rope_parameters:
+        return
+    config.rope_parameters = parameters
+    rotary = language_model.rotary_emb
+    language_model.rotary_emb = type(rotary)(config=config).to(rotary.inv_freq.device)
