@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from huggingface_hub.dataclasses import strict
 from transformers import LlavaConfig
 
-from .pooling_pllava import POOLINGS, AveragePooling, Pooling
+from .pooling_pllava import PoolingMixin
 
 if TYPE_CHECKING:  # transformers copies imported files into a checkpoint: this import adds the pipeline's
     from .pipeline_pllava import VideoTextToTextPipeline  # noqa: F401
@@ -77,7 +77,7 @@ LIMITS = {
 
 
 @strict
-class PllavaConfig(LlavaConfig):
+class PllavaConfig(PoolingMixin, LlavaConfig):
     r"""
     Configuration of a [`PllavaForConditionalGeneration`]: that of LLaVA (`LlavaConfig`) with a few more values.
 
@@ -135,11 +135,7 @@ class PllavaConfig(LlavaConfig):
     def __post_init__(self, **kwargs):
         kwargs = {"auto_map": dict(AUTO_MAP), "custom_pipelines": dict(CUSTOM_PIPELINES), **kwargs}
         super().__post_init__(**kwargs)
-        if self.pooling not in POOLINGS:
-            raise ValueError(f"`pooling` must be one of {', '.join(POOLINGS)}; got {self.pooling!r}")
-        # JSON has no tuples: a loaded config must equal the saved one
-        self.pooling_shape = self.video_pooling.shape
-        self.image_pooling_shape = self.image_pooling_shape and self.image_pooling.shape
+        self.normalize_shapes()
         tower = VISION_TOWERS.get(self.vision_config.model_type)
         if tower is None:
             raise ValueError(
@@ -158,25 +154,6 @@ class PllavaConfig(LlavaConfig):
             )
         _ = self.num_vision_layers  # raises an error if a layer does not exist
         check_origin(self.origin)
-
-    @property
-    def video_pooling(self) -> Pooling:
-        return POOLINGS[self.pooling](self.pooling_shape, self.num_frames)
-
-    @property
-    def image_pooling(self) -> Pooling:
-        shape = self.image_pooling_shape
-        return self.video_pooling if shape is None else AveragePooling(shape)
-
-    @property
-    def num_video_tokens(self) -> int:
-        """Number of tokens per video in the text."""
-        return self.video_pooling.num_tokens
-
-    @property
-    def num_image_tokens(self) -> int:
-        """Number of tokens per image in the text."""
-        return self.image_pooling.num_tokens
 
     @property
     def image_size(self) -> int:

@@ -28,8 +28,8 @@ TEMPLATE = """---
 *The method, with the sizes of the paper's models.*
 {% endif %}
 {% if processor -%}
-It samples {{ num_frames }} frames of a clip, and writes a placeholder into the prompt for each token of the clip, whose
-frames the model has {{ pooled }}.
+It samples {{ num_frames }} frames of a clip, and writes a placeholder into the prompt for each token of the clip. The
+model has the frames {{ pooled }}.
 {%- else -%}
 {{ num_frames }} frames of a clip pass through the vision tower and the projector. The tokens of all frames are
 {{ pooled }}, which the language model reads as part of its prompt. The pooling has no

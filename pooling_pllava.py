@@ -176,6 +176,46 @@ def repeat_frames(frames: Tensor, num_frames: int) -> Tensor:
 POOLINGS: dict[str, type[Pooling]] = {each.name: each for each in (AveragePooling, SlowFastPooling, MergePooling)}
 
 
+class PoolingMixin:
+    """The poolings of a config or a processor: what follows from the values in its JSON file."""
+
+    num_frames: int
+    pooling: str
+    pooling_shape: Shape | Sequence[Shape]
+    image_pooling_shape: Shape | None
+
+    @property
+    def video_pooling(self) -> Pooling:
+        return find_pooling(self.pooling)(self.pooling_shape, self.num_frames)
+
+    @property
+    def image_pooling(self) -> Pooling:
+        shape = self.image_pooling_shape
+        return self.video_pooling if shape is None else AveragePooling(shape)
+
+    @property
+    def num_video_tokens(self) -> int:
+        """Number of tokens per video in the text."""
+        return self.video_pooling.num_tokens
+
+    @property
+    def num_image_tokens(self) -> int:
+        """Number of tokens per image in the text."""
+        return self.image_pooling.num_tokens
+
+    def normalize_shapes(self) -> None:
+        """Check the shapes and make them lists, as in JSON: what is loaded must equal what was saved."""
+        self.pooling_shape = find_pooling(self.pooling)(self.pooling_shape).shape
+        self.image_pooling_shape = self.image_pooling_shape and AveragePooling(self.image_pooling_shape).shape
+
+
+def find_pooling(name: str) -> type[Pooling]:
+    """Return the class of the pooling `name`; a `ValueError` if there is none."""
+    if name not in POOLINGS:
+        raise ValueError(f"{name!r} is not a pooling; there are {', '.join(POOLINGS)}")
+    return POOLINGS[name]
+
+
 def parse_pooling(text: str, num_frames: int, grid: int) -> Pooling:
     """
     Return the pooling "NAME" in its preset shape, or "NAME-SHAPE", such as "average-16x12x12" or
@@ -188,9 +228,7 @@ def parse_pooling(text: str, num_frames: int, grid: int) -> Pooling:
         ValueError: if there is no such pooling, or the shape is not as it must be.
     """
     name, _, shapes = text.partition("-")
-    if name not in POOLINGS:
-        raise ValueError(f"{text!r}: the poolings are {', '.join(POOLINGS)}; with a shape, average-16x12x12")
-    kind = POOLINGS[name]
+    kind = find_pooling(name)
     if not shapes:
         return kind(kind.preset(num_frames, grid), num_frames)
     try:

@@ -13,7 +13,7 @@ from transformers.utils import cached_file
 
 from .chat_templates_pllava import CHAT_TEMPLATES, MARK
 from .model_card_pllava import CardOnPush
-from .pooling_pllava import POOLINGS, AveragePooling
+from .pooling_pllava import PoolingMixin
 from .video_images_pllava import read_image
 from .video_processing_pllava import PllavaVideosKwargs, flatten_videos
 
@@ -27,7 +27,7 @@ class PllavaProcessorKwargs(ProcessingKwargs, total=False):
     _defaults = {}  # transformers 5.19 requires it to process chats
 
 
-class PllavaProcessor(CardOnPush, ProcessorMixin):
+class PllavaProcessor(PoolingMixin, CardOnPush, ProcessorMixin):
     r"""
     An image processor, a video processor and a tokenizer in one. Each `<video>` and each `<image>` in the text is
     expanded to the placeholder tokens that the model fills with the pooled tokens of that video or image.
@@ -68,9 +68,8 @@ class PllavaProcessor(CardOnPush, ProcessorMixin):
         video_token: str = "<video>",
         chat_template: str | None = None,
     ):
-        self.pooling = pooling
-        self.pooling_shape = POOLINGS[pooling](pooling_shape).shape
-        self.image_pooling_shape = image_pooling_shape and AveragePooling(image_pooling_shape).shape
+        self.pooling, self.pooling_shape, self.image_pooling_shape = pooling, pooling_shape, image_pooling_shape
+        self.normalize_shapes()
         self.image_token, self.video_token = image_token, video_token
         vocabulary = tokenizer.get_vocab()
         for token in (image_token, video_token):
@@ -88,17 +87,6 @@ class PllavaProcessor(CardOnPush, ProcessorMixin):
     def num_frames(self) -> int:
         """Default number of frames that are sampled from a clip."""
         return self.video_processor.num_frames
-
-    @property
-    def num_video_tokens(self) -> int:
-        """Number of placeholder tokens per video."""
-        return POOLINGS[self.pooling](self.pooling_shape).num_tokens
-
-    @property
-    def num_image_tokens(self) -> int:
-        """Number of placeholder tokens per image."""
-        shape = self.image_pooling_shape
-        return self.num_video_tokens if shape is None else AveragePooling(shape).num_tokens
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs) -> "PllavaProcessor":
