@@ -77,10 +77,8 @@ class PllavaModel(PllavaPreTrainedModel, LlavaModel):
         vision_config.num_hidden_layers, vision_config.vision_use_head = config.num_vision_layers, False
         self.vision_tower = AutoModel.from_config(vision_config)
         self.vision_tower.post_layernorm = nn.Identity()  # follows the last layer, which is not read
-        has_layernorm = config.projector_layernorm_eps is not None
-        self.multi_modal_projector = (VipLlavaMultiModalProjector if has_layernorm else LlavaMultiModalProjector)(
-            config
-        )
+        has_norm = config.projector_layernorm_eps is not None
+        self.multi_modal_projector = (VipLlavaMultiModalProjector if has_norm else LlavaMultiModalProjector)(config)
         self.language_model = AutoModel.from_config(config.text_config)
         above = "|".join(map(str, range(config.num_vision_layers, config.vision_config.num_hidden_layers)))
         unread = "|".join([*UNREAD_PARTS, rf"encoder\.layers\.({above})"])
@@ -99,9 +97,8 @@ class PllavaModel(PllavaPreTrainedModel, LlavaModel):
         Returns:
             The vision tower's output for all frames; its `pooler_output` has the tokens, `(videos, tokens, D)`.
         """
-        outputs = self.encode_clips(
-            pixel_values_videos, [self.config.video_pooling] * len(pixel_values_videos), **kwargs
-        )
+        poolings = [self.config.video_pooling] * len(pixel_values_videos)
+        outputs = self.encode_clips(pixel_values_videos, poolings, **kwargs)
         outputs.pooler_output = torch.stack(outputs.pooler_output)
         return outputs
 
@@ -134,7 +131,7 @@ class PllavaModel(PllavaPreTrainedModel, LlavaModel):
         # Chunks save memory, but distributed processes must call the tower equally often
         size = len(frames) if self.training or is_deepspeed_zero3_enabled() else FRAMES_PER_CHUNK
         with torch.set_grad_enabled(torch.is_grad_enabled() and needs_grad):
-            chunks = [self.encode_chunk(chunk, **kwargs) for chunk in frames.to(self.vision_tower.dtype).split(size)]
+            chunks = [self.encode_chunk(chunk, **kwargs) for chunk in frames.split(size)]
         outputs = chunks[0]
         for name, first in outputs.items() if len(chunks) > 1 else ():
             parts = [chunk[name] for chunk in chunks]
@@ -142,18 +139,21 @@ class PllavaModel(PllavaPreTrainedModel, LlavaModel):
             outputs[name] = tuple(map(torch.cat, zip(*parts, strict=True))) if layers else torch.cat(parts)
         return outputs
 
-    def encode_chunk(self, frames: Tensor, **kwargs) -> BaseModelOutputWithPooling:
-        tower, layers = VISION_TOWERS[self.config.vision_config.model_type], self.config.vision_layers
-        inputs = cut_patches(frames, self.config.vision_config.patch_size) if tower.takes_patches else {}
-        if len(layers) > 1:
-            kwargs["output_hidden_states"] = True
-        outputs = self.vision_tower(**{"pixel_values": frames, **inputs}, return_dict=True, **kwargs)
-        if len(layers) > 1:
-            outputs.last_hidden_state = torch.cat([outputs.hidden_states[layer] for layer in layers], dim=-1)
-        outputs.last_hidden_state = outputs.last_hidden_state[
-            :, tower.has_cls :
-        ].contiguous()  # for vLLM's linear layers
-        return outputs
+    def encode_chunk(
+        self, frames: Tensor, output_hidden_states: bool | None = None, **kwargs
+    ) -> BaseModelOutputWithPooling:
+        vision, layers, dtype = self.config.vision_config, self.config.vision_layers, self.vision_tower.dtype
+        tower, inputs = VISION_TOWERS[vision.model_type], {"pixel_values": frames.to(dtype)}
+        if tower.takes_patches:
+            inputs = cut_patches(frames.to(dtype), vision.patch_size)
+        kwargs["output_hidden_states"] = output_hidden_states or len(layers) > 1
+        outputs = self.vision_tower(**inputs, return_dict=True, **kwargs)
+        features = [outputs.hidden_states[layer] for layer in layers] if len(layers) > 1 else [outputs[0]]
+        return BaseModelOutputWithPooling(
+            last_hidden_state=torch.cat(features, dim=-1)[:, tower.has_cls :].contiguous(),  # for vLLM's linear layers
+            hidden_states=outputs.hidden_states if output_hidden_states else None,
+            attentions=outputs.attentions,
+        )
 
     def pool(self, features: Sequence[Tensor], poolings: Sequence[Pooling] | None = None) -> list[Tensor]:
         """Project and pool each clip's features: `(frames, patches, C)` -> `(tokens, D)`, by default as a video's."""

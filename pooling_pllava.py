@@ -27,8 +27,9 @@ def average(tokens: Tensor, shape: Sequence[int]) -> Tensor:
         if size % pooled == 0:
             tokens = tokens.unflatten(axis, (pooled, size // pooled)).mean(axis + 1) if size > pooled else tokens
             continue
-        output, position = torch.arange(pooled)[:, None], torch.arange(size)
-        windows = (output * size // pooled <= position) & (position < -(-(output + 1) * size // pooled))
+        output, position = (torch.arange(count, device=tokens.device) for count in (pooled, size))
+        starts, ends = output * size // pooled, -(-(output + 1) * size // pooled)
+        windows = (starts[:, None] <= position) & (position < ends[:, None])
         windows = windows.to(tokens)  # of 0 and 1, which are exact in each dtype
         sums = torch.tensordot(windows, tokens, dims=([1], [axis])).movedim(0, axis)
         tokens = sums / windows.sum(1).view(-1, *[1] * (tokens.ndim - 1 - axis))
