@@ -156,14 +156,21 @@ class MergePooling(Pooling):
 def find_runs(tokens: Tensor, count: int) -> Tensor:
     """Number the runs of alike tokens: `(places, frames, D)` -> `(places, frames)`, from 0 to `count` - 1."""
     places, frames, _ = tokens.shape
-    sums = tokens.float()  # of each run; their cosine is that of the means
-    runs = torch.arange(frames, device=tokens.device).repeat(places, 1)
+    place = torch.arange(places, device=tokens.device)
+    sums = tokens.to(torch.float32, copy=True)  # of each run; their cosine is that of the means
+    rows = torch.arange(frames, device=tokens.device).repeat(places, 1)  # of the runs in `sums`
+    runs, alike = rows, cosine_similarity(sums[:, :-1], sums[:, 1:], dim=-1)
     for length in range(frames - 1, count - 1, -1):
-        first = cosine_similarity(sums[:, :-1], sums[:, 1:], dim=-1).argmax(1, keepdim=True)
-        runs = runs - (runs > first).long()
-        index = torch.arange(length, device=tokens.device)
-        following = sums.take_along_dim(first[..., None] + 1, 1) * (index == first)[..., None]
-        sums = sums.take_along_dim((index + (index > first))[..., None], 1) + following
+        first = alike.argmax(1)
+        sums[place, rows[place, first]] += sums[place, rows[place, first + 1]]
+        index, after = torch.arange(length, device=tokens.device), first[:, None]
+        runs = runs - (runs > after).long()
+        rows = rows.take_along_dim(index + (index > after).long(), 1)
+        alike = alike.take_along_dim((index + (index >= after).long())[:, :-1], 1)
+        for pair in (first - 1, first) if length > 1 else ():  # the neighbours of the longer run
+            pair = pair.clamp(0, length - 2)
+            left, right = (sums[place, rows[place, run]] for run in (pair, pair + 1))
+            alike[place, pair] = cosine_similarity(left, right, dim=-1)
     return runs
 
 
