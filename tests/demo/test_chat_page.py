@@ -330,13 +330,19 @@ def test_deep_link_attaches_the_clip_and_types_the_question(page, browser, serve
     target = folder / "links" / "film one.mp4"
     shutil.copyfile(world.path, target)
     with open_page(browser) as linked:
-        visit(linked, f"{server}/?video={target}&question=What colour is the cross%3F&num_frames=8&start=1&end=3")
+        visit(
+            linked,
+            f"{server}/?video={target}&question=What colour is the cross%3F&num_frames=8&start=1&end=3"
+            "&pooling=slowfast",
+        )
         expect(linked.locator("#message textarea")).to_have_value("What colour is the cross?")
         expect(answers(linked)).to_have_count(0)
         linked.locator("#message textarea").press("Enter")
         wait_for_answer(linked)
         expect(linked.locator("#seen figcaption")).to_have_count(8)
         expect(linked.locator("#seen")).to_contain_text("film_one.mp4, 1 s to 3 s")
+        linked.locator("#prompt > button").click()
+        expect(linked.locator("#prompt pre")).to_contain_text(f"<video> x {2 * 3 * 6 + 8} ")
     for reference in ("/etc/passwd", world.path, "http://127.0.0.1:1/a.mp4", "ftp://example.org/a.mp4"):
         with open_page(browser) as refused:
             visit(refused, f"{server}/?video={reference}&question=Why%3F")
