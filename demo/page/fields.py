@@ -14,7 +14,7 @@ def settings_fields(engine: Engine) -> list[gr.components.Component]:
     config = engine.config
     bound = {"info": "In seconds", "max_lines": 1, "min_width": 100}
     pooled = (
-        f"Of videos: {', '.join(POOLINGS)}, or one with the shape that is left, as in {config.video_pooling}. "
+        f"Of videos: {', '.join(POOLINGS)}, or one of them with its shape, as in {config.video_pooling}. "
         + (
             "Images are pooled alike"
             if config.image_pooling_shape is None
