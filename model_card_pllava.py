@@ -37,8 +37,8 @@ It samples {{ num_frames }} frames of a clip, and writes a placeholder into the 
 model has the frames {{ pooled }}.
 {%- else -%}
 {{ num_frames }} frames of a clip pass through the vision tower and the projector. The tokens of all frames are
-{{ pooled }}, which the language model reads as part of its prompt. The pooling has no
-parameters.
+{{ pooled }}, which the language
+model reads as part of its prompt. The pooling has no parameters.
 {%- endif %}
 {%- if image %} An image is read by itself, as {{ image }} = {{ num_image_tokens }} tokens.{% endif %}
 
