@@ -19,6 +19,7 @@ from transformers.utils.peft_utils import find_adapter_config_file
 from .adapters import add_adapter, check_model, fetch_adapter, find_base_model, read_adapter_config, set_alpha
 from .checkpoint_files import fingerprint, open_weights, read_shard_index, reading_config
 from .configuration_pllava import PllavaConfig
+from .model_pooling import choose_pooling
 from .modeling_pllava import PllavaForConditionalGeneration
 from .origins import directory_revision
 from .processing_pllava import HUB_OPTIONS, PllavaProcessor
@@ -180,7 +181,7 @@ class Checkpoint:
         revision: The commit on the Hub, or the directory's `fingerprint`.
         adapter, adapter_revision: The same of the adapter, if there is one.
         alpha: The adapter's strength.
-        pooling_shape: T' x h' x w'.
+        pooling: In the notation of `parse_pooling`, such as "average-16x12x12".
         dtype: Such as "bfloat16".
         quantization: Such as "nf4", if the model is quantised.
     """
@@ -190,7 +191,7 @@ class Checkpoint:
     adapter: str | None
     adapter_revision: str | None
     alpha: float | None
-    pooling_shape: tuple[int, int, int]
+    pooling: str
     dtype: str
     quantization: str | None
 
@@ -203,12 +204,18 @@ class Checkpoint:
         dtype: str = "auto",
         quantization_config: QuantizationConfigMixin | None = None,
         revision: str | None = None,
+        pooling: str | None = None,
+        num_frames: int | None = None,
     ) -> Checkpoint:
         """
         Read from configs which model [`load_model`] returns for the same arguments.
 
+        Args:
+            pooling, num_frames: A pooling that the model is given, see [`choose_pooling`].
+
         Raises:
-            OSError, ValueError: if there is no such model or adapter, or the model is not a PLLaVA.
+            OSError, ValueError: if there is no such model or adapter, or the model is not a PLLaVA or cannot have this
+                pooling.
         """
         directory = adapter and fetch_adapter(adapter)
         lora = directory and read_adapter_config(directory)
@@ -216,6 +223,9 @@ class Checkpoint:
             model, base_revision = find_base_model(directory)
             revision = revision or base_revision
         config = load_config(model, revision=revision)
+        if pooling is not None:
+            chosen = choose_pooling(config, pooling, num_frames)
+            config.pooling, config.pooling_shape = chosen.name, chosen.shape
         config.quantization_config = getattr(config, "quantization_config", quantization_config)
         dtype = str(config.dtype).removeprefix("torch.") if dtype == "auto" else dtype
         return cls.of(config, dtype, adapter, lora.lora_alpha if lora and alpha is None else alpha)
@@ -231,7 +241,7 @@ class Checkpoint:
             adapter,
             adapter and directory_revision(fetch_adapter(adapter)),
             alpha,
-            tuple(config.pooling_shape),
+            str(config.video_pooling),
             dtype,
             _quantization_name(getattr(config, "quantization_config", None)),
         )

@@ -15,6 +15,11 @@ EMPTY_CARDS = (  # what transformers and PEFT write
     "This model card has been generated automatically according to the information the Trainer had access to",
 )
 SIGNATURE = re.compile(r"\n<!-- Written by pllava, and not edited while this is its hash: ([0-9a-f]{64}) -->\n\Z")
+POOLED = {
+    "average": "average-pooled to {}",
+    "slowfast": "pooled along a slow and a fast path, to {} and {}",
+    "merge": "merged where they are alike in time, to {}",
+}
 TEMPLATE = """---
 {{ card_data }}
 ---
@@ -32,9 +37,10 @@ It samples {{ num_frames }} frames of a clip, and writes a placeholder into the 
 model has the frames {{ pooled }}.
 {%- else -%}
 {{ num_frames }} frames of a clip pass through the vision tower and the projector. The tokens of all frames are
-{{ pooled }}, which the language model reads as part of its prompt. The pooling has no
-parameters.
+{{ pooled }}, which the language
+model reads as part of its prompt. The pooling has no parameters.
 {%- endif %}
+{%- if image %} An image is read by itself, as {{ image }} = {{ num_image_tokens }} tokens.{% endif %}
 
 ## How to use
 
@@ -133,17 +139,17 @@ def build_card(
         name=repo_id.split("/")[-1],
         summary=summary or summarise(config, values.get("processor", False)),
         num_frames=config.num_frames,
-        pooled=_describe_pooling(config.video_pooling),
+        pooled=f"{describe_pooling(config.video_pooling)} = {config.num_video_tokens:,} tokens",
+        image=config.image_pooling_shape and " x ".join(map(str, config.image_pooling_shape[1:])),
+        num_image_tokens=config.num_image_tokens,
         sections=sections,
         **{"adapter": False, "processor": False, "figure": None, **values},
     )
 
 
-def _describe_pooling(pooling: Pooling) -> str:
-    tokens = f"{pooling.num_tokens:,} tokens"
-    if pooling.name == "average":
-        return f"average-pooled to {' x '.join(map(str, pooling.shape))} = {tokens}"
-    return f"pooled to {tokens} (`{pooling}`)"
+def describe_pooling(pooling: Pooling) -> str:
+    """Say what becomes of a clip's tokens: they are "average-pooled to 16 x 12 x 12"."""
+    return POOLED[pooling.name].format(*(" x ".join(map(str, shape)) for shape in pooling.shapes))
 
 
 def summarise(config: Any, processor: bool) -> str:

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from transformers import PreTrainedModel
+from transformers.utils import logging
 
 from .adapters import plain_model
 from .configuration_pllava import PllavaConfig
 from .pooling_pllava import Pooling, parse_pooling
 from .processing_pllava import PllavaProcessor
 
-logger = logging.getLogger(__name__)
+logger = logging.get_logger(__name__)
 
 TEXT_TOKENS = 512  # that the context must have room for beside a video: the paper's limit of a training text
 
@@ -79,9 +79,8 @@ def extended_rope(config: PllavaConfig, pooling: Pooling) -> dict[str, Any]:
         ValueError: if the context is too short, and its RoPE is scaled in another way already.
     """
     text, rope = config.text_config, dict(config.text_config.rope_parameters)
-    scaled = rope.get("factor", 1.0) if rope["rope_type"] == "linear" else 1.0
     factor = math.ceil((pooling.num_tokens + TEXT_TOKENS) / text.max_position_embeddings)
-    if factor <= scaled:
+    if factor <= _linear_factor(rope):
         return rope
     if rope["rope_type"] not in ("default", "linear"):
         raise ValueError(
@@ -89,11 +88,27 @@ def extended_rope(config: PllavaConfig, pooling: Pooling) -> dict[str, Any]:
             f"{text.max_position_embeddings:,} tokens, and its RoPE is scaled already ({rope['rope_type']}): choose "
             "one with fewer tokens"
         )
-    logger.warning(
+    logger.warning_once(
         "%s tokens of a video and %d of text do not fit the context of %s tokens: RoPE is scaled by %d",
         *(f"{pooling.num_tokens:,}", TEXT_TOKENS, f"{text.max_position_embeddings:,}", factor),
     )
     return {**rope, "rope_type": "linear", "factor": float(factor)}
+
+
+def context_length(config: PllavaConfig, pooling: Pooling | None = None) -> int:
+    """
+    Return how many tokens the text model takes: where RoPE is scaled linearly, that many times its positions.
+
+    Args:
+        pooling: One that a question gets; by default, RoPE is as the config has it.
+    """
+    text = config.text_config
+    rope = getattr(text, "rope_parameters", None) if pooling is None else extended_rope(config, pooling)
+    return int(text.max_position_embeddings * _linear_factor(rope or {}))
+
+
+def _linear_factor(rope: dict[str, Any]) -> float:
+    return rope["factor"] if rope.get("rope_type") == "linear" else 1.0
 
 
 def _set_rope(model: PreTrainedModel, parameters: dict[str, Any]) -> None:

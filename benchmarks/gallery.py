@@ -37,7 +37,7 @@ class Guesser:
         self.name, self.timing = name, Timing()
 
     def describe(self, variant: Variant) -> dict[str, Any]:
-        return {"model": self.name, "num_frames": FRAMES, "sampling": "uniform", "pooling_shape": [16, 12, 12]}
+        return {"model": self.name, "num_frames": FRAMES, "sampling": "uniform", "pooling": "average-16x12x12"}
 
     def answers(self, work: Work) -> Iterator[tuple[Variant, list[tuple[Sample, Answer]]]]:
         draw = random.Random(self.name)

@@ -12,7 +12,7 @@ import typer
 
 from . import captioning, options
 from .captioning import Row, name
-from .program import UsageError
+from .program import UsageError, refuse_passed
 
 if TYPE_CHECKING:
     from pllava.data.publishing.captions import CaptionPush
@@ -72,17 +72,16 @@ def caption(
     request = {"prompt": prompt, "max_new_tokens": max_new_tokens}
     request |= {bound: value for bound, value in {"start": start, "end": end}.items() if value is not None}
     if endpoint:
-        options.refuse_passed(context, LOCAL, options.NO_EFFECT_ON_ENDPOINT)
+        refuse_passed(context, LOCAL, options.NO_EFFECT_ON_ENDPOINT)
         server = options.chat_server(model.model, endpoint, concurrency)
         request |= {"model": model.model, "served": True}
     else:
-        options.refuse_passed(context, {"concurrency"}, "There is no --endpoint")
-        checkpoint, processor = model.read()
+        refuse_passed(context, {"concurrency"}, "There is no --endpoint")
+        checkpoint, processor = model.read(num_frames)
         request |= {
             **asdict(checkpoint),
             "num_frames": num_frames or processor.num_frames,
             "sampling": processor.video_processor.sampling,
-            "pooling_shape": processor.pooling_shape,
         }
     with locked(out):
         known = _known_rows(read_lines(out), request, out)

@@ -25,7 +25,7 @@ def chat(
     from pllava.media import AS_SAMPLED
 
     model: options.ModelOptions = context.obj
-    _, processor = model.read()
+    _, processor = model.read(num_frames)
     frames = sample_frames(processor, video, num_frames, start, end)
     pipe = model.load_pipeline(processor)
     streamer = TextStreamer(processor.tokenizer, skip_prompt=True, skip_special_tokens=True)

@@ -68,6 +68,15 @@ DeviceMap = Annotated[
 ]
 LoadIn4Bit = Annotated[bool, option("--load-in-4bit", help="Quantise with bitsandbytes to NF4.")]
 LoadIn8Bit = Annotated[bool, option("--load-in-8bit", help="Quantise with bitsandbytes to 8 bits.")]
+Pooling = Annotated[
+    str | None,
+    option(
+        help="How a clip becomes fewer tokens: average, slowfast or merge; with a shape as in average-16x12x12 or "
+        "slowfast-4x12x24+16x4x4.",
+        metavar="NAME[-SHAPE]",
+        show_default="as in training",
+    ),
+]
 Check = Annotated[bool, option(help="Check that the answers depend on the video, and on the adapter.")]
 
 
@@ -84,6 +93,7 @@ class ModelOptions:
     device_map: DeviceMap = None
     load_in_4bit: LoadIn4Bit = False
     load_in_8bit: LoadIn8Bit = False
+    pooling: Pooling = None
     check: Check = True
 
     def validate(self) -> None:
@@ -117,24 +127,40 @@ class ModelOptions:
             return pllava.quantization_config(4 if self.load_in_4bit else 8)
         return None
 
-    def read(self) -> "tuple[Checkpoint, PllavaProcessor]":
-        """Read which model it is, and its processor, without loading weights."""
+    def read(self, num_frames: int | None = None) -> "tuple[Checkpoint, PllavaProcessor]":
+        """
+        Read which model it is, and its processor, without loading weights.
+
+        Args:
+            num_frames: Frames of a clip, for the preset shape of `pooling` and for the limits of a shape.
+
+        Raises:
+            UsageError: as [`validate`].
+            OSError, ValueError: as [`Checkpoint.read`].
+        """
         self.validate()
         from transformers import AutoProcessor
 
         from pllava.loading import Checkpoint
+        from pllava.pooling_pllava import parse_pooling
 
         checkpoint = Checkpoint.read(
-            self.path, self.adapter, self.alpha, self.dtype, self.quantization, revision=self.revision
+            self.path, self.adapter, self.alpha, self.dtype, self.quantization, self.revision, self.pooling, num_frames
         )
         commit = None if os.path.isdir(checkpoint.model) else checkpoint.revision
-        return checkpoint, AutoProcessor.from_pretrained(checkpoint.model, revision=commit)
+        chosen: dict[str, Any] = {}
+        if self.pooling is not None:
+            pooling = parse_pooling(checkpoint.pooling, 1, 1)  # its shape is written there
+            chosen = {"pooling": pooling.name, "pooling_shape": pooling.shape}
+            chosen |= {"num_frames": num_frames} if num_frames else {}
+        return checkpoint, AutoProcessor.from_pretrained(checkpoint.model, revision=commit, **chosen)
 
-    def load(self) -> "PreTrainedModel":
-        """Load the model to the device where it runs."""
+    def load(self, processor: "PllavaProcessor") -> "PreTrainedModel":
+        """Load the model to the device where it runs, with the pooling that `processor`, from [`read`], has."""
         from accelerate import PartialState
 
         import pllava
+        from pllava.model_pooling import set_pooling
 
         device_map = self.device_map or (self.device if self.quantization else None)  # quantised models do not move
         with _bars_of_slow_loads():
@@ -150,6 +176,8 @@ class ModelOptions:
             )
         if device_map is None and not self.quantization:
             model.to(self.device or PartialState().device)  # the device of this process, if there are several
+        if self.pooling is not None:
+            set_pooling(model, processor, processor.video_pooling)
         return model
 
     def load_pipeline(self, processor: "PllavaProcessor") -> "VideoTextToTextPipeline":
@@ -157,7 +185,7 @@ class ModelOptions:
 
         from pllava.adapters import plain_model
 
-        model = plain_model(self.load())  # pipelines reject PEFT's class
+        model = plain_model(self.load(processor))  # pipelines reject PEFT's class
         device = {} if getattr(model, "hf_device_map", None) else {"device": model.device}
         return pipeline("video-text-to-text", model, processor=processor, **device)
 
@@ -222,20 +250,6 @@ def chat_server(model: str | None, url: str, concurrency: int) -> "ChatServer":
     if model is None:
         raise UsageError(f"Name the model of {url}: --model")
     return ChatServer(model, url, concurrency)
-
-
-def refuse_passed(context: typer.Context, unused: set[str], reason: str) -> None:
-    """
-    Raises:
-        UsageError: if a parameter in `unused` was passed: it would have no effect, for the `reason`.
-    """
-    passed = {
-        each.name: each.opts[0] if each.param_type_name == "option" else "MODEL"
-        for each in context.command.params
-        if context.get_parameter_source(each.name).name != "DEFAULT"
-    }
-    if names := [written for name, written in passed.items() if name in unused]:
-        raise UsageError(f"{reason}: leave {', '.join(names)} out")
 
 
 # --- clips ---

@@ -25,6 +25,20 @@ class UsageError(TyperException):
     exit_code = 2
 
 
+def refuse_passed(context: typer.Context, unused: set[str], reason: str) -> None:
+    """
+    Raises:
+        UsageError: if a parameter in `unused` was passed: it would have no effect, for the `reason`.
+    """
+    passed = {
+        each.name: each.opts[0] if each.param_type_name == "option" else "MODEL"
+        for each in context.command.params
+        if context.get_parameter_source(each.name).name != "DEFAULT"
+    }
+    if names := [written for name, written in passed.items() if name in unused]:
+        raise UsageError(f"{reason}: leave {', '.join(names)} out")
+
+
 class Program(TyperGroup):
     """A group of commands. Without a command, it shows its help."""
 

@@ -48,11 +48,7 @@ class Asked:
         other_alpha: float | None = None,
     ) -> "Asked":
         """Read the values of the page's fields; a `ValueError` if one cannot be read."""
-        numbers = re.findall(r"\d+", pooling)
-        if pooling.strip() and (len(numbers) != 3 or re.sub(r"[\d\s,x×*]", "", pooling)):
-            raise ValueError(f"The pooling is frames x rows x columns, such as 16 x 3 x 3; got {pooling!r}.")
-        shape = tuple(map(int, numbers)) if numbers else None
-        settings = Settings(num_frames, shape, temperature, int(max_new_tokens), system or "")
+        settings = Settings(num_frames, pooling.strip() or None, temperature, int(max_new_tokens), system or "")
         bounds = read_number("Start", start), read_number("End", end)
         return cls(settings, *bounds, (alpha, other_alpha) if compare else (alpha,))
 

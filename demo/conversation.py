@@ -40,14 +40,14 @@ class Settings:
 
     Args:
         num_frames: Frames sampled from each video.
-        pooling_shape: Frames, rows and columns of the pooled tokens of each video and image.
+        pooling: How each video becomes fewer tokens, in the notation of [`parse_pooling`].
         temperature: 0 is greedy decoding.
         max_new_tokens: Length limit of the answer.
         system: Text before the conversation.
     """
 
     num_frames: int | None = None
-    pooling_shape: tuple[int, int, int] | None = None
+    pooling: str | None = None
     temperature: float = 0.0
     max_new_tokens: int = 256
     system: str = ""

@@ -3,7 +3,7 @@
 import copy
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import groupby
@@ -17,6 +17,8 @@ from transformers import BatchFeature, PreTrainedModel, StoppingCriteria, Stoppi
 
 from ..adapters import plain_model, set_alpha
 from ..media import AS_SAMPLED, MediaGate, MediaRefused
+from ..model_pooling import choose_pooling, context_length, pooled
+from ..pooling_pllava import Pooling
 from ..processing_pllava import PllavaProcessor
 from .conversation import Answer, Medium, Settings, Turn, media_of, to_messages
 
@@ -66,6 +68,7 @@ class Engine:
         on_gpu: Callable[[Callable], Callable] = lambda function: function,
     ):
         self.model, self.processor = model, processor
+        self.config = copy.deepcopy(model.config)  # the model's own has the pooling of the question that is answered
         self.answer = on_gpu(self._answer)
         self._lock = Lock()
         adapters = getattr(model, "peft_config", {})
@@ -76,11 +79,6 @@ class Engine:
         )
         self._load_image = lru_cache(CACHED_MEDIA)(gate.load_image)
 
-    @property
-    def grid(self) -> int:
-        """Rows, and columns, of the patches of a frame."""
-        return self.model.config.patch_grid
-
     def check(self, settings: Settings, alpha: float | None = None) -> None:
         """
         Raises:
@@ -88,14 +86,18 @@ class Engine:
         """
         if alpha is not None and self.alpha is None:
             raise ValueError("Alpha is the strength of an adapter, and this model has none.")
-        frames = max(settings.num_frames or 0, self.model.config.num_frames)
-        limits = (frames, self.grid, self.grid)
-        shape = settings.pooling_shape or self.model.config.pooling_shape
-        if not all(1 <= size <= limit for size, limit in zip(shape, limits, strict=True)):
-            raise ValueError(
-                f"The pooling {' x '.join(map(str, shape))} does not fit: it may have 1 to {frames} frames, and 1 to "
-                f"{self.grid} rows and columns."
-            )
+        self.chosen_pooling(settings)
+
+    def chosen_pooling(self, settings: Settings) -> Pooling | None:
+        """
+        Return the pooling that the settings ask for, or None for the model's own, which takes any number of frames.
+
+        Raises:
+            ValueError: if there is no such pooling, or its shape is too large for the model.
+        """
+        if settings.pooling in (None, str(self.config.video_pooling)):
+            return None
+        return choose_pooling(self.config, settings.pooling, settings.num_frames)
 
     def prepare(self, turns: list[Turn], settings: Settings, column: int = 0) -> Prepared:
         """
@@ -104,10 +106,9 @@ class Engine:
         Raises:
             ValueError: if a medium is refused or broken, a setting does not fit, or the conversation is too long.
         """
-        self.check(settings)
-        shape = list(settings.pooling_shape or self.model.config.pooling_shape)
-        processor = copy.copy(self.processor)  # shares all but the shape
-        processor.pooling_shape = shape
+        processor, pooling = copy.copy(self.processor), self.chosen_pooling(settings)
+        if pooling is not None:  # the copy shares all else
+            processor.pooling, processor.pooling_shape = pooling.name, pooling.shape
         media = media_of(turns)
         loaded = [self._load(medium, settings.num_frames) for medium in media]
         messages = to_messages(turns, settings.system, column, [pixels for pixels, _ in loaded])
@@ -119,7 +120,7 @@ class Engine:
             return_tensors="pt",
             processor_kwargs=AS_SAMPLED,
         )
-        tokens, limit = inputs["input_ids"].shape[1], self.model.config.text_config.max_position_embeddings
+        tokens, limit = inputs["input_ids"].shape[1], context_length(self.config, pooling)
         if tokens + settings.max_new_tokens > limit:
             raise ValueError(
                 f"The conversation has {tokens:,} tokens, and the answer may have {settings.max_new_tokens:,} more, "
@@ -220,27 +221,19 @@ class Engine:
                 set_alpha(self.model, alpha)
             model = plain_model(self.model)
             inputs = BatchFeature(dict(prepared.inputs)).to(model.device)
-            # The same weights with a config of their own, so that no other question gets this pooling
-            encoder = copy.copy(model.model)
-            encoder.config = copy.copy(model.config)
-            encoder.config.pooling_shape = list(settings.pooling_shape or model.config.pooling_shape)
-            encoded = {}
-            if "pixel_values_videos" in inputs:
-                encoded["video"] = encoder.get_video_features(inputs.pop("pixel_values_videos"))
-            if "pixel_values" in inputs:
-                encoded["image"] = encoder.get_image_features(inputs.pop("pixel_values"))
             sampling = {"do_sample": False}
             if settings.temperature > 0:
                 sampling = {"do_sample": True, "temperature": settings.temperature}
-            model.generate(
-                **inputs,
-                **({"mm_encoder_outputs": encoded} if encoded else {}),
-                **sampling,
-                num_beams=1,
-                max_new_tokens=settings.max_new_tokens,
-                stopping_criteria=StoppingCriteriaList([watch]),
-                streamer=streamer,
-            )
+            pooling = self.chosen_pooling(settings)
+            with nullcontext() if pooling is None else pooled(model, pooling):
+                model.generate(
+                    **inputs,
+                    **sampling,
+                    num_beams=1,
+                    max_new_tokens=settings.max_new_tokens,
+                    stopping_criteria=StoppingCriteriaList([watch]),
+                    streamer=streamer,
+                )
 
 
 @contextmanager

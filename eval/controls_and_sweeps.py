@@ -4,6 +4,8 @@ import random
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..configuration_pllava import PllavaConfig
+from ..model_pooling import choose_pooling
 from ..result_files.folders import CONTROLS
 from .benchmarks.samples import ClipKey
 
@@ -15,37 +17,40 @@ class Variant:
         name: The name of its results folder; "" is the plain run, without control and with the model's own settings.
         control: One of `CONTROLS`.
         alpha: The LoRA strength.
-        pooling_shape: T' x h' x w'.
+        pooling: In the notation of `parse_pooling`, with its shape.
     """
 
     name: str = ""
     control: str | None = None
     alpha: float | None = None
-    pooling_shape: tuple[int, int, int] | None = None
+    pooling: str | None = None
 
 
 PLAIN = Variant()
 CONTROL_VARIANTS = [Variant(name, control=name) for name in CONTROLS]
 
 
-def parse_sweep(text: str) -> list[Variant]:
+def parse_sweep(text: str, config: PllavaConfig, num_frames: int | None = None) -> list[Variant]:
     """
-    Return one variant for each value in "alpha=0,4,32" or "pooling_shape=16x12x12,16x8x8".
+    Return one variant for each value in "alpha=0,4,32" or "pooling=average-16x8x8,slowfast,merge".
+
+    Args:
+        config: The model's. A pooling without a shape has the preset shape for it, which is in the variant's name.
+        num_frames: Frames of a clip, by default as many as the model was trained with.
 
     Raises:
-        ValueError: if the text has neither form.
+        ValueError: if the text has neither form, or the model cannot have a pooling.
     """
     setting, _, values = text.partition("=")
     try:
         if setting == "alpha":
             return [Variant(f"alpha={float(value):g}", alpha=float(value)) for value in values.split(",")]
-        if setting == "pooling_shape":
-            shapes = [tuple(int(side) for side in value.split("x")) for value in values.split(",")]
-            if all(len(shape) == 3 and min(shape) > 0 for shape in shapes):
-                return [Variant(f"pooling_shape={'x'.join(map(str, shape))}", pooling_shape=shape) for shape in shapes]
     except ValueError:
         pass
-    raise ValueError(f"{text!r}: a sweep is alpha=0,4,32 or pooling_shape=16x12x12,16x8x8")
+    if setting == "pooling" and values:
+        poolings = dict.fromkeys(str(choose_pooling(config, value, num_frames)) for value in values.split(","))
+        return [Variant(f"pooling={pooling}", pooling=pooling) for pooling in poolings]
+    raise ValueError(f"{text!r}: a sweep is alpha=0,4,32 or pooling=average-16x8x8,slowfast,merge")
 
 
 def choose_frames(control: str | None, count: int, clip: ClipKey) -> list[int]:

@@ -24,7 +24,7 @@ from ..result_files.formatting import format_problems, run_name
 
 NOT_SHOWN = {"benchmark", "samples", "prompts", *LOCATION_SETTINGS}  # keys of run.json: hashes, and places
 REVISIONS = ("revision", "adapter_revision")
-TITLES = {"num_frames": "frames", "pooling_shape": "pooling"}
+TITLES = {"num_frames": "frames"}
 PAPER_FRAMES = 16
 SHOWN_REVISION = 12  # characters
 
@@ -66,7 +66,7 @@ class Run:
     @property
     def is_served(self) -> bool:
         """Whether a server answered, which samples the frames of most clips itself."""
-        return "pooling_shape" not in self.settings
+        return "pooling" not in self.settings
 
     @property
     def sampling(self) -> tuple[int, str]:
@@ -149,7 +149,7 @@ def _own_name(run: Run) -> str:
     swept = run.folder.resolve().name
     # A run with an adapter has its alpha in its name
     if is_variant(run.folder, run.settings) and swept.startswith(tuple(f"{key}=" for key in SWEPT_SETTINGS)):
-        name += "" if swept.startswith("alpha=") else f", {swept.replace('_', ' ')}"
+        name += "" if swept.startswith("alpha=") else f", {swept}"
     return name
 
 
@@ -172,6 +172,4 @@ def _differing_folders(runs: Sequence[Run]) -> list[str]:
 
 
 def _as_text(value: Any) -> str:
-    if isinstance(value, list):
-        return " x ".join(map(str, value))
     return f"{value:g}" if isinstance(value, float) else str(value)

@@ -17,7 +17,7 @@ CONTROLS = {
     "shuffled": "frames shuffled",
     "reversed": "frames reversed",
 }
-SWEPT_SETTINGS = ("alpha", "pooling_shape")
+SWEPT_SETTINGS = ("alpha", "pooling")
 LOCATION_SETTINGS = {"endpoint"}  # keys of run.json that say where the model ran, and do not affect its answers
 OLDER_SETTINGS = {"sampling": "uniform"}  # of the runs whose run.json is older than these keys
 

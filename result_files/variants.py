@@ -3,10 +3,11 @@
 from pathlib import Path
 from typing import Any
 
+from ..pooling_pllava import parse_pooling
 from .folders import CONTROLS, LOCATION_SETTINGS, OLDER_SETTINGS, SWEPT_SETTINGS, Metrics, read_metrics
 from .formatting import format_mean, format_value, main_measure, markdown_table, measure_title, sorted_tasks
 
-Points = list[tuple[Any, Metrics]]  # the values of a swept setting, in ascending order, and their metrics
+Points = list[tuple[float | str, Metrics]]  # the values of a swept setting, in ascending order, and their metrics
 
 
 def read_controls(folder: Path, run: Metrics) -> tuple[dict[str, Metrics], str | None]:
@@ -31,14 +32,14 @@ def read_sweep(folder: Path, setting: str) -> tuple[Points, str | None]:
     if not results:
         return [], None
     comparable, note = _keep_comparable(results, list(results.values())[-1], setting)
-    points = [(_swept_value(metrics, setting), metrics) for metrics in comparable.values()]
-    return sorted(points, key=lambda point: point[0]), note
+    points = [(metrics["run"][setting], metrics) for metrics in comparable.values()]
+    return sorted(points, key=lambda point: _place(point[0])), note
 
 
 def format_sweep(setting: str, points: Points) -> str:
     """Return a table in Markdown of the main measure, overall and by task, with a column for each value."""
     measure = main_measure(points[0][1])
-    titles = ["x".join(map(str, value)) if isinstance(value, tuple) else f"{value:g}" for value, _ in points]
+    titles = [value if isinstance(value, str) else f"{value:g}" for value, _ in points]
     rows = [
         ["coverage", *(f"{metrics['coverage']:.1%}" for _, metrics in points)],
         ["**all** [95 % interval]", *(format_mean(metrics, measure) for _, metrics in points)],
@@ -58,9 +59,9 @@ def format_gains(metrics: Metrics, controls: dict[str, Metrics], measure: str) -
     return f"Gain from the whole video in {title}: {text}. Where it is small, the questions do not need the video."
 
 
-def _swept_value(metrics: Metrics, setting: str) -> Any:
-    value = metrics["run"][setting]
-    return tuple(value) if isinstance(value, list) else value
+def _place(value: float | str) -> tuple[float, str]:
+    """The place of a swept value: that of a pooling is its number of tokens."""
+    return (parse_pooling(value, 1, 1).num_tokens, value) if isinstance(value, str) else (value, "")
 
 
 def _keep_comparable(results: dict[str, Metrics], run: Metrics, varied: str) -> tuple[dict[str, Metrics], str | None]:

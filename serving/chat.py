@@ -15,6 +15,7 @@ from transformers.cli.serving.chat_completion import ChatCompletionHandler
 from transformers.cli.serving.utils import GenerationState
 
 from ..media import AS_SAMPLED, MediaGate, MediaRefused
+from ..model_pooling import context_length
 from ..processing_pllava import PllavaProcessor
 from ..video_sampling_pllava import MAX_FRAMES
 from .errors import ApiError
@@ -51,7 +52,7 @@ class ChatHandler(ChatCompletionHandler):
         super().__init__(model_manager=None, generation_state=GenerationState())
         self.name, self.model, self.processor = name, model, processor
         self._gate, self._decoders, self._metrics = gate, decoders, metrics
-        self.context = model.config.get_text_config().max_position_embeddings
+        self.context = context_length(model.config)
         self._longest_token = max(map(len, processor.tokenizer.get_vocab()))
 
     async def handle_request(self, request: ChatRequest, call: Call) -> StreamingResponse | JSONResponse:

@@ -58,7 +58,7 @@ def demo(
     links = MediaGate(allowed_media_domains, allowed_local_media_path)
     checkpoint, processor = model_options.read()
     name = published_name(checkpoint.adapter or checkpoint.model)
-    page = build_demo(model_options.load(), processor, name, folder / "shared", links=links)
+    page = build_demo(model_options.load(processor), processor, name, folder / "shared", links=links)
     _, address, _ = page.launch(
         server_name=host, server_port=port, quiet=True, prevent_thread_lock=True, **launch_options()
     )

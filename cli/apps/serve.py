@@ -75,4 +75,4 @@ def serve(
             f"Warning: everyone who reaches {host}:{port} can use the model: set PLLAVA_API_KEY, or leave --host out",
             err=True,
         )
-    serve(name, plain_model(model_options.load()), processor, gate, address, max_requests, api_key)
+    serve(name, plain_model(model_options.load(processor)), processor, gate, address, max_requests, api_key)

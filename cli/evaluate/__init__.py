@@ -1,5 +1,6 @@
 """`pllava eval`: the metrics of a model on benchmarks, and how two models differ."""
 
+import os
 from collections.abc import Iterable
 from dataclasses import replace
 from functools import partial
@@ -9,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from .. import options
-from ..program import UsageError
+from ..program import UsageError, refuse_passed
 from . import parameters
 
 if TYPE_CHECKING:
-    from pllava.eval import Judge, LocalModel
+    from pllava.eval import Judge, LocalModel, Variant
 
 # The parameters that make sense only together with others, see `_refuse_unused`
 SERVER_JUDGE = {"judge_temperature", "judge_rpm"}
@@ -88,15 +89,15 @@ def evaluate(
         return
     variants = [] if sweep and not controls else [evaluation.PLAIN]
     variants += evaluation.CONTROL_VARIANTS if controls else []
-    variants += evaluation.parse_sweep(sweep) if sweep else []
-    samples = [evaluation.read_samples(each, data, limit) for each in benchmarks]
-    loaded_judge = load_judge(out)
     if endpoint:
         server = options.chat_server(model_options.model, endpoint, concurrency)
         number = {"num_frames": num_frames} if num_frames else {}
         answerer = evaluation.Endpoint(server, **number, allowed_media_domains=allowed_media_domains)
     else:
         answerer = _local_model(model_options, num_frames, chat_template, batch_size, workers, allowed_media_domains)
+        variants += _swept(sweep, answerer) if sweep else []
+    samples = [evaluation.read_samples(each, data, limit) for each in benchmarks]
+    loaded_judge = load_judge(out)
     _print_results(
         evaluation.evaluate_suite(
             benchmarks, samples, answerer, out, variants, loaded_judge, limit, seed, retry_failed
@@ -112,7 +113,7 @@ def _refuse_unused(context: typer.Context) -> None:
         UsageError: if a parameter of this call would have no effect, or two of them contradict each other.
     """
     everything = {each.name for each in context.command.params}
-    values, refuse = context.params, partial(options.refuse_passed, context)
+    values, refuse = context.params, partial(refuse_passed, context)
     if values["compare"]:
         refuse(everything - {"compare"}, "--compare reads saved results as they are")
     if values["rescore"]:
@@ -141,11 +142,11 @@ def _local_model(
     """Return a model whose weights are loaded when the first answer is needed."""
     from pllava.eval import LocalModel
 
-    checkpoint, processor = model_options.read()
+    checkpoint, processor = model_options.read(num_frames)
     if num_frames:
         processor.video_processor.num_frames = num_frames
     return LocalModel(
-        model_options.load,
+        partial(model_options.load, processor),
         processor,
         model_options.adapter,
         chat_template,
@@ -154,6 +155,16 @@ def _local_model(
         checkpoint,
         allowed_media_domains,
     )
+
+
+def _swept(sweep: str, model: "LocalModel") -> "list[Variant]":
+    """Return the variants of a sweep, for which the model's config is read."""
+    from pllava.eval import parse_sweep
+    from pllava.loading import load_config
+
+    name, commit = model.checkpoint.model, model.checkpoint.revision
+    config = load_config(name, revision=None if os.path.isdir(name) else commit)
+    return parse_sweep(sweep, config, model.processor.num_frames)
 
 
 def _print_results(results: Iterable[tuple[Path, dict[str, dict[str, Any]]]], with_sweeps: bool = False) -> None:

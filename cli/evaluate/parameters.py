@@ -31,7 +31,8 @@ Controls = Annotated[
 Sweep = Annotated[
     str | None,
     benchmark_option(
-        help="Ask again with other values of alpha=0,4,20,32 or pooling_shape=16x12x12,16x8x8.", metavar="NAME=VALUES"
+        help="Ask again with other values of alpha=0,4,20,32 or pooling=average-16x8x8,slowfast,merge.",
+        metavar="NAME=VALUES",
     ),
 ]
 NumFrames = Annotated[

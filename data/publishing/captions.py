@@ -17,7 +17,7 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from datasets import Features, List, Value, Video
+from datasets import Features, Value, Video
 from datasets.utils.py_utils import convert_file_size_to_int
 from huggingface_hub import CommitOperationAdd, DatasetCard, HfApi, HfFileSystem
 from tqdm import tqdm
@@ -41,7 +41,7 @@ COLUMNS = {
     "alpha": Value("float64"),
     "num_frames": Value("int32"),
     "sampling": Value("string"),
-    "pooling_shape": List(Value("int32")),
+    "pooling": Value("string"),
     "dtype": Value("string"),
     "quantization": Value("string"),
     "max_new_tokens": Value("int32"),

@@ -16,6 +16,7 @@ from .layout import Layout
 LINK = "(id) => `${location.origin}${location.pathname}?conversation=${id}`"
 Update = dict[Any, Any]  # what components show from now on
 
+MAX_POOLING = 100  # characters
 WARNING_SECONDS = 20
 LEAVE_SECONDS = 0.3  # in which a part of the answer that is on its way arrives, to be replaced
 READY = {"submit_btn": True, "stop_btn": False, "value": None}
@@ -65,7 +66,7 @@ class Events:
         page.recorder.stop_recording(self._attach, [page.recorder, page.message], page.message, queue=False, **quiet)
         stored = page.share.click(self._share, page.turns, page.link, **quiet)
         stored.success(None, page.link, page.link, js=LINK, **quiet)
-        blocks.load(self._open, None, [*all_parts, *page.settings[:3]], concurrency_limit=None, **quiet)
+        blocks.load(self._open, None, [*all_parts, *page.settings[:4]], concurrency_limit=None, **quiet)
         if self.actions.engine.alpha is not None:
             alphas = page.settings[-3:]
             changes = [field.change for field in alphas]
@@ -145,13 +146,14 @@ class Events:
         num_frames: int | None = None,
         start: float | None = None,
         end: float | None = None,
+        pooling: str | None = None,
         temperature: float = 0.0,
         max_new_tokens: int = 256,
         alpha: float | None = None,
     ) -> str:
         """Ask one question about uploaded videos and images. The answer is streamed."""
         bounds = ["" if bound is None else str(bound) for bound in (start, end)]
-        values = (num_frames, *bounds, "", temperature, max_new_tokens, "", alpha)
+        values = (num_frames, *bounds, pooling or "", temperature, max_new_tokens, "", alpha)
         paths = [file["path"] if isinstance(file, dict) else str(file) for file in files]
         turns = self.actions.take({"text": question, "files": paths}, [], values)
         for grown, _, _ in self.actions.answer(turns, secrets.token_hex(), values):
@@ -214,6 +216,8 @@ class Events:
             for name, field in zip(("num_frames", "start", "end"), page.settings, strict=False):
                 if (number := read_number(name, wanted.get(name, ""))) is not None:
                     shown[field] = int(number) if name == "num_frames" else f"{number:g}"
+            if "pooling" in wanted:
+                shown[page.settings[3]] = wanted["pooling"][:MAX_POOLING]
             if "conversation" in wanted:
                 turns = self.actions.open_shared(wanted["conversation"])
                 shown |= {**self._talk(turns), page.facts: views.facts(turns[-1].answers)}

@@ -2,6 +2,7 @@
 
 import gradio as gr
 
+from ...pooling_pllava import POOLINGS
 from ..engine import Engine
 
 MAX_FRAMES = 128
@@ -10,10 +11,16 @@ MAX_TOKENS = 2048
 
 def settings_fields(engine: Engine) -> list[gr.components.Component]:
     """Build the fields of the settings, in the order in which `Asked.read` takes their values."""
-    config = engine.model.config
-    grid = engine.grid
+    config = engine.config
     bound = {"info": "In seconds", "max_lines": 1, "min_width": 100}
-    pooled = f"Frames x rows x columns that are left of each video and image; at most {grid} rows and columns"
+    pooled = (
+        f"Of videos: {', '.join(POOLINGS)}, or one of them with its shape, as in {config.video_pooling}. "
+        + (
+            "Images are pooled alike"
+            if config.image_pooling_shape is None
+            else f"Images keep their {config.num_image_tokens} tokens"
+        )
+    )
     limit = {"precision": 0, "minimum": 1}
     with gr.Row():
         frames = gr.Number(
@@ -21,7 +28,7 @@ def settings_fields(engine: Engine) -> list[gr.components.Component]:
         )
         start = gr.Textbox("", label="Start", placeholder="beginning", **bound)
         end = gr.Textbox("", label="End", placeholder="end", **bound)
-    pooling = gr.Textbox(" x ".join(map(str, config.pooling_shape)), label="Pooling", info=pooled, max_lines=1)
+    pooling = gr.Textbox(str(config.video_pooling), label="Pooling", info=pooled, max_lines=1)
     temperature = gr.Slider(0, 2, 0, step=0.1, label="Temperature", info="0 always gives the likeliest answer")
     tokens = gr.Number(256, label="Length limit", info="Tokens of an answer", maximum=MAX_TOKENS, **limit)
     system = gr.Textbox("", label="System text", info="Comes before the conversation", lines=2, max_lines=6)

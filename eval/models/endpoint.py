@@ -48,7 +48,7 @@ class Endpoint(Answerer):
         self._sampler = PllavaVideoProcessor(do_resize=False)
 
     def describe(self, variant: Variant) -> dict[str, Any]:
-        if variant.alpha is not None or variant.pooling_shape is not None:
+        if variant.alpha is not None or variant.pooling is not None:
             raise ValueError("A sweep changes the model: it needs the model's weights, not an endpoint")
         return {
             "model": self.server.model,

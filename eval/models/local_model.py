@@ -8,7 +8,7 @@ the vision tower once. `generation.py` does the same for the language model.
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from functools import cache, cached_property, partial
 from itertools import islice
@@ -23,6 +23,8 @@ from ...adapters import plain_model, set_alpha
 from ...chat_templates_pllava import CHAT_TEMPLATES
 from ...loading import Checkpoint
 from ...media.batch import PUBLIC_HOSTS, gate_for
+from ...model_pooling import pooled
+from ...pooling_pllava import parse_pooling
 from ..benchmarks.benchmark import Benchmark
 from ..benchmarks.samples import ClipKey, Sample
 from ..controls_and_sweeps import Variant, choose_frames
@@ -93,7 +95,7 @@ class LocalModel(Answerer):
             "alpha": checkpoint.alpha if variant.alpha is None else variant.alpha,
             "num_frames": self.processor.num_frames,
             "sampling": self.processor.video_processor.sampling,
-            "pooling_shape": list(variant.pooling_shape or checkpoint.pooling_shape),
+            "pooling": variant.pooling or checkpoint.pooling,
             "chat_template": self.chat_template,
             "control": variant.control,
         }
@@ -216,17 +218,14 @@ class LocalModel(Answerer):
     @contextmanager
     def _configured(self, variant: Variant) -> Iterator[None]:
         """Set the model to a sweep's value, and back to its own afterwards."""
-        if variant.alpha is not None:
-            set_alpha(self.loaded, variant.alpha)
-        if variant.pooling_shape is not None:
-            self.model.config.pooling_shape = list(variant.pooling_shape)
-        try:
-            yield
-        finally:
+        with ExitStack() as settings:
             if variant.alpha is not None:
-                set_alpha(self.loaded, self.checkpoint.alpha)
-            if variant.pooling_shape is not None:
-                self.model.config.pooling_shape = list(self.checkpoint.pooling_shape)
+                set_alpha(self.loaded, variant.alpha)
+                settings.callback(set_alpha, self.loaded, self.checkpoint.alpha)
+            if variant.pooling not in (None, self.checkpoint.pooling):
+                pooling = parse_pooling(variant.pooling, self.processor.num_frames, self.model.config.patch_grid)
+                settings.enter_context(pooled(self.model, pooling))
+            yield
 
     def _encode_frames(self, pixels: torch.Tensor) -> torch.Tensor:
         """

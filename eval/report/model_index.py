@@ -92,7 +92,7 @@ def _settings(metrics: Metrics) -> dict[str, Any]:
         "judge_prompt_hash": judge.get("prompts"),
         "model_revision": run.get("revision"),
         "adapter_revision": run.get("adapter_revision"),
-        **{name: run.get(name) for name in ("alpha", "num_frames", "pooling_shape", "chat_template")},
+        **{name: run.get(name) for name in ("alpha", "num_frames", "pooling", "chat_template")},
         **{name: run.get(name) for name in ("dtype", "quantization")},
         "interval_seed": metrics["seed"],
         "hardware": metrics["hardware"],

@@ -1,6 +1,6 @@
 """Plots of a run: its tasks, and the sweeps of its settings. Each is drawn for light and for dark pages."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from textwrap import fill
@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from matplotlib.transforms import ScaledTranslation
 
+from ...pooling_pllava import parse_pooling
 from ...result_files.folders import Metrics
 from ...result_files.formatting import (
     format_value,
@@ -29,6 +30,7 @@ from .paper import PAPER
 WIDTH = 8  # inches
 LEGEND_CHARACTERS = 40  # in a line of the legend: a longer name is wrapped
 MUTED_MARKERS = "s^Dv"  # the main line has circles
+PAPER_FRAMES = 4  # in figure 7
 
 
 @dataclass(frozen=True)
@@ -150,26 +152,25 @@ def _draw_alpha(benchmark: Benchmark, points: Points, measure: str, theme: Theme
     _draw_lines(axes, {fill(run_name(points[0][1]["run"], "alpha"), LEGEND_CHARACTERS): points}, measure, theme)
     if best := PAPER["best_alpha"].get(benchmark.paper):
         axes.axvline(best, linestyle=":", color=theme.muted[0], label="best in the paper")
-    _label_axes([axes], ["alpha"], measure)
+    _label_axes(axes, "alpha", measure)
     return figure
 
 
 def _draw_pooling(benchmark: Benchmark, points: Points, measure: str, theme: Theme) -> Figure:
-    """As in the paper's figure 7: over the side of square shapes, if there are any, and over the pooled frames."""
-    by_frames, by_shape = {}, {}
-    for (frames, height, width), metrics in points:
-        by_shape.setdefault(f"{height} x {width} per frame", []).append((frames, metrics))
-        if height == width:
-            by_frames.setdefault(f"{frames} frames", []).append((height, metrics))
+    """Over the tokens of a clip, with a line for each pooling; of one path, for each number of frames left."""
+    lines: dict[str, Points] = {}
+    for value, metrics in points:
+        pooling = parse_pooling(value, 1, 1)
+        frames = f", {pooling.shapes[0][0]} frames" if pooling.num_paths == 1 else ""
+        lines.setdefault(pooling.name + frames, []).append((pooling.num_tokens, metrics))
     figure = Figure(figsize=(WIDTH, 4), layout="constrained")
-    panels = figure.subplots(1, 2 if by_frames else 1, sharey=True, squeeze=False)[0]
-    if by_frames:
-        _draw_lines(panels[0], by_frames, measure, theme)
-        if published := PAPER["spatial_pooling"].get(benchmark.paper):
-            sides = [int(side) for side in published]
-            panels[0].plot(sides, list(published.values()), ":", color=theme.muted[0], label="the paper, 4 frames")
-    _draw_lines(panels[-1], by_shape, measure, theme)
-    _label_axes(panels, ["side of the spatial pooling", "pooled frames"][-len(panels) :], measure)
+    axes = figure.subplots()
+    _draw_lines(axes, lines, measure, theme)
+    if published := PAPER["spatial_pooling"].get(benchmark.paper):  # figure 7
+        tokens = [PAPER_FRAMES * int(side) ** 2 for side in published]
+        label = f"average, {PAPER_FRAMES} frames, in the paper"
+        axes.plot(tokens, list(published.values()), ":", color=theme.muted[0], label=label)
+    _label_axes(axes, "tokens of a clip", measure)
     return figure
 
 
@@ -195,11 +196,9 @@ def _draw_lines(axes: Axes, lines: dict[str, Points], measure: str, theme: Theme
         axes.axhline(100 * points[0][1]["chance"], linestyle="--", linewidth=1, color=theme.text, label="chance")
 
 
-def _label_axes(panels: Sequence[Axes], titles: Sequence[str], measure: str) -> None:
-    panels[0].set(ylabel=measure_title(measure))
-    for axes, title in zip(panels, titles, strict=True):
-        integers = all(float(x).is_integer() for line in axes.lines for x in line.get_xdata())
-        axes.xaxis.set_major_locator(MaxNLocator(integer=integers, min_n_ticks=1))
-        axes.set(xlabel=title)
-        axes.grid(axis="y", linewidth=0.6)
-        axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2)
+def _label_axes(axes: Axes, title: str, measure: str) -> None:
+    integers = all(float(x).is_integer() for line in axes.lines for x in line.get_xdata())
+    axes.xaxis.set_major_locator(MaxNLocator(integer=integers, min_n_ticks=1))
+    axes.set(xlabel=title, ylabel=measure_title(measure))
+    axes.grid(axis="y", linewidth=0.6)
+    axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2)

@@ -118,7 +118,7 @@ class CaptionSummary:
         named_clips: The pairs of both.
         models: The captions of each model: its name, revision, adapter, alpha and precision.
         prompts: The captions for each prompt.
-        frames: The captions for each choice of frames and lengths: frames, sampling, pooling shape, longest answer.
+        frames: The captions for each choice of frames and lengths: frames, sampling, pooling, longest answer.
     """
 
     captions: int = 0
@@ -141,8 +141,7 @@ class CaptionSummary:
         precision = row["quantization"] or row["dtype"]
         self.models[row["model"], row["revision"], row["adapter"], row["alpha"], precision] += 1
         self.prompts[row["prompt"]] += 1
-        shape = tuple(row["pooling_shape"] or ())
-        self.frames[row["num_frames"], row["sampling"], shape, row["max_new_tokens"]] += 1
+        self.frames[row["num_frames"], row["sampling"], row["pooling"], row["max_new_tokens"]] += 1
 
     @property
     def ambiguous(self) -> int:

@@ -2,8 +2,8 @@
 
 import re
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 from huggingface_hub import ModelCard
@@ -12,9 +12,18 @@ from transformers.utils import ADAPTER_CONFIG_NAME, CONFIG_NAME, PROCESSOR_NAME
 from ...adapters import ALPHA_FILE
 from ...configuration_pllava import PllavaConfig
 from ...files import read_object, replace_file
-from ...model_card_pllava import build_card, hub_ids, is_generated, name_source, one_or_list, sign, sources
+from ...model_card_pllava import (
+    build_card,
+    describe_pooling,
+    hub_ids,
+    is_generated,
+    name_source,
+    one_or_list,
+    sign,
+    sources,
+)
 from ...origins import CARD, ModelSource
-from ...pooling_pllava import POOLINGS
+from ...pooling_pllava import PoolingMixin, parse_pooling
 from .nano_card import nano_options
 from .rendering import METHOD_FIGURE, render
 from .training_log import LOSS_FIGURE, TrainingSummary
@@ -120,15 +129,24 @@ def _adapter_card(
     return build_card(repo_id, _shape(directory, summary), text, adapter=True, **options)
 
 
-def _shape(directory: Path, summary: TrainingSummary | None = None) -> SimpleNamespace:
-    """Return the frames and the pooling of an adapter or a processor, which have no config of the model."""
+@dataclass(frozen=True)
+class Shape(PoolingMixin):
+    """The frames and the poolings of an adapter or a processor, which have no config of the model."""
+
+    num_frames: int
+    pooling: str
+    pooling_shape: list
+    image_pooling_shape: list | None
+
+
+def _shape(directory: Path, summary: TrainingSummary | None = None) -> Shape:
     if summary is not None:
-        shape = summary.frames
-    else:
-        processor = read_object(directory / PROCESSOR_NAME, "pooling_shape", "video_processor")
-        shape = {**processor, "num_frames": processor["video_processor"]["num_frames"]}
-    pooling = POOLINGS[shape.get("pooling", "average")](shape["pooling_shape"])
-    return SimpleNamespace(num_frames=shape["num_frames"], video_pooling=pooling)
+        frames = summary.frames
+        pooling = parse_pooling(frames["pooling"], frames["num_frames"], 1)
+        return Shape(frames["num_frames"], pooling.name, pooling.shape, frames["image_pooling_shape"])
+    processor = read_object(directory / PROCESSOR_NAME, "pooling_shape", "video_processor")
+    num_frames, name = processor["video_processor"]["num_frames"], processor.get("pooling", "average")
+    return Shape(num_frames, name, processor["pooling_shape"], processor.get("image_pooling_shape"))
 
 
 # --- sections --------------------------------------------------------------------------------------------------------
@@ -137,7 +155,11 @@ def _shape(directory: Path, summary: TrainingSummary | None = None) -> SimpleNam
 def _training_section(directory: Path, summary: TrainingSummary, base: ModelSource | None) -> str:
     figure = LOSS_FIGURE if (directory / LOSS_FIGURE).exists() else None
     return render(
-        "training.md", summary=summary, base=name_source(base.to_dict() if base else summary.base), figure=figure
+        "training.md",
+        summary=summary,
+        base=name_source(base.to_dict() if base else summary.base),
+        pooled=describe_pooling(parse_pooling(summary.frames["pooling"], 1, 1)),
+        figure=figure,
     )
 
 

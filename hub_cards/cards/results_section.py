@@ -9,7 +9,8 @@ from huggingface_hub import EvalResult, ModelCard, constants
 from huggingface_hub.repocard import REGEX_YAML_BLOCK
 from huggingface_hub.repocard_data import model_index_to_eval_results
 
-from ...model_card_pllava import SIGNATURE
+from ...model_card_pllava import SIGNATURE, describe_pooling
+from ...pooling_pllava import parse_pooling
 from ...result_files.folders import Metrics
 from ...result_files.formatting import (
     format_mean,
@@ -31,7 +32,7 @@ LIMITS = "## Limits and bias"  # in our cards, the section after the how-to and 
 MAX_OPEN_ROWS = 8  # of a table; longer ones are folded
 SETTINGS = {  # in model-index.yaml, and how they are called in the card
     "num_frames": "{} frames",
-    "pooling_shape": "pooled to {}",
+    "pooling": "{}",
     "alpha": "alpha {}",
     "dtype": "{}",
     "quantization": "quantised ({})",
@@ -178,7 +179,7 @@ def _details(results: BenchmarkResults) -> dict[str, Any] | None:
         gains = format_gains(metrics, results.controls, measure) if results.controls else None
     for setting, points in results.sweeps.items():
         swept = measure_title(main_measure(points[0][1]))
-        tables.append((f"{swept} by {setting.replace('_', ' ')}", format_sweep(setting, points)))
+        tables.append((f"{swept} by {setting}", format_sweep(setting, points)))
     settings = _settings_text(results)
     if not tables and not settings:
         return None
@@ -201,8 +202,8 @@ def _settings_text(results: BenchmarkResults) -> str | None:
         return None
     result = results.eval_results[0]
     settings, details = dict(result.dataset_args or {}), result.metric_args or {}
-    if shape := settings.get("pooling_shape"):
-        settings["pooling_shape"] = " x ".join(map(str, shape))
+    if pooling := settings.get("pooling"):
+        settings["pooling"] = describe_pooling(parse_pooling(pooling, 1, 1))
     settings |= {name: f"{float(settings[name]):g}" for name in ("alpha", "judge_temperature") if name in settings}
     if "chance" in details:
         settings["chance"] = _format(result, details["chance"])

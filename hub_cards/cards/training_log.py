@@ -38,7 +38,8 @@ class TrainingSummary:
     Args:
         trainer: Its class.
         base: The model that it started from: the fields of a [`~pllava.origins.ModelSource`].
-        frames: `num_frames`, `pooling`, `pooling_shape`, and how frames were drawn (`sampling`) if it is known.
+        frames: `num_frames`, `pooling` in the notation of `parse_pooling`, the config's `image_pooling_shape`, and how
+            frames were drawn (`sampling`) if it is known.
         batch_size: Examples in an optimizer step, of all processes.
         arguments: The values of `ARGUMENTS`.
         lora: Rank, alpha, dropout and targets, if an adapter was trained.
@@ -90,8 +91,8 @@ class TrainingSummary:
             frames={
                 "num_frames": config.num_frames,
                 "sampling": sampling,
-                "pooling": config.pooling,
-                "pooling_shape": config.pooling_shape,
+                "pooling": str(config.video_pooling),
+                "image_pooling_shape": config.image_pooling_shape,
             },
             steps=state.global_step,
             max_steps=state.max_steps,

@@ -20,6 +20,7 @@ from local_hub import local_hub
 from model_inputs import TOKENS
 from peft import get_peft_model
 from PIL import Image
+from transformers import AutoProcessor
 from trl import DPOConfig, SFTConfig
 from typer.testing import CliRunner
 from video_files import white_png
@@ -27,6 +28,7 @@ from video_files import white_png
 import pllava
 from pllava.checkpoint_files import fingerprint
 from pllava.eval import Checkpoint
+from pllava.model_pooling import choose_pooling, set_pooling
 from pllava.nano.data import render
 from pllava_cli import app
 
@@ -207,6 +209,58 @@ def test_chat_sees_the_part_from_start_to_end(answer, checkpoint, clips):
     assert result.stdout.strip() == answer([chat]).strip() != whole.strip()
 
 
+@pytest.mark.parametrize(
+    ("pooling", "num_frames", "named"),
+    [
+        ("average-2x3x6", None, "average-2x3x6"),
+        ("slowfast", None, "slowfast-1x3x6+4x1x1"),
+        ("merge", 8, "merge-4x3x3"),
+    ],
+)
+def test_chat_gives_the_clip_another_pooling(answer, checkpoint, clips, pooling, num_frames, named):
+    frames = [] if num_frames is None else ["--num-frames", num_frames]
+    result = run("chat", clips[0], "What happens?", "--model", checkpoint, "--pooling", pooling, *frames, *SHORT)
+    assert result.exit_code == 0, result.stderr
+    model, processor = pllava.load_model(checkpoint, check=False), AutoProcessor.from_pretrained(checkpoint)
+    chosen = choose_pooling(model.config, pooling, num_frames)
+    assert str(chosen) == named
+    set_pooling(model, processor, chosen)
+    messages = [message("user", "What happens?", clips[0])]
+    inputs = processor.apply_chat_template(
+        messages, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
+    )
+    assert inputs["pixel_values_videos"].shape[1] == (num_frames or 4)
+    ids = model.generate(**inputs, max_new_tokens=TOKENS, do_sample=False)[0, inputs["input_ids"].shape[1] :]
+    expected = processor.decode(ids, skip_special_tokens=True).strip()
+    assert result.stdout.strip() == expected != answer(messages).strip()
+
+
+@pytest.mark.parametrize("command", ["chat", "caption", "eval", "serve", "demo"])
+@pytest.mark.parametrize(
+    ("pooling", "reason"),
+    [
+        ("maximum", "'maximum' is not a pooling; there are average, slowfast, merge"),
+        ("", "'' is not a pooling"),
+        ("merge-4x3", "three positive integers"),
+        ("slowfast-4x3x3", "three positive integers for each of 2 paths"),
+        ("average-4x7x3", "The pooling average-4x7x3 does not fit: it may have 1 to 4 frames"),
+    ],
+)
+def test_a_pooling_that_the_model_cannot_have_is_refused_before_weights_are_read(
+    checkpoint, clips, world, tmp_path, monkeypatch, command, pooling, reason
+):
+    monkeypatch.setattr(pllava, "load_model", lambda *_, **__: pytest.fail("weights are read"))
+    arguments = {
+        "chat": [clips[0], "What?", "--model", checkpoint],
+        "caption": [clips[0], "--model", checkpoint, "--out", tmp_path / "out.jsonl"],
+        "eval": [checkpoint, "--data", world, "--out", tmp_path],
+        "serve": [checkpoint, "--port", 0],
+        "demo": [checkpoint, "--folder", tmp_path],
+    }[command]
+    result = run(command, *arguments, "--pooling", pooling)
+    assert result.exit_code == 1 and result.stderr.startswith("Error: ") and reason in result.stderr, result.output
+
+
 # --- errors ----------------------------------------------------------------------------------------------------------
 
 
@@ -333,9 +387,19 @@ def test_caption_records_how_it_was_made(caption, checkpoint, clips, tmp_path, m
         "quantization": None,
         "num_frames": 2,
         "sampling": "uniform",
-        "pooling_shape": [4, 3, 3],
+        "pooling": "average-4x3x3",
         "max_new_tokens": TOKENS,
     }
+
+
+def test_captions_say_which_pooling_made_them(caption, clips, tmp_path):
+    assert caption(clips[0], "--out", tmp_path / "plain.jsonl").exit_code == 0
+    assert caption(clips[0], "--pooling", "merge", "--num-frames", 8).exit_code == 0
+    (plain,), (merged,) = read(tmp_path / "plain.jsonl"), read(tmp_path / "out.jsonl")
+    assert (plain["pooling"], plain["num_frames"]) == ("average-4x3x3", 4)
+    assert (merged["pooling"], merged["num_frames"]) == ("merge-4x3x3", 8)
+    assert merged["caption"] != plain["caption"]
+    assert "0 captioned, 1 done before" in caption(clips[0], "--pooling", "merge-4x3x3", "--num-frames", 8).stdout
 
 
 def test_file_takes_captions_made_in_one_way(caption, checkpoint, clips, tmp_path):
@@ -356,6 +420,7 @@ def test_file_takes_captions_made_in_one_way(caption, checkpoint, clips, tmp_pat
         (["--load-in-4bit"], "'quantization': 'nf4'"),
         (["--load-in-8bit"], "'quantization': 'llm_int8'"),
         (["--num-frames", 3], "'num_frames': 3"),
+        (["--pooling", "slowfast"], "'pooling': 'slowfast-1x3x6+4x1x1'"),
         (["--max-new-tokens", 7], "'max_new_tokens': 7"),
     ]:
         result = caption(*clips, *options)

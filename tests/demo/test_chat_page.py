@@ -173,7 +173,7 @@ def test_settings_change_what_the_model_sees(page, world):
     page.get_by_label("Frames", exact=True).fill("8")
     page.get_by_label(re.compile("Start")).fill("1")
     page.get_by_label(re.compile("End")).fill("2")
-    page.get_by_label("Pooling").fill("8 x 2 x 3")
+    page.get_by_label("Pooling").fill("average-8x2x3")
     page.get_by_label("System text").fill("Be brief.")
     ask(page, "Describe the video.")
     expect(page.locator("#seen figcaption")).to_have_count(8)
@@ -181,10 +181,10 @@ def test_settings_change_what_the_model_sees(page, world):
     assert 1 <= times[0] and times[-1] <= 2
     page.locator("#prompt > button").click()
     expect(page.locator("#prompt pre")).to_have_text("Be brief. USER:<video> x 48 Describe the video. ASSISTANT:")
-    page.get_by_label("Pooling").fill("8 x 9 x 3")
+    page.get_by_label("Pooling").fill("average-8x9x3")
     page.locator("#message textarea").fill("Describe the video.")
     page.locator("#message textarea").press("Enter")
-    expect(page.locator(".toast-body")).to_contain_text("The pooling 8 x 9 x 3 does not fit")
+    expect(page.locator(".toast-body")).to_contain_text("The pooling average-8x9x3 does not fit")
     expect(page.locator("#message textarea")).to_have_value("Describe the video.")
 
 
@@ -330,13 +330,19 @@ def test_deep_link_attaches_the_clip_and_types_the_question(page, browser, serve
     target = folder / "links" / "film one.mp4"
     shutil.copyfile(world.path, target)
     with open_page(browser) as linked:
-        visit(linked, f"{server}/?video={target}&question=What colour is the cross%3F&num_frames=8&start=1&end=3")
+        visit(
+            linked,
+            f"{server}/?video={target}&question=What colour is the cross%3F&num_frames=8&start=1&end=3"
+            "&pooling=slowfast",
+        )
         expect(linked.locator("#message textarea")).to_have_value("What colour is the cross?")
         expect(answers(linked)).to_have_count(0)
         linked.locator("#message textarea").press("Enter")
         wait_for_answer(linked)
         expect(linked.locator("#seen figcaption")).to_have_count(8)
         expect(linked.locator("#seen")).to_contain_text("film_one.mp4, 1 s to 3 s")
+        linked.locator("#prompt > button").click()
+        expect(linked.locator("#prompt pre")).to_contain_text(f"<video> x {2 * 3 * 6 + 8} ")
     for reference in ("/etc/passwd", world.path, "http://127.0.0.1:1/a.mp4", "ftp://example.org/a.mp4"):
         with open_page(browser) as refused:
             visit(refused, f"{server}/?video={reference}&question=Why%3F")

@@ -15,9 +15,10 @@ from pllava import NANO, load_model
 from pllava.demo.conversation import Answer, Medium, Settings, Turn, cut_newest_video
 from pllava.demo.engine import Engine
 from pllava.media import MediaRefused
+from pllava.model_pooling import choose_pooling, set_pooling
 
 QUESTION = "Describe the video."
-FEWER = Settings(pooling_shape=(8, 2, 3))
+FEWER = Settings(pooling="average-8x2x3")
 
 
 def ask(engine, *turns, settings=Settings(), alpha=None):  # noqa: B008
@@ -62,18 +63,59 @@ def test_turns_videos_and_images_in_one_conversation(engine, clip, picture, nano
     assert ask(engine, *turns, settings=Settings(system="Be brief.")).text == expected
 
 
-def test_pooling_changes_one_question_and_no_other(engine, clip):
+def other_model(pooling, num_frames=None):
+    """nano, and its processor, with another pooling."""
+    model, processor = load_model(NANO, check=False), AutoProcessor.from_pretrained(NANO)
+    set_pooling(model, processor, choose_pooling(model.config, pooling, num_frames))
+    return model, processor
+
+
+@pytest.mark.parametrize(
+    ("settings", "tokens"),
+    [
+        (FEWER, 8 * 2 * 3),
+        (Settings(pooling="slowfast"), 4 * 3 * 6 + 16),
+        (Settings(pooling="slowfast", num_frames=8), 2 * 3 * 6 + 8),
+        (Settings(pooling="merge"), 8 * 3 * 3),
+    ],
+)
+def test_pooling_changes_one_question_and_no_other(engine, clip, settings, tokens):
     before = ask(engine, Turn(QUESTION, (clip,)))
-    answer = ask(engine, Turn(QUESTION, (clip,)), settings=FEWER)
-    other = load_model(NANO)
-    other.config.pooling_shape = [8, 2, 3]
-    processor = AutoProcessor.from_pretrained(NANO)
-    processor.pooling_shape = [8, 2, 3]
+    answer = ask(engine, Turn(QUESTION, (clip,)), settings=settings)
     content = [{"type": "video", "path": clip.path}, {"type": "text", "text": QUESTION}]
-    assert answer.text == generate(other, processor, [{"role": "user", "content": content}])
-    assert answer.tokens_in == before.tokens_in - 16 * 3 * 3 + 8 * 2 * 3
-    assert engine.model.config.pooling_shape == engine.processor.pooling_shape == [16, 3, 3]
+    expected = generate(*other_model(settings.pooling, settings.num_frames), [{"role": "user", "content": content}])
+    assert answer.text == expected != before.text
+    assert answer.tokens_in == before.tokens_in - 16 * 3 * 3 + tokens
+    assert {str(each.video_pooling) for each in (engine.model.config, engine.processor)} == {"average-16x3x3"}
     assert ask(engine, Turn(QUESTION, (clip,))).text == before.text
+
+
+def test_images_that_are_read_in_full_keep_their_tokens(clip, picture, gate):
+    """The pooling is for videos then; without it, images are pooled alike."""
+    model, processor = other_model("average-8x2x3")
+    model.config.image_pooling_shape = processor.image_pooling_shape = [1, 6, 6]
+    own, own_processor = load_model(NANO, check=False), AutoProcessor.from_pretrained(NANO)
+    own.config.image_pooling_shape = own_processor.image_pooling_shape = [1, 6, 6]
+    engine, turn = Engine(own, own_processor, gate), Turn(QUESTION, (clip, picture))
+    prepared = engine.prepare([turn], FEWER)
+    assert "<video> x 48<image> x 36" in "".join(prepared.prompt.split("\n"))
+    content = [{"type": "video", "path": clip.path}, {"type": "image", "path": picture.path}]
+    messages = [{"role": "user", "content": [*content, {"type": "text", "text": QUESTION}]}]
+    assert ask(engine, turn, settings=FEWER).text == generate(model, processor, messages)
+
+
+def test_more_tokens_than_the_context_has_scale_rope_for_one_question(engine, clip):
+    """576 tokens of a video leave no room for 512 of text in a context of 1024."""
+    finest, rope = Settings(pooling="average-16x6x6"), dict(engine.model.config.text_config.rope_parameters)
+    before = ask(engine, Turn(QUESTION, (clip,))).text
+    content = [{"type": "video", "path": clip.path}] * 2
+    messages = [{"role": "user", "content": [*content, {"type": "text", "text": QUESTION}]}]
+    answer = ask(engine, Turn(QUESTION, (clip, clip)), settings=finest)
+    assert answer.tokens_in > 2 * 576 and answer.text == generate(*other_model("average-16x6x6"), messages)
+    assert engine.model.config.text_config.rope_parameters == rope
+    assert ask(engine, Turn(QUESTION, (clip,))).text == before
+    with pytest.raises(ValueError, match="the model takes 2,048 in all"):
+        engine.prepare([Turn(QUESTION, (clip,) * 4)], finest)
 
 
 def test_two_alphas_are_two_models(adapter, clip, nano_processor, gate):
@@ -185,14 +227,29 @@ def test_bounds_belong_to_the_newest_video(clip, picture):
 # --- what is refused ---
 
 
-@pytest.mark.parametrize("shape", [(17, 3, 3), (16, 7, 3), (16, 3, 0)])
-def test_pooling_that_the_grid_does_not_allow_is_refused(engine, clip, shape):
-    with pytest.raises(ValueError, match="does not fit: it may have 1 to 16 frames, and 1 to 6 rows and columns"):
-        engine.prepare([Turn(QUESTION, (clip,))], Settings(pooling_shape=shape))
+@pytest.mark.parametrize(
+    ("pooling", "reason"),
+    [
+        ("average-17x3x3", r"does not fit: it may have 1 to 16 frames \(.*\), and 1 to 6 rows and columns"),
+        ("slowfast-4x3x7+16x1x1", r"does not fit: it may have 1 to 16 frames \(.*\), and 1 to 6 rows and columns"),
+        ("average-16x3x0", "three positive integers"),
+        ("maximum", "there are average, slowfast, merge"),
+    ],
+)
+def test_pooling_that_the_model_cannot_have_is_refused(engine, clip, pooling, reason):
+    with pytest.raises(ValueError, match=reason):
+        engine.prepare([Turn(QUESTION, (clip,))], Settings(pooling=pooling))
+
+
+def test_fewer_frames_than_the_models_own_pooling_has(engine, clip):
+    """The page shows the model's own pooling in its field, which then stays as it is."""
+    own = engine.prepare([Turn(QUESTION, (clip,))], Settings(num_frames=8, pooling="average-16x3x3")).inputs
+    unsaid = engine.prepare([Turn(QUESTION, (clip,))], Settings(num_frames=8)).inputs
+    assert own["pixel_values_videos"].shape[1] == 8 and torch.equal(own["input_ids"], unsaid["input_ids"])
 
 
 def test_more_frames_allow_more_pooled_frames(engine, clip):
-    settings = Settings(num_frames=20, pooling_shape=(20, 3, 3))
+    settings = Settings(num_frames=20, pooling="average-20x3x3")
     assert engine.prepare([Turn(QUESTION, (clip,))], settings).inputs["pixel_values_videos"].shape[1] == 20
 
 

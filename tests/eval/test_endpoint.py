@@ -138,9 +138,11 @@ def test_controls_change_the_frames_that_are_sent(tmp_path):
     assert error < 3 < np.abs(backwards[0].astype(int) - plain[0][taken].astype(int)).mean()
 
 
-def test_sweep_of_an_endpoint_is_refused(data, tmp_path):
+@pytest.mark.parametrize("swept", ["alpha=1", "pooling=merge"])
+def test_sweep_of_an_endpoint_is_refused(data, tmp_path, swept):
+    variants = parse_sweep(swept, pllava.PllavaConfig())
     with pytest.raises(ValueError, match="needs the model's weights"):
-        evaluate(benchmark("msvd_qa"), server("http://nowhere"), str(data), tmp_path, parse_sweep("alpha=1"))
+        evaluate(benchmark("msvd_qa"), server("http://nowhere"), str(data), tmp_path, variants)
 
 
 def test_encode_clip_keeps_the_frames():
@@ -175,6 +177,7 @@ def test_command_evaluates_and_judges_at_servers(data, tmp_path):
     for options, message in {
         "--chat-template plain": "for a local model",
         "--adapter mine": "for a local model",
+        "--pooling merge": "leave --pooling out",
         "--batch-size 16 --alpha 2": "leave --alpha, --batch-size out",
         "--dtype float16 --load-in-4bit --workers 3": "leave --dtype, --load-in-4bit, --workers out",
         f"--judge-endpoint {judge_url}": "--judge",

@@ -268,17 +268,36 @@ def test_choose_frames():
         assert choose_frames("shuffled", 16, other) != shuffled
 
 
-def test_sweep_of_pooling_shapes(nano, world, tmp_path):
-    variants = parse_sweep("pooling_shape=16x3x3,16x1x1,4x3x3")
-    found = evaluate(benchmark("nano"), local(nano), str(world), tmp_path, [PLAIN, *variants])
-    own = found["pooling_shape=16x3x3"]
-    assert own["accuracy"] == found[""]["accuracy"] > found["pooling_shape=16x1x1"]["accuracy"]
-    assert own["run"]["pooling_shape"] == [16, 3, 3] and found["pooling_shape=4x3x3"]["run"]["pooling_shape"][0] == 4
+def test_sweep_of_poolings(nano, world, tmp_path):
+    """Each has the answers of a model that is given this pooling; the model keeps its own."""
     model, processor = nano
-    assert tuple(model.config.pooling_shape) == (16, 3, 3)  # restored
+    variants = parse_sweep("pooling=average-16x3x3,average-16x1x1,slowfast,merge", model.config)
+    found = evaluate(benchmark("nano"), local(nano), str(world), tmp_path, [PLAIN, *variants])
+    assert str(model.config.video_pooling) == "average-16x3x3"
+    own = found["pooling=average-16x3x3"]
+    assert own["accuracy"] == found[""]["accuracy"] > found["pooling=average-16x1x1"]["accuracy"]
+    assert own["run"] == found[""]["run"]
     text = (tmp_path / "nano" / "report.md").read_text()
-    assert "| accuracy (%) by pooling_shape | 4x3x3 | 16x1x1 | 16x3x3 |" in text
-    assert Image.open(tmp_path / "nano" / "sweep_pooling_shape.png").size[0] > 500
+    others = ["merge-8x3x3", "slowfast-4x3x6+16x1x1"]
+    assert f"| accuracy (%) by pooling | average-16x1x1 | {' | '.join(others)} | average-16x3x3 |" in text
+    assert Image.open(tmp_path / "nano" / "sweep_pooling.png").size[0] > 500
+    answers = [[row["prediction"] for row in lines(tmp_path / "nano")]]
+    for pooling in others:
+        assert found[f"pooling={pooling}"]["run"]["pooling"] == pooling
+        alone = tmp_path / pooling
+        run("nano", "--pooling", pooling, "--data", world, "--out", alone, "--workers", 0)
+        answers.append([row["prediction"] for row in lines(alone / "nano")])
+        assert [row["prediction"] for row in lines(tmp_path / "nano" / f"pooling={pooling}")] == answers[-1]
+    assert answers[0] != answers[1] != answers[2] != answers[0]
+
+
+def test_poolings_without_a_shape_get_one_for_the_frames_that_are_sampled(world, tmp_path):
+    arguments = ["--data", world, "--out", tmp_path, "--limit", 1, "--workers", 0]
+    finished = run("nano", *arguments, "--num-frames", 8, "--sweep", "pooling=slowfast,merge,average")
+    assert "| accuracy (%) by pooling | merge-4x3x3 | slowfast-2x3x6+8x1x1 | average-8x3x3 |" in finished.stdout
+    again = run("nano", *arguments, "--num-frames", 8, "--sweep", "pooling=merge-4x3x3")  # goes on in its folder
+    assert "merge-4x3x3" in again.stdout
+    assert metrics(tmp_path / "nano" / "pooling=merge-4x3x3")["run"]["num_frames"] == 8
 
 
 def test_sweep_of_alpha(world, tmp_path):
@@ -311,13 +330,28 @@ def test_sweep_of_alpha(world, tmp_path):
 
 
 def test_parse_sweep():
-    assert Variant("alpha=4", alpha=4.0) in parse_sweep("alpha=0,4")
+    config = pllava.PllavaConfig()
+    assert Variant("alpha=4", alpha=4.0) in parse_sweep("alpha=0,4", config)
+    merge = "merge-8x12x12"
+    assert parse_sweep("pooling=merge,merge-8x12x12", config) == [Variant(f"pooling={merge}", pooling=merge)]
 
 
-@pytest.mark.parametrize("text", ["beta=1", "alpha=", "alpha=a", "pooling_shape=16x12", "pooling_shape=16x0x3"])
-def test_invalid_sweep_is_an_error(text):
-    with pytest.raises(ValueError, match="a sweep is alpha="):
-        parse_sweep(text)
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("beta=1", "a sweep is alpha="),
+        ("alpha=", "a sweep is alpha="),
+        ("alpha=a", "a sweep is alpha="),
+        ("pooling=", "a sweep is alpha="),
+        ("pooling=average,maximum", "'maximum' is not a pooling; there are average, slowfast, merge"),
+        ("pooling=average-16x12", "three positive integers"),
+        ("pooling=average-16x0x3", "three positive integers"),
+        ("pooling=merge-8x25x12", "1 to 24 rows and columns"),
+    ],
+)
+def test_invalid_sweep_is_an_error(text, reason):
+    with pytest.raises(ValueError, match=reason):
+        parse_sweep(text, pllava.PllavaConfig())
 
 
 # --- judges and comparisons ------------------------------------------------------------------------------------------

@@ -134,7 +134,7 @@ def test_rescoring_needs_no_model_and_no_data(unbroken, tmp_path, monkeypatch):
 def test_rescoring_keeps_the_samples_of_each_variant(nano, world, tmp_path):
     """A sweep over a part of the samples, beside a run over all of them."""
     evaluate(benchmark("nano"), nano, str(world), tmp_path)
-    sweep = parse_sweep("pooling_shape=8x3x3")
+    sweep = parse_sweep("pooling=average-8x3x3", nano.model.config)
     evaluate(benchmark("nano"), nano, str(world), tmp_path, sweep, limit=1)
     folders = tmp_path / "nano", tmp_path / "nano" / sweep[0].name
     before = [metrics(folder) for folder in folders]

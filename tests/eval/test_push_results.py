@@ -14,6 +14,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData, parse_eval_res
 from huggingface_hub.repocard_data import model_index_to_eval_results
 from local_hub import local_hub
 
+from pllava import PllavaConfig
 from pllava.eval import PLAIN, Judge, Variant, evaluate, load_benchmark, load_prompts, parse_sweep
 from pllava.eval.models.answerer import Answer, Timing
 from pllava.eval.models.openai_client import Reply
@@ -35,7 +36,7 @@ class ScriptedModel:
     def __init__(self, folder, right, **described):
         self.folder, self.right, self.timing = folder, right, Timing()
         self.described = {"model": str(folder / "my pllava" / "checkpoint"), "revision": "0123456789abcdef"}
-        self.described |= {"num_frames": 16, "pooling_shape": [16, 12, 12], "endpoint": "http://10.1.2.3/v1"}
+        self.described |= {"num_frames": 16, "pooling": "average-16x12x12", "endpoint": "http://10.1.2.3/v1"}
         self.described |= described
 
     def describe(self, variant):
@@ -92,7 +93,7 @@ def folder(tmp_path_factory):
     mine = declare(
         folder, "mine", score="multiple_choice", hub="ours/mine", hub_benchmark={"id": "ours/mine", "task_id": "all"}
     )
-    sweep = parse_sweep("alpha=2,4,8")
+    sweep = parse_sweep("alpha=2,4,8", PllavaConfig())
     right = {"": 4, "no_video": 2, "alpha=2": 5, "alpha=4": 9, "alpha=8": 9}
     evaluate(mine, ScriptedModel(folder, right), str(folder), folder / "out", [PLAIN, NO_VIDEO, *sweep])
     judge = Judge(Grader(folder, pred="yes"), load_prompts()["judge"], folder / "cache.jsonl", temperature=0.5)
@@ -130,7 +131,7 @@ def check_digits(results, out):
     counts = {name: arguments[name] for name in ("evaluated", "expected", "unreadable", "truncated", "empty")}
     assert counts == {"evaluated": "14", "expected": "15", "unreadable": "1", "truncated": "0", "empty": "0"}
     assert arguments["prompt_hash"] == mine["run"]["prompts"] and arguments["model_revision"] == "0123456789abcdef"
-    assert (arguments["num_frames"], arguments["pooling_shape"]) == ("16", ["16", "12", "12"])
+    assert (arguments["num_frames"], arguments["pooling"]) == ("16", "average-16x12x12")
     assert arguments["hardware"] == mine["hardware"] and arguments["seconds"] == repr(mine["time"]["seconds"])
     value, arguments = results["judged", "score (0 to 5)"]
     assert value == repr(judged["score"]) and [*map(float, arguments["interval_95"])] == judged["score_ci"]
@@ -291,7 +292,7 @@ def test_section_has_rounded_values_and_says_on_what_they_depend(folder):
     assert "Judged: 1 unreadable, 1 ungraded." in text and "Mine: 1 unreadable." in text
     assert re.search(r"\| Mine \| accuracy \(%\) \| \*\*4\*\* \| 60.0 \[.*\] \| 2: 33.3, 8: 60.0 \|", text)
     assert "Gain from the whole video in accuracy (%): 13.3 over no video." in text
-    assert "16 frames, pooled to 16 x 12 x 12, model `0123456789abcdef`, chance level 50.0. The " in text
+    assert "16 frames, average-pooled to 16 x 12 x 12, model `0123456789abcdef`, chance level 50.0. The " in text
     assert "26.66" not in text and str(folder) not in text
 
 

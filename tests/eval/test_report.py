@@ -11,6 +11,7 @@ from matplotlib.colors import rgb_to_hsv, to_rgb
 from matplotlib.figure import Figure
 from PIL import Image
 
+from pllava import PllavaConfig
 from pllava.data.inspection import ClipStatistics, Report
 from pllava.data.inspection_report import write_reports
 from pllava.data.sources import Source
@@ -29,7 +30,11 @@ from pllava.result_files.variants import read_sweeps
 OPTIONS = ["Ran.", "Sat.", "Fell.", "Left."]
 TASKS = {"Action Sequence": 4, "Action Count": 2}  # of MVBench, and the numbers of options
 QUESTIONS = 16  # of each task
-SWEEPS = [*parse_sweep("alpha=0,8,32"), *parse_sweep("pooling_shape=16x3x3,16x1x1,4x3x3")]
+CONFIG = PllavaConfig()
+SWEEPS = [
+    *parse_sweep("alpha=0,8,32", CONFIG),
+    *parse_sweep("pooling=average-16x3x3,average-16x1x1,average-4x3x3", CONFIG),
+]
 
 
 class ScriptedModel:
@@ -39,8 +44,8 @@ class ScriptedModel:
         self.model, self.form, self.timing = model, form, Timing()
 
     def describe(self, variant):
-        shape = list(variant.pooling_shape or (16, 3, 3))
-        return {"model": self.model, "control": variant.control, "alpha": variant.alpha, "pooling_shape": shape}
+        pooling = variant.pooling or "average-16x3x3"
+        return {"model": self.model, "control": variant.control, "alpha": variant.alpha, "pooling": pooling}
 
     def answers(self, work):
         for variant in work.variants:
@@ -239,22 +244,23 @@ def test_report_has_the_sweeps(whole, tmp_path, alone):
     folder = run(tmp_path, variants=SWEEPS)[1] if alone else whole[1]
     report = (folder / "report.md").read_text()
     assert "| accuracy (%) by alpha | 0 | 8 | 32 |" in report
-    assert "| accuracy (%) by pooling_shape | 4x3x3 | 16x1x1 | 16x3x3 |" in report
+    assert "| accuracy (%) by pooling | average-16x1x1 | average-4x3x3 | average-16x3x3 |" in report
     pictures = re.findall(r'src(?:set)?="([^"]+)"', report)
     assert sorted(pictures) == sorted(file.name for file in folder.glob("*.png"))
     assert {"sweep_alpha.png", "sweep_alpha_dark.png"} < set(pictures) and not list(folder.glob("sweep*.md"))
     if alone:  # a swept setting is not listed as a setting of the run
-        assert "my-pllava by alpha" in report and "- alpha:" not in report and "- pooling_shape:" not in report
+        assert "my-pllava by alpha" in report and "- alpha:" not in report and "- pooling:" not in report
 
 
 def test_variants_of_another_run_are_left_out_with_a_note(tmp_path):
     """Of sweeps the older values, of controls those of another run."""
     run(tmp_path, variants=[*CONTROL_VARIANTS[:2], *SWEEPS])
-    later = [PLAIN, CONTROL_VARIANTS[2], *parse_sweep("alpha=20"), *parse_sweep("pooling_shape=8x3x3,2x3x3")]
+    later = [PLAIN, CONTROL_VARIANTS[2], *parse_sweep("alpha=20", CONFIG)]
+    later += parse_sweep("pooling=average-8x3x3,average-2x3x3", CONFIG)
     _, folder = run(tmp_path, answerer=ScriptedModel("/runs/other"), variants=later, limit=1)
     report = (folder / "report.md").read_text()
     assert "| accuracy (%) by alpha | 20 |\n" in report and "## other by alpha" in report
-    assert "| accuracy (%) by pooling_shape | 2x3x3 | 8x3x3 |\n" in report and "my-pllava" not in report
+    assert "| accuracy (%) by pooling | average-2x3x3 | average-8x3x3 |\n" in report and "my-pllava" not in report
     why = "Left out because they come from another model, other samples or other settings: "
     left_out = [set(line.removeprefix(why).removesuffix(".").split(", ")) for line in re.findall(f"{why}.*", report)]
     swept = {each.name for each in SWEEPS}
@@ -275,12 +281,31 @@ def test_missing_setting_equals_none(tmp_path):
     assert [alpha for alpha, _ in read_sweeps(folder)["alpha"]] == [0, 8]
 
 
-def test_sweep_of_non_square_shapes_is_plotted_over_frames_only(tmp_path):
-    _, folder = run(tmp_path, variants=parse_sweep("pooling_shape=16x3x2,16x2x3"))
-    assert "| accuracy (%) by pooling_shape | 16x2x3 | 16x3x2 |" in (folder / "report.md").read_text()
-    benchmark = load_benchmark("mvbench", load_prompts())
-    (panel,) = _draw_pooling(benchmark, read_sweeps(folder)["pooling_shape"], "accuracy", LIGHT).axes
-    assert (panel.get_xlabel(), panel.get_ylabel()) == ("pooled frames", "accuracy (%)")
+def test_poolings_are_compared_over_their_tokens(tmp_path):
+    """A line for each strategy and number of frames, and the paper's, which has 4 frames."""
+    swept = "pooling=average-16x3x3,average-4x6x6,average-16x4x4,merge,slowfast,slowfast-4x6x6+16x1x1"
+    _, folder = run(tmp_path, variants=parse_sweep(swept, CONFIG))
+    points = read_sweeps(folder)["pooling"]
+    assert [value for value, _ in points] == [
+        "average-16x3x3",
+        "average-4x6x6",
+        "slowfast-4x6x6+16x1x1",
+        "average-16x4x4",
+        "merge-8x12x12",
+        "slowfast-4x12x24+16x4x4",
+    ]
+    (panel,) = _draw_pooling(load_benchmark("mvbench", load_prompts()), points, "accuracy", LIGHT).axes
+    assert (panel.get_xlabel(), panel.get_ylabel()) == ("tokens of a clip", "accuracy (%)")
+    lines = {line.get_label(): list(line.get_xdata()) for line in panel.lines}
+    assert lines.pop("chance")
+    published = [4 * int(side) ** 2 for side in PAPER["spatial_pooling"]["mvbench"]]
+    assert lines == {
+        "average, 16 frames": [144, 256],
+        "average, 4 frames": [144],
+        "slowfast": [160, 1408],
+        "merge, 8 frames": [1152],
+        "average, 4 frames, in the paper": published,
+    }
 
 
 def test_plot_of_many_tasks_is_legible(whole, tmp_path):
@@ -337,7 +362,7 @@ def test_control_without_a_value_has_no_bar():
 
 def test_integer_axes_have_integer_ticks(whole):
     benchmark, sweeps = load_benchmark("nano", load_prompts()), read_sweeps(whole[1])
-    for draw, setting in ((_draw_alpha, "alpha"), (_draw_pooling, "pooling_shape")):
+    for draw, setting in ((_draw_alpha, "alpha"), (_draw_pooling, "pooling")):
         figure = draw(benchmark, sweeps[setting], "accuracy", DARK)
         figure.draw_without_rendering()
         assert all(float(tick).is_integer() for panel in figure.axes for tick in panel.get_xticks())
@@ -347,10 +372,9 @@ def test_integer_axes_have_integer_ticks(whole):
 def test_axis_with_one_integer_has_one_tick(whole):
     benchmark, sweeps = load_benchmark("nano", load_prompts()), read_sweeps(whole[1])
     found = sweeps["alpha"][0][1]
-    for draw, value, ticks in ((_draw_alpha, 4.0, [4]), (_draw_pooling, (16, 3, 3), [3])):
+    for draw, value, ticks in ((_draw_alpha, 4.0, [4]), (_draw_pooling, "average-1x1x3", [3])):
         figure = draw(benchmark, [(value, found)], "accuracy", LIGHT)
         assert _visible_ticks(figure.axes[0]) == ticks
-    assert _visible_ticks(figure.axes[1]) == [16]
     assert len(_visible_ticks(_draw_alpha(benchmark, [(0.5, found), (1.2, found)], "accuracy", LIGHT).axes[0])) > 2
 
 

@@ -238,7 +238,7 @@ def test_parts_folders_and_other_formats_have_strips(shown):
     ("changes", "problem"),
     [
         ({"sampling": "random"}, "frames were sampled at random: those shown are others"),
-        ({"sampling": None, "pooling_shape": None}, "a server answered: it may have sampled other frames"),
+        ({"sampling": None, "pooling": None}, "a server answered: it may have sampled other frames"),
         ({"num_frames": None}, "run.json does not say how frames were sampled: those shown are 16 uniform ones"),
     ],
 )

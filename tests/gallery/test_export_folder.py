@@ -218,9 +218,9 @@ def test_answers_without_scores_are_shown(evaluated, site, tmp_path):
 
 def test_folder_with_a_sweep_alone_shows_its_values(evaluated, site, tmp_path):
     arguments = ["--data", evaluated.data / "world", "--out", tmp_path / "swept", "--workers", 0]
-    run("eval", "nano", *arguments, "--sweep", "pooling_shape=16x3x3,8x3x3")
+    run("eval", "nano", *arguments, "--sweep", "pooling=average-16x3x3,merge")
     shown = export(tmp_path / "gallery", site, tmp_path / "swept")["nano"]
-    assert [each["name"] for each in shown["runs"]] == ["nano, pooling shape=16x3x3", "nano, pooling shape=8x3x3"]
+    assert [each["name"] for each in shown["runs"]] == ["nano, pooling=average-16x3x3", "nano, pooling=merge-8x3x3"]
     assert len(shown["comparisons"]) == 1
 
 

@@ -1,6 +1,8 @@
 """`push_to_hub` of models, processors and trainers, which users of transformers know: the Hub accepts the cards."""
 
+import copy
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -9,6 +11,8 @@ from hub_client import card_of, commits, run
 from local_hub import local_hub
 
 import pllava
+from pllava.model_card_pllava import build_card
+from pllava.model_pooling import choose_pooling
 from pllava.train.saving import name_base
 
 ROOT = Path(pllava.__file__).parent
@@ -36,6 +40,28 @@ def test_a_model_and_a_processor(hub, checkpoint, tmp_path):
     assert card.data.pipeline_tag == "video-text-to-text" and 'pipeline("video-text-to-text"' in card.text
     run(hub, tmp_path, "-c", LOAD.format(checkpoint) + processor)
     assert str(card_of(hub, "me/mine")) == str(card), "the processor's card does not replace the model's"
+
+
+@pytest.mark.parametrize(
+    ("pooling", "words"),
+    [
+        ("average-16x12x12", "average-pooled to 16 x 12 x 12 = 2,304 tokens"),
+        ("slowfast", "pooled along a slow and a fast path, to 4 x 12 x 24 and 16 x 4 x 4 = 1,408 tokens"),
+        ("merge", "merged where they are alike in time, to 8 x 12 x 12 = 1,152 tokens"),
+    ],
+)
+def test_cards_say_in_words_how_videos_and_images_are_pooled(processor, pooling, words):
+    chosen = choose_pooling(pllava.PllavaConfig(), pooling)
+    config = pllava.PllavaConfig(pooling=chosen.name, pooling_shape=chosen.shape)
+    processor = copy.copy(processor)
+    processor.pooling, processor.pooling_shape = chosen.name, chosen.shape
+    cards = [build_card("me/mine", config), build_card("me/mine", processor, processor=True)]
+    for text in (" ".join(card.text.split()) for card in cards):
+        assert words in text and "An image" not in text
+    config.image_pooling_shape = processor.image_pooling_shape = [1, 24, 24]
+    cards = [build_card("me/mine", config), build_card("me/mine", processor, processor=True)]
+    for text in (" ".join(card.text.split()) for card in cards):
+        assert words in text and " An image is read by itself, as 24 x 24 = 576 tokens. ## How to use" in text
 
 
 def test_a_card_on_the_hub_that_was_edited_stays(hub, checkpoint, tmp_path):
@@ -77,6 +103,8 @@ def test_a_trainer_of_transformers(hub, captions, tmp_path):
     assert card.data.get("base_model") is None and "**The base model is a folder" in card.text
     assert 'from_pretrained("me/my-captioner"' in card.text and "### Framework versions" not in card.text
     assert "| steps | 2 of 2," in card.text and "loss.png" in card.text
+    assert "average-pooled to 16 x 3 x 3 = 144 tokens" in card.text
+    assert re.search(r"\| frames of a clip \| 16(, drawn \w+)?, average-pooled to 16 x 3 x 3 \|", card.text)
     assert not list((hub.folder / "me" / "my-captioner").glob("*.bin"))
 
 

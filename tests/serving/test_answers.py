@@ -1,12 +1,18 @@
 """The server's answers, to OpenAI's own client, equal those of the model itself."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import av
+import openai
 import pytest
-from model_server import ModelServer, World, data_uri, image_part, text_part, user, video_part
+from model_server import ModelServer, World, data_uri, image_part, model_server, text_part, user, video_part
 from PIL import Image
+from transformers import AutoProcessor, pipeline
+
+import pllava
+from pllava.model_pooling import choose_pooling, set_pooling
 
 
 def ask(server: ModelServer, *messages: dict, **options) -> str:
@@ -123,3 +129,26 @@ def test_length_limits_are_kept_and_reported(nano_server: ModelServer, world: Wo
     for limit in ("max_tokens", "max_completion_tokens"):
         reply = client.create(model="nano", messages=messages, **{limit: 3})
         assert (reply.usage.completion_tokens, reply.choices[0].finish_reason) == (3, "length")
+
+
+@pytest.mark.slow  # a server of its own
+def test_a_pooling_that_is_asked_for(nano_server: ModelServer, world: World, tmp_path: Path) -> None:
+    """576 tokens of a video, with which RoPE is scaled so that the context has 2048."""
+    question = text_part(world.questions[0])
+    own = nano_server.client().chat.completions.create(
+        model="nano", messages=[user(video_part(data_uri(world.clips[0])), question)], temperature=0
+    )
+    with model_server(tmp_path, "nano", "--pooling", "average-16x6x6") as server:
+        complete = partial(server.client().chat.completions.create, model="nano", temperature=0)
+        one, two, four = ([user(*[video_part(data_uri(world.clips[0]))] * n, question)] for n in (1, 2, 4))
+        reply = complete(messages=one)
+        assert reply.usage.prompt_tokens == own.usage.prompt_tokens - 16 * 3 * 3 + 16 * 6 * 6
+        assert complete(messages=two).usage.prompt_tokens > 1152
+        with pytest.raises(openai.BadRequestError, match="2048 tokens"):
+            complete(messages=four)
+    model, processor = pllava.load_model(pllava.NANO), AutoProcessor.from_pretrained(pllava.NANO)
+    set_pooling(model, processor, choose_pooling(model.config, "average-16x6x6"))
+    pipe = pipeline("video-text-to-text", model, processor=processor)
+    messages = [user({"type": "video", "path": str(world.clips[0])}, question)]
+    answer = pipe(messages, max_new_tokens=256, generate_kwargs={"do_sample": False})[0]["generated_text"][-1]
+    assert reply.choices[0].message.content == answer["content"]

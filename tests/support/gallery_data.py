@@ -113,7 +113,7 @@ def make_benchmark(name: str, samples: int, runs: int, seed: int = 0) -> dict[st
             {
                 "name": names[run],
                 "model": f"pllava/{names[run].replace(' ', '-')}",
-                "settings": {"frames": "16", "pooling": "16 x 12 x 12", "prompts": "3c1f0a2b"},
+                "settings": {"frames": "16", "pooling": "average-16x12x12", "prompts": "3c1f0a2b"},
                 "coverage": f"100.0% ({samples} of {samples})",
                 "problems": ["2 unreadable"] if run else [],
             }
