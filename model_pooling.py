@@ -37,7 +37,11 @@ def choose_pooling(config: PllavaConfig, text: str, num_frames: int | None = Non
             f"The pooling {pooling} does not fit: it may have 1 to {limits[0]} frames (as many as are sampled), and 1 "
             f"to {limits[1]} rows and columns"
         )
-    extended_rope(config, pooling)  # raises an error if the context cannot be extended
+    if extended_rope(config, pooling) != config.text_config.rope_parameters:
+        logger.warning(
+            "%s tokens of a video and %d of text do not fit the context of %s tokens: RoPE is scaled linearly",
+            *(f"{pooling.num_tokens:,}", TEXT_TOKENS, f"{config.text_config.max_position_embeddings:,}"),
+        )
     return pooling
 
 
@@ -89,10 +93,6 @@ def extended_rope(config: PllavaConfig, pooling: Pooling) -> dict[str, Any]:
             f"{text.max_position_embeddings:,} tokens, and its RoPE is scaled already ({rope['rope_type']}): choose "
             "one with fewer tokens"
         )
-    logger.warning(
-        "%s tokens of a video and %d of text do not fit the context of %s tokens: RoPE is scaled by %d",
-        *(f"{pooling.num_tokens:,}", TEXT_TOKENS, f"{text.max_position_embeddings:,}", factor),
-    )
     return {**rope, "rope_type": "linear", "factor": float(factor)}
 
 
