@@ -30,7 +30,7 @@ def choose_pooling(config: PllavaConfig, text: str, num_frames: int | None = Non
     Raises:
         ValueError: if there is no such pooling, or its shape is too large for the model.
     """
-    pooling = parse_pooling(text, num_frames or config.num_frames, config.patch_grid)
+    pooling = parse_pooling(text, config.num_frames if num_frames is None else num_frames, config.patch_grid)
     limits = pooling.num_frames, config.patch_grid, config.patch_grid
     if any(size > limit for shape in pooling.shapes for size, limit in zip(shape, limits, strict=True)):
         raise ValueError(

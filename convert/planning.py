@@ -184,11 +184,12 @@ def _set_pooling(config: PllavaConfig, kind: Kind, text: str | None, num_frames:
     """
     if kind is Kind.IMAGE:
         config.image_pooling_shape = [1, config.patch_grid, config.patch_grid]
-        text, num_frames = text or AveragePooling.name, num_frames or IMAGE_FRAMES
+        text, num_frames = text or AveragePooling.name, IMAGE_FRAMES if num_frames is None else num_frames
     if text is None and num_frames is None:
         return []
     pooling = choose_pooling(config, text or config.pooling, num_frames)
     config.pooling, config.pooling_shape, config.num_frames = pooling.name, pooling.shape, pooling.num_frames
+    PllavaConfig(**config.to_dict())  # raises an error if a value exceeds its maximum
     notes = [f"{config.num_frames} frames per clip, pooled by {pooling} to {pooling.num_tokens:,} tokens"]
     rope = extended_rope(config, pooling)
     if rope != config.text_config.rope_parameters:
