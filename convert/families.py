@@ -5,6 +5,7 @@ and in what it differs from PLLaVA.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -117,28 +118,32 @@ class Difference:
 
     Args:
         text: For the report of a conversion.
-        key: A key of config.json or preprocessor_config.json on which it depends; by default there always is one.
-        value: A pattern of the key's value.
+        when: Patterns of values in config.json or preprocessor_config.json, all of which must match.
     """
 
     text: str
-    key: str | None = None
-    value: str = ""
+    when: Mapping[str, str] = field(default_factory=dict)
+
+    def applies(self, values: Mapping[str, Any]) -> bool:
+        """Whether a model with these values differs so."""
+        return all(re.fullmatch(pattern, str(values.get(key))) for key, pattern in self.when.items())
 
 
 TILES = "the base adds tiles of an image in higher resolution; PLLaVA reads the whole image once"
 PADDING = "the base pads an image to a square; PLLaVA crops or resizes it, as its vision tower was trained"
 FIRST_PATCH = "the base drops the first patch of its vision tower, as if it were a CLS token; PLLaVA reads all patches"
-ANY_RESOLUTION = Difference(TILES)
-SQUEEZED = Difference("the base squeezes an image into a square; PLLaVA crops the square in its centre")
-BILINEAR = Difference(
+SQUEEZED = "the base squeezes an image into a square; PLLaVA crops the square in its centre"
+BILINEAR = (
     "the base pools a video's frames by bilinear interpolation, and ends it with its image newline; PLLaVA takes the "
     "mean, which is the same for an even number of rows"
 )
-POOLED_BEFORE = Difference("the base pools a video's frames before its projector, PLLaVA after it")
-ASPECT_RATIOS = (
-    Difference(PADDING, "image_aspect_ratio", r"pad"),
-    Difference(TILES, "image_aspect_ratio", r"anyres.*"),
+POOLED_BEFORE = "the base pools a video's frames before its projector, PLLaVA after it"
+ANY_RESOLUTION = (Difference(TILES), Difference(SQUEEZED, {"do_center_crop": "True"}))
+OF_ORIGINAL_CODE = (
+    Difference(PADDING, {"image_aspect_ratio": "pad"}),
+    Difference(TILES, {"image_aspect_ratio": "anyres.*"}),
+    Difference(SQUEEZED, {"image_aspect_ratio": "anyres.*", "do_center_crop": "True"}),
+    Difference(BILINEAR, {"mm_spatial_pool_mode": "bilinear"}),
 )
 
 # --- families --------------------------------------------------------------------------------------------------------
@@ -173,29 +178,31 @@ FAMILIES = (
         | {"llava_qwen": "qwen2", "llava_qwen2": "qwen2", "llava_qwen3": "qwen3"},
         ORIGINAL,
         {"vision_feature_select_strategy": "default"},
-        differences=ASPECT_RATIOS,
+        differences=OF_ORIGINAL_CODE,
     ),
     Family(
         "LLaVA-1.5",
         {"llava": "llama"},
         prompts=(QWEN, YI, LLAMA_3, VICUNA),  # BakLLaVA has Mistral, and Vicuna's prompts
-        differences=(Difference(PADDING, "do_pad", "True"),),
+        differences=(Difference(PADDING, {"do_pad": "True"}),),
         base_of_original=True,
     ),
-    Family("LLaVA-NeXT", {"llava_next": "llama"}, differences=(ANY_RESOLUTION, SQUEEZED), base_of_original=True),
-    Family("LLaVA-NeXT-Video", {"llava_next_video": "llama"}, differences=(ANY_RESOLUTION, SQUEEZED, POOLED_BEFORE)),
+    Family("LLaVA-NeXT", {"llava_next": "llama"}, differences=ANY_RESOLUTION, base_of_original=True),
+    Family(
+        "LLaVA-NeXT-Video", {"llava_next_video": "llama"}, differences=(*ANY_RESOLUTION, Difference(POOLED_BEFORE))
+    ),
     Family(
         "LLaVA-OneVision",
         {"llava_onevision": "qwen2"},
         defaults={"vision_feature_layer": -1, "vision_feature_select_strategy": "full"},
-        differences=(ANY_RESOLUTION, BILINEAR),
+        differences=(*ANY_RESOLUTION, Difference(BILINEAR)),
     ),
     Family(
         "ViP-LLaVA",
         {"vipllava": "llama"},
         defaults={"vision_feature_layer": [-2, -5, -8, -11, 6], "projector_layernorm_eps": 1e-5},
     ),
-    Family("TinyLLaVA", {"tinyllava": "llama"}, FACTORY, prompts=(VICUNA,), differences=ASPECT_RATIOS),
+    Family("TinyLLaVA", {"tinyllava": "llama"}, FACTORY, prompts=(VICUNA,), differences=OF_ORIGINAL_CODE),
     Family("PLLaVA", {"pllava": "llama"}),
 )
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import os
-import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -225,9 +224,8 @@ def _differences(model: StoredCheckpoint, image_settings: dict[str, Any]) -> lis
     """Return in what an image model differs from PLLaVA, to report it."""
     values = {**model.config, **image_settings}
     declared = model.family.differences if model.kind is Kind.IMAGE else ()
-    always = [each.text for each in declared if each.key is None]
-    found = [each.text for each in declared if each.key in values and re.fullmatch(each.value, str(values[each.key]))]
-    return [f"a difference: {text}" for text in (*model.differences, *always, *found)]
+    texts = [*model.differences, *(each.text for each in declared if each.applies(values))]
+    return [f"a difference: {text}" for text in texts]
 
 
 def _tokenizer(checkpoint: StoredCheckpoint, model: StoredCheckpoint) -> PreTrainedTokenizerFast:

@@ -69,8 +69,8 @@ def convert(
         keep_adapter: Write the model without its LoRA, which becomes a PEFT adapter in `out/adapter`; alpha is its
             `lora_alpha`, which can be changed on loading. By default it is merged: W = W0 + alpha / r * B A.
         revision: Revision of `source` on the Hub.
-        vision_tower: For (c) in the original's layout, which may have the vision tower's name only: directory or Hub
-            id of another copy of the tower, of CLIP or SigLIP with its text model, or of a LLaVA that has the tower.
+        vision_tower: For (c) in the original's layout, for what it lacks of its vision tower: directory or Hub id of
+            another copy than the one that its config names, in a CLIP, a SigLIP or a LLaVA.
         num_frames: Frames per clip; by default 16 for (c), and those of the training for others.
         pooling: In the notation of [`parse_pooling`], "slowfast" or "average-16x12x12"; by default `average` for (c),
             in the shape of the paper, and that of the training for others. Images of (c) are read in full. If the

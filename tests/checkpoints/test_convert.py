@@ -166,6 +166,21 @@ def test_written_files_and_configs(official, tmp_path):
     assert (generation.bos_token_id, generation.eos_token_id, generation.pad_token_id) == (1, 2, 501)
 
 
+def test_a_model_that_was_trained_on_videos_keeps_its_pooling_unless_another_is_asked_for(official, tmp_path):
+    kept = convert(official, tmp_path / "kept", keep_adapter=True)
+    assert pllava.PllavaConfig.from_pretrained(kept).image_pooling_shape is None
+    merged = {"adapter": kept / "adapter", "num_frames": 8, "pooling": "slowfast-2x2x4+8x1x1"}
+    for source, options in ((official, {"num_frames": 8, "pooling": "merge"}), (kept, merged)):
+        directory = convert(source, tmp_path / f"{source.name} pooled", **options)
+        config, processor = pllava.PllavaConfig.from_pretrained(directory), AutoProcessor.from_pretrained(directory)
+        shape = [4, 2, 2] if options["pooling"] == "merge" else [[2, 2, 4], [8, 1, 1]]
+        for each in (config, processor):
+            assert (each.num_frames, each.pooling, each.pooling_shape) == (8, options["pooling"].split("-")[0], shape)
+            assert each.image_pooling_shape is None
+    frames = convert(official, tmp_path / "frames", num_frames=8)
+    assert pllava.PllavaConfig.from_pretrained(frames).pooling_shape == [8, 2, 2]
+
+
 def test_embeddings_grow_if_no_row_is_spare(tmp_path):
     write_llava(tmp_path / "llava", "vicuna")
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "llava")

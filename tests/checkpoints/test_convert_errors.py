@@ -167,7 +167,7 @@ def test_a_wrong_base_is_one_error_and_writes_nothing(tmp_path, base, expected):
         (IMAGE_BASE, {"base": IMAGE_BASE}, "takes no base"),
         (IMAGE_BASE, {"adapter": TRAINING_OUTPUT}, "takes no adapter"),
         (IMAGE_BASE, {"vision_tower": IMAGE_BASE}, "has its vision tower inside it"),
-        (IMAGE_BASE, {"pooling": "mean"}, "'mean': the poolings are average"),
+        (IMAGE_BASE, {"pooling": "mean"}, "'mean' is not a pooling"),
         (IMAGE_BASE, {"pooling": "average-16x5x5"}, "average-16x5x5 does not fit"),
         (IMAGE_BASE, {"num_frames": 10**6}, "`num_frames` must be between 1 and 4,096"),
         (IMAGE_BASE, {"num_frames": 0}, "three positive integers"),

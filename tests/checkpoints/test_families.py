@@ -1,19 +1,23 @@
 """Every family of image models becomes a PLLaVA that answers as the model did, about the same image."""
 
 import re
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from llava_models import FAMILIES, IMAGE_ID, rewrite_weights, write_llava
+from llava_models import FAMILIES, FULL, IMAGE_ID, clip, rewrite_weights, siglip_384, write_llava, write_model
+from llava_models import TEXT as TINY_TEXT
+from peft import get_peft_model
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import AutoImageProcessor, AutoProcessor, AutoTokenizer, PreTrainedModel
+from transformers import AutoImageProcessor, AutoProcessor, AutoTokenizer, LlamaConfig, Phi3Config, PreTrainedModel
 
 import pllava
 from pllava.chat_templates_pllava import CHAT_TEMPLATES
-from pllava.convert import convert
+from pllava.convert import convert, families
 
 EXACT = {"rtol": 0, "atol": 1e-5}
 TEXT = torch.tensor([[1, 17, 250]])
@@ -237,3 +241,31 @@ def test_rope_is_scaled_if_the_tokens_of_a_video_exceed_the_context(tmp_path, ca
     assert (rope["rope_type"], rope["factor"]) == ("linear", 2.0)
     with pytest.raises(ValueError, match="does not fit"):
         convert(tmp_path / "source", tmp_path / "out2", pooling="average-16x6x6")
+
+
+@pytest.mark.parametrize(
+    ("vision", "grid", "half"), [(clip(24), 24, 12), (siglip_384(), 27, 14)], ids=["CLIP", "SigLIP"]
+)
+def test_published_towers_have_the_papers_pooling_for_their_grid(tmp_path, vision, grid, half):
+    text = replace(FAMILIES["vicuna"], vision=vision, text=LlamaConfig(**TINY_TEXT, max_position_embeddings=4096))
+    write_model(tmp_path / "source", replace(text, options=FULL if vision.model_type.startswith("siglip") else {}))
+    processor = AutoProcessor.from_pretrained(convert(tmp_path / "source", tmp_path / "out"))
+    assert processor.pooling_shape == [16, half, half] and processor.image_pooling_shape == [1, grid, grid]
+
+
+def test_lora_adapts_the_fused_layers_of_a_text_model(tmp_path):
+    text = Phi3Config(**TINY_TEXT, pad_token_id=0, bos_token_id=1, eos_token_id=2)
+    write_model(tmp_path / "source", replace(FAMILIES["vicuna"], text=text))
+    model = pllava.load_model(convert(tmp_path / "source", tmp_path / "out"))
+    adapted = get_peft_model(model, pllava.lora_config(r=4))
+    targets = {name.split(".")[-4] for name, _ in adapted.named_parameters() if "lora_A" in name}
+    assert targets == {"qkv_proj"}
+
+
+def test_the_documentation_names_every_family_and_its_prompt():
+    text = (Path(pllava.__file__).parent / "docs" / "conversion.md").read_text(encoding="utf-8")
+    rows = {line.split("|")[1]: line for line in text.splitlines() if line.startswith("| ")}
+    for family in families.FAMILIES[:-1]:  # the last one is PLLaVA itself
+        assert any(family.name in row for row in rows), family.name
+    prompts = {tiny.template for tiny in FAMILIES.values()}
+    assert all(f"`{prompt}`" in text for prompt in prompts)

@@ -36,7 +36,7 @@ from transformers import (
 
 import pllava
 from pllava.convert import convert
-from pllava.convert.families import FIRST_PATCH, PADDING, TILES
+from pllava.convert.families import FIRST_PATCH, PADDING, SQUEEZED, TILES
 
 TINY_TEXT = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 4}
 TOWERS = {"clip_vision_model": (CLIPConfig, CLIPModel), "siglip_vision_model": (SiglipConfig, SiglipModel)}
@@ -180,11 +180,11 @@ def test_the_tower_has_the_dtype_of_the_rest(tmp_path):
 
 def test_what_differs_is_reported(tmp_path):
     _, source = write_original(tmp_path, "llava", has_tower=True)
-    for value, expected in (("pad", PADDING), ("anyres_max_9", TILES), ("square", None)):
+    for value, expected in (("pad", [PADDING]), ("anyres_max_9", [TILES, SQUEEZED]), ("square", [])):
         edit_config(source, lambda config, value=value: {**config, "image_aspect_ratio": value})
         lines = []
         convert(source, tmp_path / value, report=lines.append)
-        assert [line for line in lines if "difference" in line] == ([f"a difference: {expected}"] if expected else [])
+        assert [line for line in lines if "difference" in line] == [f"a difference: {text}" for text in expected]
 
 
 # --- TinyLLaVA -------------------------------------------------------------------------------------------------------

@@ -56,6 +56,11 @@ def siglip(grid: int) -> SiglipVisionConfig:
     return SiglipVisionConfig(**TOWER, image_size=grid * PATCH, vision_use_head=False)
 
 
+def siglip_384() -> SiglipVisionConfig:
+    """With the published size, which is no multiple of the patches' size."""
+    return SiglipVisionConfig(**TOWER, image_size=384, vision_use_head=False)
+
+
 @dataclass
 class TinyModel:
     """
