@@ -157,6 +157,7 @@ class Family:
     Args:
         name: For messages.
         text_models: By the `model_type` of its config, the type of its text model where the config does not say it.
+        architectures: By the class of the model, the type of its text model, which the `model_type` may not tell.
         defaults: Values of PLLaVA's config that its config may leave out.
         prompts: The first one that fits is the chat template.
         base_of_original: Whether the original PLLaVA was trained on it, and writes its LoRA in this format.
@@ -165,18 +166,28 @@ class Family:
     name: str
     text_models: Mapping[str, str]
     layout: Layout = TRANSFORMERS
+    architectures: Mapping[str, str] = field(default_factory=dict)
     defaults: Mapping[str, Any] = field(default_factory=dict)
     prompts: tuple[Prompt, ...] = (QWEN, YI, LLAMA_3, MISTRAL, VICUNA)
     differences: tuple[Difference, ...] = ()
     base_of_original: bool = False
+
+    def text_model(self, config: Mapping[str, Any]) -> str:
+        """The type of the text model of a model with this config."""
+        classes = config.get("architectures") or [None]
+        return self.architectures.get(classes[0]) or self.text_models[config["model_type"]]
 
 
 FAMILIES = (
     Family(
         "original LLaVA",
         {"llava": "llama", "llava_llama": "llama", "llava_mistral": "mistral"}
-        | {"llava_qwen": "qwen2", "llava_qwen2": "qwen2", "llava_qwen3": "qwen3"},
+        | dict.fromkeys(("llava_qwen", "llava_qwen2", "llava-qwen2"), "qwen2")
+        | {"llava_qwen3": "qwen3"}
+        | {text_model: text_model for text_model in ("llama", "mistral", "qwen2", "qwen3")},
         ORIGINAL,
+        {"LlavaLlamaForCausalLM": "llama", "LlavaMistralForCausalLM": "mistral", "LlavaQwen3ForCausalLM": "qwen3"}
+        | dict.fromkeys(("LlavaQwenForCausalLM", "LlavaQwen2ForCausalLM"), "qwen2"),
         {"vision_feature_select_strategy": "default"},
         differences=OF_ORIGINAL_CODE,
     ),

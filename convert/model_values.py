@@ -31,7 +31,7 @@ def model_values(
     values = {**family.defaults, **{own: config[key] for key, own in layout.keys.items() if key in config}}
     text = _flat_text_config(family, config) if layout.flat else values.get("text_config", {})
     if isinstance(text, dict):  # a config of another type is an error of PllavaConfig
-        values["text_config"] = {"model_type": family.text_models[config["model_type"]], **text}
+        values["text_config"] = {"model_type": family.text_model(config), **text}
     if vision_config is not None:
         values["vision_config"] = dict(vision_config)
     if STRATEGY in values:
@@ -48,7 +48,7 @@ def model_values(
 
 def _flat_text_config(family: Family, config: Mapping[str, Any]) -> dict[str, Any]:
     """Return the values of a flat config that are the text model's."""
-    known = CONFIG_MAPPING[family.text_models[config["model_type"]]]().to_dict().keys() | OLD_TEXT_KEYS
+    known = CONFIG_MAPPING[family.text_model(config)]().to_dict().keys() | OLD_TEXT_KEYS
     return {key: config[key] for key in sorted(known & config.keys() - {"model_type", "architectures"})}
 
 

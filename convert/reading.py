@@ -105,7 +105,8 @@ def read_checkpoint(name: str, revision: str | None = None, vision_tower: str | 
     if not config_file.exists():
         raise ValueError(f"{name}: not a checkpoint, it has no config.json")
     config = read_object(config_file)
-    family = None if "peft_type" in config else find_family(name, config)
+    with reading_config(name):
+        family = None if "peft_type" in config else find_family(name, config)
     if vision_tower is not None and (family is None or family.layout.tower is None):
         raise ValueError(f"{name} has its vision tower inside it: it takes no other (vision_tower, --vision-tower)")
     weights, halves, unused = {}, {}, set()
@@ -137,8 +138,8 @@ def _add_tower(checkpoint: StoredCheckpoint, vision_tower: str | None) -> dict[s
     """
     layout, config = checkpoint.family.layout, checkpoint.config
     has_weights = any(name.startswith(VISION_TOWER) for name in checkpoint.weights)
-    has_files = "vision_config" in config and has_image_processor(checkpoint.directory)
-    if vision_tower is None and has_weights and has_files:
+    has_config = "vision_config" in config and not layout.flat  # beside a flat config, it is of a conversion
+    if vision_tower is None and has_weights and has_config and has_image_processor(checkpoint.directory):
         return None
     named = vision_tower or str(config.get(layout.tower))
     patterns = CONFIG_PATTERNS if has_weights else FILE_PATTERNS
@@ -153,13 +154,11 @@ def _add_tower(checkpoint: StoredCheckpoint, vision_tower: str | None) -> dict[s
             "(vision_tower, --vision-tower)"
         ) from error
     checkpoint.tower = directory
-    text = next(
-        (each.meta.dtype for name, each in checkpoint.weights.items() if not name.startswith(VISION_TOWER)), None
-    )
+    dtype = next((each.meta.dtype for each in checkpoint.weights.values()), None)  # of the text model
     for tensor in tensors:
         if name := tower_name(tensor.key):
-            checkpoint.weights[name] = StoredTensor(tensor.file, tensor.key, tensor.meta.to(text))
-    return None if "vision_config" in config else vision_config
+            checkpoint.weights[name] = StoredTensor(tensor.file, tensor.key, tensor.meta.to(dtype))
+    return None if has_config else vision_config
 
 
 def directory_with(file: str, *checkpoints: StoredCheckpoint) -> Path | None:

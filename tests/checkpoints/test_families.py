@@ -13,7 +13,15 @@ from peft import get_peft_model
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import AutoImageProcessor, AutoProcessor, AutoTokenizer, LlamaConfig, Phi3Config, PreTrainedModel
+from transformers import (
+    AutoImageProcessor,
+    AutoProcessor,
+    AutoTokenizer,
+    LlamaConfig,
+    LlavaProcessor,
+    Phi3Config,
+    PreTrainedModel,
+)
 
 import pllava
 from pllava.chat_templates_pllava import CHAT_TEMPLATES
@@ -149,6 +157,21 @@ def test_an_image_has_the_pixels_of_the_source(tmp_path, family):
     torch.testing.assert_close(pixels, expected, rtol=0, atol=1e-6)
     video = processor.video_processor([np.stack([np.asarray(image)] * 2)], return_tensors="pt")["pixel_values_videos"]
     assert video.shape[-2:] == pixels.shape[-2:]
+
+
+def test_the_image_processor_is_found_inside_a_saved_processor(tmp_path):
+    """transformers 5 saves one processor_config.json, where older ones saved a preprocessor_config.json beside it."""
+    write_llava(tmp_path / "source", "interleave")
+    own = AutoImageProcessor.from_pretrained(tmp_path / "source")
+    (tmp_path / "source" / "preprocessor_config.json").unlink()
+    LlavaProcessor(own, AutoTokenizer.from_pretrained(tmp_path / "source")).save_pretrained(tmp_path / "source")
+    assert not (tmp_path / "source" / "preprocessor_config.json").exists()
+    processor = AutoProcessor.from_pretrained(convert(tmp_path / "source", tmp_path / "out"))
+    pixels = processor.image_processor(images=IMAGE, return_tensors="pt")["pixel_values"]
+    torch.testing.assert_close(pixels, own(images=IMAGE, return_tensors="pt")["pixel_values"], rtol=0, atol=1e-6)
+    (tmp_path / "source" / "processor_config.json").unlink()
+    with pytest.raises(ValueError, match="no preprocessor_config.json"):
+        convert(tmp_path / "source", tmp_path / "out2")
 
 
 # --- tied embeddings -------------------------------------------------------------------------------------------------

@@ -42,6 +42,10 @@ TINY_TEXT = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1,
 TOWERS = {"clip_vision_model": (CLIPConfig, CLIPModel), "siglip_vision_model": (SiglipConfig, SiglipModel)}
 TOWER = re.compile(r"vision_tower\.(vision_model\.)?(.*)")
 SIGLIP = {"vision_feature_layer": -2, "vision_feature_select_strategy": "full"}
+CLASSES = {
+    **{"llama": "LlavaLlamaForCausalLM", "mistral": "LlavaMistralForCausalLM"},
+    **{"qwen2": "LlavaQwenForCausalLM", "qwen3": "LlavaQwen3ForCausalLM"},
+}
 # The `model_type` of original LLaVA, and the same model in transformers' layout
 MODELS = {
     "llava": TinyModel(*LLAVA, clip(4), LlamaConfig(**TEXT, rope_theta=20000.0)),
@@ -50,6 +54,8 @@ MODELS = {
     "llava_qwen": TinyModel(
         *LLAVA, siglip(5), Qwen2Config(**TEXT, tie_word_embeddings=True), SiglipImageProcessor, SIGLIP, **QWEN
     ),
+    # Published with the `model_type` of the text model, and with a config of transformers beside its own
+    "qwen2": TinyModel(*LLAVA, siglip(4), Qwen2Config(**TEXT), SiglipImageProcessor, SIGLIP, **QWEN),
     "llava_qwen3": TinyModel(*LLAVA, siglip(4), Qwen3Config(**TEXT, head_dim=8), SiglipImageProcessor, SIGLIP, **QWEN),
 }
 
@@ -89,7 +95,8 @@ def write_original(tmp_path: Path, model_type: str, has_tower: bool) -> tuple[Pr
         return {
             **text,
             **{"rope_theta": saved["text_config"]["rope_parameters"]["rope_theta"], "rope_scaling": None},
-            **{"architectures": ["LlavaForCausalLM"], "model_type": model_type, "use_mm_proj": True},
+            **{"architectures": [CLASSES[tiny.text.model_type]], "model_type": model_type, "use_mm_proj": True},
+            **({"vision_config": saved["vision_config"] | {"image_size": 14}} if model_type == "qwen2" else {}),
             **{"mm_vision_tower": str(tower), "mm_hidden_size": 32, "mm_projector_type": "mlp2x_gelu"},
             **{"mm_vision_select_layer": -2, "mm_vision_select_feature": "patch", "mm_patch_merge_type": "flat"},
             **{"mm_use_im_start_end": False, "mm_use_im_patch_token": False, "image_aspect_ratio": "pad"},
@@ -138,6 +145,12 @@ def test_original_llava_gives_the_logits_of_transformers_llava(tmp_path, model_t
     assert tiny.vision.image_size in (size.get("shortest_edge"), size.get("height"))
     origin = json.loads((directory / "config.json").read_text())["origin"]
     assert origin["vision_tower"].keys() == {"fingerprint"} != origin["source"]
+
+
+def test_the_class_tells_the_text_model_where_the_model_type_does_not(tmp_path):
+    model, source = write_original(tmp_path, "llava_qwen", has_tower=True)
+    edit_config(source, lambda config: {**config, "model_type": "llava"})  # as in lmms-lab's OneVision
+    assert_same_answers(model, convert(source, tmp_path / "out"), MODELS["llava_qwen"])
 
 
 def test_another_copy_of_the_vision_tower_is_taken_where_the_named_one_is_pickled(tmp_path):
