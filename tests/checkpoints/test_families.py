@@ -7,7 +7,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from llava_models import FAMILIES, FULL, IMAGE_ID, clip, rewrite_weights, siglip_384, write_llava, write_model
+from llava_models import (
+    FAMILIES,
+    FULL,
+    IMAGE_ID,
+    clip,
+    edit_config,
+    rewrite_weights,
+    siglip_384,
+    write_llava,
+    write_model,
+)
 from llava_models import TEXT as TINY_TEXT
 from peft import get_peft_model
 from PIL import Image
@@ -83,7 +93,24 @@ def test_an_image_gives_the_logits_of_the_source(tmp_path, family):
     source = write_llava(tmp_path / "source", family)
     directory = convert(tmp_path / "source", tmp_path / "out", **unpooled(family))
     image = random_pixels(family, 1)
-    assert_equal_logits(directory, family, source_logits(source, family, image), image)
+    expected = source_logits(source, family, image)
+    assert (source_logits(source, family, -image) - expected)[:, -1].abs().max() > 1e-2, "the image matters"
+    assert_equal_logits(directory, family, expected, image)
+
+
+def test_values_that_a_config_leaves_out_are_those_of_its_family(tmp_path):
+    """Older transformers did not save the default values of a config."""
+    source = write_llava(tmp_path / "source", "onevision")
+
+    def shorten(config: dict) -> dict:
+        del config["vision_feature_layer"], config["vision_feature_select_strategy"]
+        del config["text_config"]["model_type"]
+        return config
+
+    edit_config(tmp_path / "source", shorten)
+    directory = convert(tmp_path / "source", tmp_path / "out", **unpooled("onevision"))
+    image = random_pixels("onevision", 1)
+    assert_equal_logits(directory, "onevision", source_logits(source, "onevision", image), image)
 
 
 def old_name(name: str) -> str:

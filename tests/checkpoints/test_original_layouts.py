@@ -33,8 +33,10 @@ from transformers import (
     SiglipImageProcessor,
     SiglipModel,
 )
+from typer.testing import CliRunner
 
 import pllava
+from pllava.cli import app
 from pllava.convert import convert
 from pllava.convert.families import FIRST_PATCH, PADDING, SQUEEZED, TILES
 
@@ -160,6 +162,20 @@ def test_another_copy_of_the_vision_tower_is_taken_where_the_named_one_is_pickle
     with pytest.raises(ValueError, match=r"only pickles \(pytorch_model.bin\)(.|\n)*--vision-tower"):
         convert(source, tmp_path / "out")
     assert_same_answers(model, convert(source, tmp_path / "out", vision_tower=tmp_path / "copy"), MODELS["llava"])
+
+
+def test_the_command_takes_a_vision_tower_and_a_pooling(tmp_path):
+    _, source = write_original(tmp_path, "llava", has_tower=False)
+    edit_config(source, lambda config: {**config, "mm_vision_tower": "/data/clip"})
+    arguments = ["convert", str(source), str(tmp_path / "out")]
+    options = ["--vision-tower", str(tmp_path / "tower"), "--num-frames", "4", "--pooling", "merge-2x2x2"]
+    failed = CliRunner().invoke(app, arguments, env={"COLUMNS": "1000"})
+    assert failed.exit_code == 1 and "/data/clip is the vision tower; pass" in failed.stderr
+    done = CliRunner().invoke(app, [*arguments, *options])
+    assert done.exit_code == 0, done.output
+    assert "4 frames per clip, pooled by merge-2x2x2 to 8 tokens" in done.output and PADDING in done.output
+    config = pllava.PllavaConfig.from_pretrained(tmp_path / "out")
+    assert (config.num_frames, config.pooling, config.pooling_shape) == (4, "merge", [2, 2, 2])
 
 
 def test_the_vision_tower_can_be_that_of_another_llava(tmp_path):
