@@ -59,7 +59,7 @@ _IN_ORDER = """\
     {%- if message['content'] is string -%}
         {%- set turn.content = plain(message['content']) -%}
     {%- else -%}
-        {%- for part in message['content'] if part['type'] in ['video', 'image'] or part['text'] -%}
+        {%- for part in message['content'] if part['type'] in ['video', 'image', 'text'] and part['text'] != '' -%}
             {%- set kind = 'text' if part['type'] == 'text' else 'media' -%}
             {%- set between = ' ' if kind == 'text' and turn.last == 'text' else '' -%}
             {%- set between = media_end if turn.last not in ['', kind] else between -%}

@@ -161,6 +161,7 @@ class Family:
         defaults: Values of PLLaVA's config that its config may leave out.
         prompts: The first one that fits is the chat template.
         base_of_original: Whether the original PLLaVA was trained on it, and writes its LoRA in this format.
+        is_pllava: Whether it needs no conversion, only an adapter to merge.
     """
 
     name: str
@@ -171,6 +172,7 @@ class Family:
     prompts: tuple[Prompt, ...] = (QWEN, YI, LLAMA_3, MISTRAL, VICUNA)
     differences: tuple[Difference, ...] = ()
     base_of_original: bool = False
+    is_pllava: bool = False
 
     def text_model(self, config: Mapping[str, Any]) -> str:
         """The type of the text model of a model with this config."""
@@ -214,7 +216,7 @@ FAMILIES = (
         defaults={"vision_feature_layer": [-2, -5, -8, -11, 6], "projector_layernorm_eps": 1e-5},
     ),
     Family("TinyLLaVA", {"tinyllava": "llama"}, FACTORY, prompts=(VICUNA,), differences=OF_ORIGINAL_CODE),
-    Family("PLLaVA", {"pllava": "llama"}),
+    Family("PLLaVA", {"pllava": "llama"}, is_pllava=True),
 )
 
 
@@ -234,7 +236,7 @@ def find_family(name: str, config: Mapping[str, Any]) -> Family:
     if family is None:
         if refusal := REFUSED.get(model_type):
             raise ValueError(f"{name}: {model_type} cannot become a PLLaVA: {refusal}")
-        names = ", ".join(each.name for each in FAMILIES[:-1])
+        names = ", ".join(each.name for each in FAMILIES if not each.is_pllava)
         raise ValueError(
             f"{name}: neither PLLaVA nor LLaVA, but {model_type!r} (config.json); the families are {names}"
         )

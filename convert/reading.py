@@ -141,10 +141,15 @@ def _add_tower(checkpoint: StoredCheckpoint, vision_tower: str | None) -> dict[s
     has_config = "vision_config" in config and not layout.flat  # beside a flat config, it is of a conversion
     if vision_tower is None and has_weights and has_config and has_image_processor(checkpoint.directory):
         return None
-    named = vision_tower or str(config.get(layout.tower))
-    patterns = CONFIG_PATTERNS if has_weights else FILE_PATTERNS
+    named = vision_tower or config.get(layout.tower)
+    if not isinstance(named, str) or not named:
+        raise ValueError(
+            f"{checkpoint.directory}: its config does not name its vision tower (`{layout.tower}`); pass the tower's "
+            "directory or Hub id (vision_tower, --vision-tower)"
+        )
     try:
-        directory = fetch(named.split(":")[-1] if vision_tower is None else named, patterns)
+        name = named if vision_tower else named.split(":")[-1]  # TinyLLaVA may write "siglip:" before it
+        directory = fetch(name, CONFIG_PATTERNS if has_weights else FILE_PATTERNS)
         tensors = [] if has_weights else list(_stored_tensors(named, directory))
         with reading_config(named):
             vision_config = vision_values(read_object(directory / "config.json"))
@@ -157,7 +162,8 @@ def _add_tower(checkpoint: StoredCheckpoint, vision_tower: str | None) -> dict[s
     dtype = next((each.meta.dtype for each in checkpoint.weights.values()), None)  # of the text model
     for tensor in tensors:
         if name := tower_name(tensor.key):
-            checkpoint.weights[name] = StoredTensor(tensor.file, tensor.key, tensor.meta.to(dtype))
+            meta = tensor.meta.to(dtype or tensor.meta.dtype)
+            checkpoint.weights[name] = StoredTensor(tensor.file, tensor.key, meta)
     return None if has_config else vision_config
 
 
@@ -185,7 +191,7 @@ def _recognise(name: str, config: dict[str, Any], family: Family | None, weights
                 f"{config['peft_type']}, {special or sorted(parts)}); merge others with PEFT's `merge_and_unload()`"
             )
         return Kind.ADAPTER
-    if config.get("model_type") == "pllava":
+    if family.is_pllava:
         return Kind.PLLAVA
     if lora and not family.base_of_original:
         raise ValueError(

@@ -261,6 +261,17 @@ def test_tinyllava_gives_the_logits_of_transformers_llava(tmp_path, strategy):
     assert dict(processor.image_processor.size) == {"height": 70, "width": 70}
 
 
+def test_tinyllava_may_name_its_tower_with_the_towers_kind_or_not_at_all(tmp_path):
+    model, source = write_factory(tmp_path, "cls_patch")
+    edit_config(source, lambda config: {**config, "vision_model_name_or_path": f"siglip:{tmp_path / 'tower'}"})
+    assert_same_answers(model, convert(source, tmp_path / "out"), TINY_LLAVA)
+    edit_config(source, lambda config: {**config, "vision_model_name_or_path": ""})
+    with pytest.raises(ValueError, match="does not name its vision tower .* --vision-tower"):
+        convert(source, tmp_path / "out2")
+    write_image_processor(source, TINY_LLAVA)  # then it has everything
+    assert_same_answers(model, convert(source, tmp_path / "out2"), TINY_LLAVA)
+
+
 @torch.no_grad()
 def test_tinyllava_differs_only_in_the_first_patch(tmp_path):
     """Its code drops the first of SigLIP's patches; without that token, the answers are those of its own code."""
