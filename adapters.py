@@ -22,17 +22,21 @@ if TYPE_CHECKING:  # peft takes a second to import: the functions import it when
 
 ALPHA_FILE = "alpha.json"  # beside an adapter: alpha in training, and the best one of each sweep
 ADAPTER_FILES = ["adapter_*", ALPHA_FILE]
+# The paper's targets, query and value, by their names in text models: apart as in Llama, Mistral, Qwen and Gemma, or
+# in one layer with the key as in Phi-3 and GPT-NeoX
+LORA_TARGETS = ("q_proj", "v_proj", "qkv_proj", "query_key_value")
 CHECKED_TOKENS = 8  # visual tokens per video in `check_model`, to keep it fast
 
 
 def lora_config(
-    r: int = 128, lora_alpha: float = 32, lora_dropout: float = 0.05, targets: str = "q_proj|v_proj"
+    r: int = 128, lora_alpha: float = 32, lora_dropout: float = 0.05, targets: str = "|".join(LORA_TARGETS)
 ) -> LoraConfig:
     """
     Return the paper's adapter config: LoRA on the text model's query and value projections, the projector in full.
 
     Args:
-        targets (`str`): Names of the text model's linear layers to adapt, as a regular expression.
+        targets (`str`): Names of the text model's linear layers to adapt, as a regular expression; by default those of
+            `LORA_TARGETS` that it has.
     """
     from peft import LoraConfig
 

@@ -103,8 +103,8 @@ class PllavaConfig(PoolingMixin, LlavaConfig):
             Id of the `<image>` placeholder, also available as `image_token_id`.
         origin (`dict`, *optional*):
             How the weights were made: the `kind` of their source, the `source` and, where there is one, the `base` and
-            the `adapter`, each with its id and commit on the Hub and a fingerprint of what was read; and the `alpha`
-            at which a LoRA was merged. `pllava convert` and the trainers write it.
+            the `adapter` or the `vision_tower`, each with its id and commit on the Hub and a fingerprint of what was
+            read; and the `alpha` at which a LoRA was merged. `pllava convert` and the trainers write it.
 
     Raises:
         ValueError: if the pooling is unknown or does not have such a shape, a value exceeds its maximum in `LIMITS`,
@@ -121,7 +121,11 @@ class PllavaConfig(PoolingMixin, LlavaConfig):
     ```"""
 
     model_type = "pllava"
-    attribute_map = {"image_token_id": "image_token_index", "video_token_id": "video_token_index"}
+    attribute_map = {
+        "image_token_id": "image_token_index",
+        "video_token_id": "video_token_index",
+        "vision_feature_layers": "vision_feature_layer",  # in ViP-LLaVA's projector, in transformers before 5.20
+    }
 
     num_frames: int = 16
     pooling: str = "average"
@@ -188,7 +192,8 @@ class PllavaConfig(PoolingMixin, LlavaConfig):
 
 def check_origin(origin: Any, depth: int = 0) -> None:
     """Raise a `ValueError` if it is not None, nor has the form of [`PllavaConfig`]'s `origin`, which cards print."""
-    names = {"kind": str, "alpha": (int, float), "rank": int, "source": dict, "base": dict, "adapter": dict}
+    sources = dict.fromkeys(("source", "base", "adapter", "vision_tower"), dict)
+    names = {"kind": str, "alpha": (int, float), "rank": int, **sources}
     valid = origin is None or (isinstance(origin, dict) and {"kind", "source"} <= origin.keys() <= names.keys())
     for name, value in (origin or {}).items() if valid else ():
         valid &= isinstance(value, names[name])

@@ -20,9 +20,9 @@ logger = logging.get_logger(__name__)
 TEXT_TOKENS = 512  # that the context must have room for beside a video: the paper's limit of a training text
 
 
-def choose_pooling(config: PllavaConfig, text: str, num_frames: int | None = None) -> Pooling:
+def choose_pooling(config: PllavaConfig, name: str, num_frames: int | None = None) -> Pooling:
     """
-    Return the pooling that `text` names for a model: "slowfast", or with its shape "slowfast-4x12x24+16x4x4".
+    Return the pooling of that name for a model: "slowfast", or with its shape "slowfast-4x12x24+16x4x4".
 
     Args:
         num_frames: Frames of a clip, by default as many as the model was trained with.
@@ -30,14 +30,19 @@ def choose_pooling(config: PllavaConfig, text: str, num_frames: int | None = Non
     Raises:
         ValueError: if there is no such pooling, or its shape is too large for the model.
     """
-    pooling = parse_pooling(text, num_frames or config.num_frames, config.patch_grid)
+    pooling = parse_pooling(name, config.num_frames if num_frames is None else num_frames, config.patch_grid)
     limits = pooling.num_frames, config.patch_grid, config.patch_grid
     if any(size > limit for shape in pooling.shapes for size, limit in zip(shape, limits, strict=True)):
         raise ValueError(
             f"The pooling {pooling} does not fit: it may have 1 to {limits[0]} frames (as many as are sampled), and 1 "
             f"to {limits[1]} rows and columns"
         )
-    extended_rope(config, pooling)  # raises an error if the context cannot be extended
+    text, rope = config.text_config, extended_rope(config, pooling)
+    if rope != text.rope_parameters:
+        logger.warning_once(
+            f"{pooling.num_tokens:,} tokens of a video and {TEXT_TOKENS} of text do not fit the context of "
+            f"{text.max_position_embeddings:,} tokens: RoPE is scaled by {rope['factor']:g}"
+        )
     return pooling
 
 
@@ -88,10 +93,6 @@ def extended_rope(config: PllavaConfig, pooling: Pooling) -> dict[str, Any]:
             f"{text.max_position_embeddings:,} tokens, and its RoPE is scaled already ({rope['rope_type']}): choose "
             "one with fewer tokens"
         )
-    logger.warning_once(
-        "%s tokens of a video and %d of text do not fit the context of %s tokens: RoPE is scaled by %d",
-        *(f"{pooling.num_tokens:,}", TEXT_TOKENS, f"{text.max_position_embeddings:,}", factor),
-    )
     return {**rope, "rope_type": "linear", "factor": float(factor)}
 
 

@@ -1,6 +1,7 @@
 """Weight names: every layout of PLLaVA and LLaVA checkpoints -> PLLaVA's state dict -> a PEFT adapter's file."""
 
 import re
+from collections.abc import Iterable
 
 from ..modeling_pllava import UNREAD_PARTS
 
@@ -15,19 +16,31 @@ RENAMES = [
     (r"^vision_tower\.vision_model\.", "vision_tower."),
 ]
 LORA = re.compile(r"(.*)\.lora_(A|B)(?:\.default)?\.weight")
-# Tensors of LLaVA that PLLaVA does not use; the vision layers above the one that is read are found by their numbers
-UNUSED = re.compile(r"(^|\.)(image_newline|rotary_emb\.inv_freq|position_ids)$")
+# Tensors of LLaVA that PLLaVA does not use: the newline between rows of tiles, buffers that are computed, and
+# LLaVA-NeXT-Video's own pooling of videos. The vision layers above the one that is read are found by their numbers.
+UNUSED = re.compile(r"(^|\.)(image_newline|rotary_emb\.inv_freq|position_ids|vision_resampler\.pool\.(weight|bias))$")
+# A vision tower's tensors in a checkpoint of the tower alone, of CLIP or SigLIP with its text model, or of a LLaVA
+TOWER = re.compile(
+    r"^(model\.)?(vision_tower\.)?(vision_model\.)?((embeddings|pre_layrnorm|encoder|post_layernorm|head)\..*)"
+)
 ADAPTER_PREFIX = "base_model.model."
-VOCABULARY = ("model.language_model.embed_tokens.weight", "lm_head.weight")  # one row per token
-UNREAD_VISION_PARTS = tuple(f"model.vision_tower.{part}." for part in UNREAD_PARTS)
-VISION_LAYERS = "model.vision_tower.encoder.layers."
+EMBEDDINGS, HEAD = VOCABULARY = ("model.language_model.embed_tokens.weight", "lm_head.weight")  # one row per token
+VISION_TOWER = "model.vision_tower."
+UNREAD_VISION_PARTS = tuple(f"{VISION_TOWER}{part}." for part in UNREAD_PARTS)
+VISION_LAYERS = f"{VISION_TOWER}encoder.layers."
 
 
-def pllava_name(name: str) -> str:
-    """Return the name in PLLaVA's state dict of a weight that is called `name` in any layout."""
-    for pattern, replacement in RENAMES:
+def pllava_name(name: str, renames: Iterable[tuple[str, str]] = ()) -> str:
+    """Return the name in PLLaVA's state dict of a weight that is called `name`, after the `renames` of a layout."""
+    for pattern, replacement in (*renames, *RENAMES):
         name = re.sub(pattern, replacement, name)
     return name if name.startswith("lm_head.") else f"model.{name}"
+
+
+def tower_name(name: str) -> str | None:
+    """Return the name in PLLaVA's state dict of a weight in a vision tower's checkpoint; None for other parts."""
+    match = TOWER.fullmatch(name)
+    return f"{VISION_TOWER}{match[4]}" if match else None
 
 
 def lora_names(name: str) -> tuple[str, str]:

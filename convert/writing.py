@@ -26,10 +26,11 @@ from ..origins import ModelSource
 from ..processing_pllava import PllavaProcessor
 from ..video_processing_pllava import PllavaVideoProcessor
 from .planning import Plan, plan_conversion
-from .reading import Kind, StoredTensor, directory_with
+from .reading import Kind, StoredTensor
 from .weight_names import VOCABULARY
 
 MAX_SHARD_SIZE = 5_000_000_000  # bytes
+PROCESSOR_KEYS = ("pooling", "pooling_shape", "image_pooling_shape")
 IMAGE_KEYS = (
     *("do_resize", "size", "resample", "do_center_crop", "crop_size", "do_convert_rgb"),
     *("do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std"),
@@ -44,6 +45,9 @@ def convert(
     alpha: float | None = None,
     keep_adapter: bool = False,
     revision: str | None = None,
+    vision_tower: str | os.PathLike | None = None,
+    num_frames: int | None = None,
+    pooling: str | None = None,
     report: Callable[[str], None] = print,
 ) -> Path:
     """
@@ -55,8 +59,8 @@ def convert(
 
     Args:
         source: Directory or Hub id of (a) an official PLLaVA checkpoint, (b) an output of the original's training
-            script, (c) a llava-hf image checkpoint, LLaVA-1.5 or LLaVA-NeXT, or (d) a PLLaVA of this project, with an
-            `adapter`.
+            script, (c) an image model of one of the `FAMILIES` in `families.py`, or (d) a PLLaVA of this project, with
+            an `adapter`.
         out: The directory to write; it must be empty or not exist.
         base: For (b), the model that was trained: a checkpoint (c) or (d).
         adapter: For (d), directory of a PEFT adapter, or `ORGANISATION/NAME[@REVISION][/FOLDER]` on the Hub.
@@ -65,19 +69,32 @@ def convert(
         keep_adapter: Write the model without its LoRA, which becomes a PEFT adapter in `out/adapter`; alpha is its
             `lora_alpha`, which can be changed on loading. By default it is merged: W = W0 + alpha / r * B A.
         revision: Revision of `source` on the Hub.
-        report: Called with lines of text: the kind of `source`, and which of its weights are not used.
+        vision_tower: For (c) in the original's layout, for what it lacks of its vision tower: directory or Hub id of
+            another copy than the one that its config names, in a CLIP, a SigLIP or a LLaVA.
+        num_frames: Frames per clip; by default 16 for (c), and those of the training for others.
+        pooling: In the notation of [`parse_pooling`], "slowfast" or "average-16x12x12"; by default `average` for (c),
+            in the shape of the paper, and that of the training for others. Images of (c) are read in full. If the
+            tokens of a video do not fit the text model's context, its RoPE is scaled.
+        report: Called with lines of text: the kind of `source`, which of its weights are not used, and in what it
+            differs from the PLLaVA that it becomes.
 
     Raises:
-        ValueError: if a file is missing or broken, or a weight is missing, unexpected or of the wrong shape.
+        ValueError: if `source` is of no family, with the reason and the nearest that works; if a file is missing or
+            broken; if a weight is missing, unexpected or of the wrong shape; if the pooling does not fit the model.
         OSError: if the disk is full.
     """
     out = Path(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"{out} exists already: remove it, or choose another name")
-    plan = plan_conversion(source, base, adapter, alpha, keep_adapter, revision)
-    report(f"{source} is {plan.checkpoint.kind.value}")
+    plan = plan_conversion(
+        source, base, adapter, alpha, keep_adapter, revision, vision_tower, num_frames=num_frames, pooling=pooling
+    )
+    family = f" ({plan.checkpoint.family.name})" if plan.checkpoint.kind is Kind.IMAGE else ""
+    report(f"{source} is {plan.checkpoint.kind.value}{family}")
     if plan.model.unused:
         report(f"not used by PLLaVA, left out: {', '.join(sorted(plan.model.unused))}")
+    for note in plan.notes:
+        report(note)
 
     with _complete_or_absent(out) as partial:
         _save_weights(plan, partial)
@@ -123,7 +140,7 @@ def _save_weights(plan: Plan, directory: Path) -> None:
     lora = {} if plan.keep_adapter else plan.trained.lora
     rows = plan.config.text_config.vocab_size
     planned = {name: tensor.meta for name, tensor in weights.items()}
-    planned |= {name: planned[name].new_empty(rows, *planned[name].shape[1:]) for name in VOCABULARY}
+    planned |= {name: planned[name].new_empty(rows, *planned[name].shape[1:]) for name in planned.keys() & VOCABULARY}
     # An output shard is held in memory: it must not be larger than the largest file of the source
     largest = max(file.stat().st_size for file in {tensor.file for tensor in plan.model.weights.values()})
     split = split_torch_state_dict_into_shards(planned, max_shard_size=min(MAX_SHARD_SIZE, largest))
@@ -187,6 +204,8 @@ def _origin(plan: Plan) -> dict[str, Any]:
     origin = {"kind": kind, "source": ModelSource.of(plan.checkpoint.directory).to_dict()}
     if plan.model is not plan.checkpoint:
         origin["base"] = ModelSource.of(plan.model.directory).to_dict()
+    if plan.model.tower is not None:
+        origin["vision_tower"] = ModelSource.of(plan.model.tower).to_dict()
     if plan.trained.kind is Kind.ADAPTER:
         origin["adapter"] = ModelSource.of(plan.trained.directory).to_dict()
     if plan.trained.lora and not plan.keep_adapter:
@@ -198,28 +217,31 @@ def _origin(plan: Plan) -> dict[str, Any]:
 
 
 def _processor(plan: Plan) -> PllavaProcessor:
+    config, pooling = plan.config, {key: getattr(plan.config, key) for key in PROCESSOR_KEYS}
     if plan.checkpoint.kind is Kind.PLLAVA:
-        return PllavaProcessor.from_pretrained(plan.model.directory)
-    directory = directory_with("preprocessor_config.json", plan.checkpoint, plan.model) or plan.checkpoint.directory
-    settings, _ = CLIPImageProcessor.get_image_processor_dict(directory)
-    settings = {key: settings[key] for key in IMAGE_KEYS if key in settings}
+        processor = PllavaProcessor.from_pretrained(plan.model.directory, **pooling)
+        processor.video_processor.num_frames = config.num_frames
+        return processor
+    settings = {key: plan.image_settings[key] for key in IMAGE_KEYS if key in plan.image_settings}
+    settings.setdefault("do_center_crop", "crop_size" in settings)  # image processors of SigLIP do not crop
     return PllavaProcessor(
         CLIPImageProcessor(**settings),
         plan.tokenizer,
-        PllavaVideoProcessor(num_frames=plan.config.num_frames, **settings),
-        pooling_shape=plan.config.pooling_shape,
+        PllavaVideoProcessor(num_frames=config.num_frames, **settings),
+        **pooling,
         chat_template=_chat_template_name(plan),
     )
 
 
 def _chat_template_name(plan: Plan) -> str:
-    """Return the chat template for the text model: the one of the original's demo, if it has one."""
-    vocabulary = plan.tokenizer.get_vocab()
-    if "<|im_start|>" in vocabulary:
-        return "eval_vcg_llavanext"
-    if "<|start_header_id|>" in vocabulary:
-        return "llama_3"
-    return "mistral" if plan.config.text_config.model_type == "mistral" else "plain"
+    """Return the first chat template of the model's family that fits its text model and its tokenizer."""
+    vocabulary, text_model = plan.tokenizer.get_vocab(), plan.config.text_config.model_type
+    return next(
+        prompt.template
+        for prompt in plan.model.family.prompts
+        if (prompt.token is None or prompt.token in vocabulary)
+        and (prompt.text_models is None or text_model in prompt.text_models)
+    )
 
 
 def _generation_config(plan: Plan) -> GenerationConfig:

@@ -10,6 +10,7 @@ from transformers import TrainingArguments
 from transformers.hf_argparser import HfArg
 from trl import DPOConfig, ModelConfig, SFTConfig, TrlParser
 
+from ..adapters import LORA_TARGETS
 from ..data.sources import find_file
 
 DDP_TIMEOUT = 4 * 3600  # seconds; the default of 1,800 ends a run in which one process decodes or indexes for long
@@ -86,7 +87,7 @@ class ModelArguments(ModelConfig):
     lora_r: int = HfArg(default=128, help="LoRA's rank.")
     lora_alpha: int = HfArg(default=32, help="LoRA's strength during training; it can be changed afterwards.")
     lora_target_modules: list[str] = HfArg(
-        default_factory=lambda: ["q_proj", "v_proj"], help="Linear layers of the text model."
+        default_factory=lambda: list(LORA_TARGETS), help="Linear layers of the text model: those of them that it has."
     )
 
 

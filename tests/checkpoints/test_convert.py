@@ -8,7 +8,7 @@ import pytest
 import torch
 from bare_environment import run_bare
 from layouts import IMAGE_BASE, NUMBERS, OFFICIAL_4, TRAINING_OUTPUT, with_placeholders, write_official
-from llava_models import FAMILIES, write_llava
+from llava_models import write_llava
 from local_hub import local_hub
 from safetensors.torch import load_file, save_file
 from transformers import (
@@ -108,7 +108,8 @@ def test_a_converted_image_model_equals_llava(tmp_path):
     expected = NUMBERS["text_only/sequences"][0, NUMBERS["text_only/input_ids"].shape[1] :].tolist()
     output = loaded.generate(NUMBERS["text_only/input_ids"], max_new_tokens=8, do_sample=False)
     assert output[0, -8:].tolist() == expected
-    assert loaded.config.num_frames == 16 and loaded.config.pooling_shape == [16, 12, 12]
+    assert loaded.config.num_frames == 16 and loaded.config.pooling_shape == [16, 2, 2]
+    assert loaded.config.image_pooling_shape == [1, 4, 4]
 
     grid = {"num_frames": 1, "pooling_shape": [1, 4, 4]}
     pooled = AutoModelForImageTextToText.from_pretrained(directory, **grid)
@@ -165,31 +166,19 @@ def test_written_files_and_configs(official, tmp_path):
     assert (generation.bos_token_id, generation.eos_token_id, generation.pad_token_id) == (1, 2, 501)
 
 
-# --- LLaVA with other text models ------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-def test_llava_with_each_text_model(tmp_path, family):
-    llava = write_llava(tmp_path / "llava", family)
-    lines = []
-    directory = convert(tmp_path / "llava", tmp_path / "out", report=lines.append)
-    assert "LLaVA image checkpoint" in lines[0]
-    *_, template, ends = FAMILIES[family]
-    processor, model = AutoProcessor.from_pretrained(directory), pllava.load_model(directory)
-    assert processor.chat_template == CHAT_TEMPLATES[template]
-    assert model.config.video_token_id == len(processor.tokenizer) - 1 > model.config.image_token_id
-    ids = torch.tensor([[1, 17, 250, 33, 499]])
-    with torch.no_grad():
-        torch.testing.assert_close(model(ids).logits, llava(ids).logits, rtol=0, atol=1e-5)
-        # one frame, pooled to the tower's own grid: LLaVA's tokens of an image
-        torch.manual_seed(0)
-        features = torch.randn(1, 3, 56, 56)
-        model.config.pooling_shape = [1, 4, 4]
-        pooled = model.get_image_features(features).pooler_output
-        patches = llava.model.vision_tower(features, output_hidden_states=True).hidden_states[-2][:, 1:]
-        torch.testing.assert_close(pooled, llava.model.multi_modal_projector(patches), rtol=0, atol=1e-5)
-    eos = model.generation_config.eos_token_id
-    assert (eos if isinstance(eos, list) else [eos]) == ends
+def test_a_model_that_was_trained_on_videos_keeps_its_pooling_unless_another_is_asked_for(official, tmp_path):
+    kept = convert(official, tmp_path / "kept", keep_adapter=True)
+    assert pllava.PllavaConfig.from_pretrained(kept).image_pooling_shape is None
+    merged = {"adapter": kept / "adapter", "num_frames": 8, "pooling": "slowfast-2x2x4+8x1x1"}
+    for source, options in ((official, {"num_frames": 8, "pooling": "merge"}), (kept, merged)):
+        directory = convert(source, tmp_path / f"{source.name} pooled", **options)
+        config, processor = pllava.PllavaConfig.from_pretrained(directory), AutoProcessor.from_pretrained(directory)
+        shape = [4, 2, 2] if options["pooling"] == "merge" else [[2, 2, 4], [8, 1, 1]]
+        for each in (config, processor):
+            assert (each.num_frames, each.pooling, each.pooling_shape) == (8, options["pooling"].split("-")[0], shape)
+            assert each.image_pooling_shape is None
+    frames = convert(official, tmp_path / "frames", num_frames=8)
+    assert pllava.PllavaConfig.from_pretrained(frames).pooling_shape == [8, 2, 2]
 
 
 def test_embeddings_grow_if_no_row_is_spare(tmp_path):

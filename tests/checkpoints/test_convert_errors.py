@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 
 import pllava
 from pllava.convert import convert
+from pllava.convert.refusals import REFUSED, REFUSED_VALUES
 
 
 @pytest.fixture
@@ -165,6 +166,11 @@ def test_a_wrong_base_is_one_error_and_writes_nothing(tmp_path, base, expected):
         (IMAGE_BASE, {"keep_adapter": True}, "no LoRA"),
         (IMAGE_BASE, {"base": IMAGE_BASE}, "takes no base"),
         (IMAGE_BASE, {"adapter": TRAINING_OUTPUT}, "takes no adapter"),
+        (IMAGE_BASE, {"vision_tower": IMAGE_BASE}, "has its vision tower inside it"),
+        (IMAGE_BASE, {"pooling": "mean"}, "'mean' is not a pooling"),
+        (IMAGE_BASE, {"pooling": "average-16x5x5"}, "average-16x5x5 does not fit"),
+        (IMAGE_BASE, {"num_frames": 10**6}, "`num_frames` must be between 1 and 4,096"),
+        (IMAGE_BASE, {"num_frames": 0}, "three positive integers"),
         (pllava.NANO, {}, "pass the adapter"),
         (pllava.NANO, {"adapter": IMAGE_BASE}, "it is not a PEFT adapter"),
         (IMAGE_BASE / "config.json", {}, "a file"),
@@ -211,3 +217,88 @@ def test_an_interrupted_conversion_removes_its_files_and_one_after_a_kill_succee
     (tmp_path / "out.partial" / "model-00001-of-00009.safetensors").write_bytes(b"half")
     assert not list(convert(official, tmp_path / "out").glob("*00009*"))
     assert not (tmp_path / "out.partial").exists()
+
+
+# --- models that cannot become a PLLaVA ------------------------------------------------------------------------------
+
+
+def with_config(directory, **values):
+    """IMAGE_BASE with other values in its config; its weights are never read."""
+    shutil.copytree(IMAGE_BASE, directory)
+    config = json.loads((directory / "config.json").read_text())
+    (directory / "config.json").write_text(json.dumps({**config, **values}))
+    return directory
+
+
+def message_of(directory, out):
+    with pytest.raises(ValueError) as caught:
+        convert(directory, out)
+    assert not out.exists()
+    return str(caught.value)
+
+
+REASONS = {
+    "blip-2": ["Q-Former", "fixed number of tokens", "llava-1.5-7b-hf"],
+    "instructblip": ["Q-Former"],
+    "video_llava": ["separate towers", "LLaVA-NeXT-Video"],
+    "internvl": ["pixel shuffle", "llava-onevision"],
+    "internvl_chat": ["pixel shuffle"],
+    "idefics3": ["pixel shuffle"],
+    "smolvlm": ["pixel shuffle"],
+    "idefics2": ["resampler", "LLaVA-NeXT"],
+    "qwen2_vl": ["merges neighbouring patches", "llava-onevision"],
+    "llavaonevision1_5": ["merges neighbouring patches", "llava-onevision"],
+    "paligemma": ["one linear layer", "LLaVA-Interleave"],
+    "mllama": ["cross-attention", "Llama 3"],
+    "llava_mpt": ["text model", "LLaVA-NeXT"],
+}
+
+
+@pytest.mark.parametrize("model_type", sorted(REFUSED))
+def test_another_architecture_is_refused_with_the_reason_and_the_nearest_that_works(tmp_path, model_type):
+    message = message_of(with_config(tmp_path / "source", model_type=model_type), tmp_path / "out")
+    assert f"{model_type} cannot become a PLLaVA: it" in message and message.endswith(" instead")
+    assert all(part in message for part in REASONS.get(model_type, [])), message
+
+
+ORIGINAL = {"model_type": "llava", "mm_vision_tower": "openai/clip-vit-large-patch14-336"}
+TINY = {"model_type": "tinyllava", "vision_model_name_or_path": "google/siglip-so400m-patch14-384"}
+VALUES = [
+    *[({**ORIGINAL, "mm_projector_type": value}, "GELU") for value in ("linear", "mlp3x_gelu", "pooler", "c-abs")],
+    (ORIGINAL, "`mm_projector_type` is None"),  # LLaVA's first projector, one linear layer
+    ({**ORIGINAL, "mm_projector_type": "mlp2x_gelu", "mm_resampler_type": "perceiver"}, "resampler"),
+    ({**ORIGINAL, "mm_projector_type": "mlp2x_gelu", "mm_use_im_start_end": True}, "before and one after each image"),
+    ({**TINY, "connector_type": "qformer"}, "GELU"),
+    ({**TINY, "connector_type": "resampler"}, "GELU"),
+]
+
+
+@pytest.mark.parametrize(("values", "reason"), VALUES, ids=[str(list(values.items())[-1]) for values, _ in VALUES])
+def test_another_projector_is_refused_with_the_reason_and_the_nearest_that_works(tmp_path, values, reason):
+    message = message_of(with_config(tmp_path / "source", **values), tmp_path / "out")
+    assert reason in message and "cannot become a PLLaVA" in message and message.endswith(" instead")
+
+
+def test_each_refused_value_is_tested():
+    assert {key for values, _ in VALUES for key in values if key in REFUSED_VALUES} == REFUSED_VALUES.keys()
+
+
+def test_another_vision_tower_is_refused_with_those_that_work(tmp_path):
+    values = {"vision_config": {"model_type": "dinov2", "hidden_size": 32, "num_hidden_layers": 2}}
+    message = message_of(with_config(tmp_path / "source", **values), tmp_path / "out")
+    assert "`dinov2`" in message and "clip_vision_model, siglip_vision_model, siglip2_vision_model" in message
+
+
+def test_a_quantised_model_is_refused(tmp_path):
+    source = with_config(tmp_path / "source")
+    weights = load_file(source / "model.safetensors")
+    name = next(name for name in weights if "q_proj" in name)
+    weights[name] = weights[name].to(torch.int8)
+    save_file(weights, source / "model.safetensors", metadata={"format": "pt"})
+    assert "I8" in (message := message_of(source, tmp_path / "out")) and "before it was quantised" in message
+
+
+def test_an_adapter_inside_an_image_model_of_another_family_is_refused(official, tmp_path):
+    config = json.loads((official / "config.json").read_text())
+    (official / "config.json").write_text(json.dumps({**config, "model_type": "llava_onevision"}))
+    assert "weights have a LoRA beside them" in message_of(official, tmp_path / "out")

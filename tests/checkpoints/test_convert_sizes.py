@@ -6,12 +6,15 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 from layouts import SIZES, TRAINING_OUTPUT, VISION_L, llama_config, write_sparse
+from llava_models import FAMILIES, write_processing_files
+from transformers import LlavaOnevisionConfig, LlavaOnevisionForConditionalGeneration
 
 from pllava.convert.planning import plan_conversion
 
@@ -84,6 +87,24 @@ def test_published_sizes_are_planned_without_allocating_them(tmp_path, size):
     left_out = sum(sizes[name] for name in shapes if any(part in name for part in unread))
     assert sum(parameter.numel() for parameter in plan.meta_model.parameters()) == sum(sizes.values()) - left_out
     assert all(parameter.is_meta for parameter in plan.meta_model.parameters())
+
+
+def test_llava_onevision_is_planned_at_its_published_size(tmp_path):
+    """0.5B: SigLIP-384 without its last layer, and Qwen2 with tied embeddings."""
+    text = {"hidden_size": 896, "intermediate_size": 4864, "num_hidden_layers": 24, "num_attention_heads": 14}
+    text |= {"num_key_value_heads": 2, "vocab_size": 152000, "tie_word_embeddings": True, "model_type": "qwen2"}
+    config = LlavaOnevisionConfig(text_config=text)
+    with torch.device("meta"):
+        weights = LlavaOnevisionForConditionalGeneration(config).state_dict()
+    shapes = {name: tuple(weight.shape) for name, weight in weights.items() if name != "lm_head.weight"}
+    tiny = replace(FAMILIES["onevision"], vision=config.vision_config)
+    config.save_pretrained(tmp_path)
+    write_processing_files(tmp_path, tiny)
+    write_sparse(tmp_path / "model.safetensors", shapes)
+    plan = plan_conversion(tmp_path)
+    assert plan.config.tie_word_embeddings and "lm_head.weight" not in plan.model.weights
+    assert (plan.config.num_video_tokens, plan.config.num_image_tokens) == (16 * 14 * 14, 27 * 27)
+    assert plan.model.unused == {"model.image_newline", "post_layernorm"}
 
 
 MEMORY = """

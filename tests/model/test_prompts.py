@@ -34,7 +34,7 @@ def build(processor: PllavaProcessor, tokenizer: PreTrainedTokenizerBase, templa
     return PllavaProcessor(*parts, pooling_shape=(4, 3, 3), chat_template=template)
 
 
-@pytest.fixture(scope="module", params=["byte level", "metaspace", "prepended space", "im_start"])
+@pytest.fixture(scope="module", params=["byte level", "metaspace", "prepended space", "im_start", "chatml"])
 def any_processor(processor: PllavaProcessor, request: pytest.FixtureRequest) -> PllavaProcessor:
     """Processors with each kind of tokenizer and of template that PLLaVA's checkpoints have."""
     if request.param == "byte level":
@@ -42,10 +42,12 @@ def any_processor(processor: PllavaProcessor, request: pytest.FixtureRequest) ->
     fast = PreTrainedTokenizerFast if request.param == "prepended space" else AutoTokenizer
     tokenizer = fast.from_pretrained(IMAGE_BASE)
     tokenizer.add_tokens(["<video>"], special_tokens=True)
-    if request.param == "im_start":
+    if request.param in ("im_start", "chatml"):
         turns = [AddedToken("<|im_start|>", normalized=True, special=True), AddedToken("<|im_end|>", special=False)]
         tokenizer.add_tokens(turns)
-    return build(processor, tokenizer, "eval_vcg_llavanext" if request.param == "im_start" else "plain")
+    return build(
+        processor, tokenizer, {"im_start": "eval_vcg_llavanext", "chatml": "chatml"}.get(request.param, "plain")
+    )
 
 
 def rendered_by_the_tokenizer(processor: PllavaProcessor, chat: list[dict]) -> str:
@@ -154,6 +156,91 @@ def test_a_tokenizer_that_finds_special_tokens_in_marked_text_is_refused(process
     pieces.add_tokens(["<image>", "<video>"], special_tokens=True)
     with pytest.raises(ValueError, match="special token of the text '</s>'"):
         build(processor, pieces, "plain")
+
+
+# --- several images, videos and texts in one message -----------------------------------------------------------------
+
+
+SYSTEM = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
+MIXED = [("text", "Is"), ("image", None), ("text", "like"), ("video", None), ("image", None), ("text", "here?")]
+# The user's turn of `MIXED`, and what begins the answer
+MIXED_PROMPTS = {
+    "plain": ("USER:<image><video><image> Is like here? ", "ASSISTANT:"),
+    "eval_vcgbench": ("USER: <image><video><image>\n USER: Is like here? ", "ASSISTANT:"),
+    "eval_mvbench": ("USER: <image><video><image>\n USER: Is like here? ", "ASSISTANT:"),
+    "eval_recaption": ("USER: <image><video><image>\n USER: Is like here? ", "ASSISTANT:"),
+    "eval_videoqabench": ("USER: <image><video><image>\n Is like here? ", "ASSISTANT:"),
+    **dict.fromkeys(
+        ("eval_vcg_llavanext", "eval_mvbench_llavanext", "eval_recaption_llavanext"),
+        (
+            "<|im_start|>user\n<image><video><image>\n<|im_end|>\n<|im_start|>user\nIs like here?<|im_end|>\n",
+            "<|im_start|>assistant\n",
+        ),
+    ),
+    "eval_videoqa_llavanext": (
+        "<|im_start|>user\n<image><video><image>\n Is like here?<|im_end|>\n",
+        "<|im_start|>assistant\n",
+    ),
+    "mistral": ("[INST] <image><video><image>\nIs like here? [/INST]", ""),
+    "llama_3": (
+        "<|start_header_id|>user<|end_header_id|>\n\n<image><video><image>\nIs like here?<|eot_id|>",
+        "<|start_header_id|>assistant<|end_header_id|>\n\n",
+    ),
+    "chatml": (
+        f"{SYSTEM}<|im_start|>user\nIs\n<image>\nlike\n<video><image>\nhere?<|im_end|>\n",
+        "<|im_start|>assistant\n",
+    ),
+}
+
+
+def user_turn(parts: list[tuple[str, str | None]]) -> dict:
+    return {"role": "user", "content": [{"type": kind, **({"text": text} if text else {})} for kind, text in parts]}
+
+
+@pytest.mark.parametrize("name", CHAT_TEMPLATES)
+def test_media_come_first_or_where_they_are_in_the_message(processor: PllavaProcessor, name: str) -> None:
+    turn, primer = MIXED_PROMPTS[name]
+    prompt = rendered_by_the_tokenizer(build(processor, processor.tokenizer, name), [user_turn(MIXED)])
+    assert prompt == turn
+    assert processor.apply_chat_template([user_turn(MIXED)], name, add_generation_prompt=True) == turn + primer
+
+
+def test_chatml_keeps_the_order_of_questions_and_images(processor: PllavaProcessor) -> None:
+    """As LLaVA-Interleave and LLaVA-OneVision were trained: one image first, or several where they belong."""
+
+    def prompt(*messages: dict) -> str:
+        return processor.apply_chat_template(list(messages), "chatml").removeprefix(SYSTEM)
+
+    start, end = "<|im_start|>", "<|im_end|>\n"
+    one = user_turn([("video", None), ("text", "What happens?")])
+    assert prompt(one) == f"{start}user\n<video>\nWhat happens?{end}"
+    answer = {"role": "assistant", "content": "It falls."}
+    more = {"role": "user", "content": "Where?"}
+    assert prompt(one, answer, more) == (
+        f"{start}user\n<video>\nWhat happens?{end}{start}assistant\nIt falls.{end}{start}user\nWhere?{end}"
+    )
+    assert prompt(user_turn([("text", "a"), ("text", "b"), ("image", None)])) == f"{start}user\na b\n<image>{end}"
+    system = {"role": "system", "content": "Be short."}
+    assert prompt(system, one) == f"{start}system\nBe short.{end}{start}user\n<video>\nWhat happens?{end}"
+
+
+def test_interleaved_images_are_encoded_in_the_order_of_the_message(processor: PllavaProcessor) -> None:
+    images = [np.full((48, 48, 3), value, np.uint8) for value in (0, 255)]
+    parts = [
+        {"type": "text", "text": "first"},
+        {"type": "image", "image": images[0]},
+        {"type": "text", "text": "second"},
+        {"type": "image", "image": images[1]},
+    ]
+    options = {"tokenize": True, "return_dict": True, "return_tensors": "pt"}
+    inputs = processor.apply_chat_template([{"role": "user", "content": parts}], "chatml", **options)
+    ids = inputs["input_ids"][0]
+    text = processor.tokenizer.decode(ids[ids != processor.image_token_id])
+    assert text.index("first") < text.index("second")
+    ends = (ids == processor.image_token_id).int().diff().nonzero().flatten()
+    assert len(ends) == 4, "two runs of placeholders, apart"
+    darker, brighter = inputs["pixel_values"].mean((1, 2, 3))
+    assert darker < brighter
 
 
 # --- templates in inference engines ----------------------------------------------------------------------------------
