@@ -115,7 +115,8 @@ class PllavaModel(PllavaPreTrainedModel, LlavaModel):
         shapes = [tuple(clip.shape) for clip in clips]
         if any(len(shape) != 4 for shape in shapes):
             raise ValueError(f"Each video must be (frames, 3, height, width); got {len(shapes)} of {shapes[0]}")
-        outputs = self.encode_frames(torch.cat(tuple(clips)), **kwargs)
+        frames = torch.cat(tuple(clips)) if len(clips) > 1 else clips[0]  # a long video is not copied
+        outputs = self.encode_frames(frames, **kwargs)
         outputs.pooler_output = self.pool(outputs.last_hidden_state.split([shape[0] for shape in shapes]), poolings)
         return outputs
 
