@@ -89,13 +89,16 @@ def make_processor(family: Family) -> pllava.PllavaProcessor:
     return pllava.PllavaProcessor(images, train_tokenizer(TEXTS), videos, pooling_shape=POOLING_SHAPE)
 
 
-def make_config(family: Family, processor: pllava.PllavaProcessor, **options) -> pllava.PllavaConfig:
+def make_config(
+    family: Family, processor: pllava.PllavaProcessor, text: dict | None = None, **options
+) -> pllava.PllavaConfig:
+    """`text` and `options` change values of the text model's config, and of PLLaVA's."""
     tokenizer = processor.tokenizer
     ids = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
     tied = {name: value for name, value in family.options.items() if name == "tie_word_embeddings"}
     return pllava.PllavaConfig(
         vision_config=family.vision.to_dict(),
-        text_config=family.text(vocab_size=len(tokenizer), **{**TEXT, **ids, **family.options}),
+        text_config=family.text(vocab_size=len(tokenizer), **{**TEXT, **ids, **family.options, **(text or {})}),
         image_token_index=processor.image_token_id,
         video_token_index=processor.video_token_id,
         **{"num_frames": FRAMES, "pooling_shape": POOLING_SHAPE, **family.reading, **tied, **options},
