@@ -11,6 +11,7 @@ import torch
 from families import Family, make_config, make_processor
 from model_inputs import encode, mixed_chats
 from transformers import AutoModelForImageTextToText, AutoProcessor
+from transformers.dynamic_module_utils import get_class_from_dynamic_module
 from video_files import moving_frames
 
 from pllava import PllavaForConditionalGeneration, PllavaModel, PllavaProcessor
@@ -155,12 +156,18 @@ def test_gradients_with_a_pooling_are_those_of_the_plain_one(pair: Pair, pixels:
 # --- files -----------------------------------------------------------------------------------------------------------
 
 
-def test_saved_pooling_is_loaded(pair: Pair, chats: list, tmp_path: Path) -> None:
+@pytest.mark.parametrize("remote_code", [False, True], ids=["", "remote code"])
+def test_saved_pooling_is_loaded(pair: Pair, chats: list, tmp_path: Path, remote_code: bool) -> None:
     model, processor = pair
     model.save_pretrained(tmp_path)
     processor.save_pretrained(tmp_path)
-    loaded, reading = AutoModelForImageTextToText.from_pretrained(tmp_path), AutoProcessor.from_pretrained(tmp_path)
-    assert loaded.config.video_pooling.shapes == model.config.video_pooling.shapes
+    classes, code = (AutoModelForImageTextToText, AutoProcessor), "pllava."
+    if remote_code:
+        names = ("modeling_pllava.PllavaForConditionalGeneration", "processing_pllava.PllavaProcessor")
+        classes = [get_class_from_dynamic_module(name, str(tmp_path)) for name in names]
+        code = "transformers_modules."
+    loaded, reading = (each.from_pretrained(tmp_path) for each in classes)
+    assert all(type(part).__module__.startswith(code) for part in (loaded, reading, loaded.config.video_pooling))
     assert str(loaded.config.video_pooling) == str(reading.video_pooling) == str(processor.video_pooling)
     inputs, expected = encode(reading, chats[2:4]), encode(processor, chats[2:4])
     assert inputs.keys() == expected.keys()
