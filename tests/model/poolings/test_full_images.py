@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 from model_inputs import encode, mixed_chats
+from transformers.generation import utils as generation
 
-from pllava import PllavaForConditionalGeneration, PllavaProcessor
+from pllava import PllavaForConditionalGeneration, PllavaProcessor, modeling_pllava
 
 Pair = tuple[PllavaForConditionalGeneration, PllavaProcessor]
 Pixels = Callable[..., torch.Tensor]
@@ -103,6 +104,27 @@ def test_generation_with_images_in_full(full: Pair, chats: list) -> None:
     for chat, answer in zip([chats[1], chats[4], chats[7]], answers, strict=True):
         alone = encode(processor, [chat])
         assert model.generate(**alone, **options)[0, alone["input_ids"].shape[1] :].tolist() == answer
+
+
+@pytest.mark.skipif(
+    not hasattr(generation, "_slice_mm_encoder_output"), reason="transformers passes no media to a chunked prefill"
+)
+def test_prefill_in_chunks_splits_media_of_different_sizes(full: Pair, chats: list) -> None:
+    model, processor = full
+    inputs, options = encode(processor, [chats[7]]), {"max_new_tokens": 4, "do_sample": False}
+    whole = model.generate(**inputs, **options).tolist()
+    for size in (7, 64):
+        assert model.generate(**inputs, **options, prefill_chunk_size=size).tolist() == whole
+
+
+def test_sharded_projector_gives_the_same(full: Pair, chats: list, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With ZeRO-3 it is called once for all media, before they are pooled in their different ways."""
+    model, processor = full
+    batch = encode(processor, [chats[4], chats[7]])
+    with torch.no_grad():
+        expected = model(**batch).logits
+        monkeypatch.setattr(modeling_pllava, "is_deepspeed_zero3_enabled", lambda: True)
+        torch.testing.assert_close(model(**batch).logits, expected, rtol=0, atol=1e-4)
 
 
 def test_images_in_full_and_videos_train_together(full: Pair, chats: list) -> None:
