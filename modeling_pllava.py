@@ -10,7 +10,6 @@ from transformers import AutoModel, LlavaForConditionalGeneration, LlavaModel
 from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling, CausalLMOutputWithPast
 from transformers.models.llava.modeling_llava import LlavaMultiModalProjector, LlavaPreTrainedModel
-from transformers.models.vipllava.modeling_vipllava import VipLlavaMultiModalProjector
 from transformers.utils import can_return_tuple
 
 from .configuration_pllava import VISION_TOWERS, PllavaConfig
@@ -68,6 +67,17 @@ def cut_patches(frames: Tensor, size: int) -> dict[str, Tensor]:
     }
 
 
+class NormedProjector(LlavaMultiModalProjector):
+    """LLaVA's projector behind a layer norm, which ViP-LLaVA has."""
+
+    def __init__(self, config: PllavaConfig):
+        super().__init__(config)
+        self.projector_layernorm = nn.LayerNorm(self.linear_1.in_features, eps=config.projector_layernorm_eps)
+
+    def forward(self, features: Tensor) -> Tensor:
+        return super().forward(self.projector_layernorm(features))
+
+
 class PllavaModel(PllavaPreTrainedModel, LlavaModel):
     """A vision tower up to the layer that is read, LLaVA's projector, the pooling, and a language model."""
 
@@ -78,7 +88,7 @@ class PllavaModel(PllavaPreTrainedModel, LlavaModel):
         self.vision_tower = AutoModel.from_config(vision_config)
         self.vision_tower.post_layernorm = nn.Identity()  # follows the last layer, which is not read
         has_norm = config.projector_layernorm_eps is not None
-        self.multi_modal_projector = (VipLlavaMultiModalProjector if has_norm else LlavaMultiModalProjector)(config)
+        self.multi_modal_projector = (NormedProjector if has_norm else LlavaMultiModalProjector)(config)
         self.language_model = AutoModel.from_config(config.text_config)
         above = "|".join(map(str, range(config.num_vision_layers, config.vision_config.num_hidden_layers)))
         unread = "|".join([*UNREAD_PARTS, rf"encoder\.layers\.({above})"])
@@ -115,7 +125,8 @@ class PllavaModel(PllavaPreTrainedModel, LlavaModel):
         shapes = [tuple(clip.shape) for clip in clips]
         if any(len(shape) != 4 for shape in shapes):
             raise ValueError(f"Each video must be (frames, 3, height, width); got {len(shapes)} of {shapes[0]}")
-        outputs = self.encode_frames(torch.cat(tuple(clips)), **kwargs)
+        frames = torch.cat(tuple(clips)) if len(clips) > 1 else clips[0]  # a long video is not copied
+        outputs = self.encode_frames(frames, **kwargs)
         outputs.pooler_output = self.pool(outputs.last_hidden_state.split([shape[0] for shape in shapes]), poolings)
         return outputs
 

@@ -146,7 +146,8 @@ class MergePooling(Pooling):
         return -(-num_frames // 2), -(-grid // 2), -(-grid // 2)
 
     def pool_time(self, frames: Tensor) -> list[Tensor]:
-        count, places = self.shapes[0][0], frames.flatten(1, 2).transpose(0, 1)  # (places, frames, D)
+        count = self.shapes[0][0]
+        places = repeat_frames(frames, count).flatten(1, 2).transpose(0, 1)  # (places, frames, D)
         runs = one_hot(find_runs(places, count), count).to(frames).transpose(1, 2)  # (places, count, frames)
         means = runs @ places / runs.sum(-1, keepdim=True)
         return [means.transpose(0, 1).unflatten(1, frames.shape[1:3])]
@@ -235,9 +236,9 @@ def parse_pooling(text: str, num_frames: int, grid: int) -> Pooling:
     Raises:
         ValueError: if there is no such pooling, or the shape is not as it must be.
     """
-    name, _, shapes = text.partition("-")
+    name, dash, shapes = text.partition("-")
     kind = find_pooling(name)
-    if not shapes:
+    if not dash:
         return kind(kind.preset(num_frames, grid), num_frames)
     try:
         paths = [tuple(int(size) for size in shape.split("x")) for shape in shapes.split("+")]

@@ -16,19 +16,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from families import FAMILIES, Family, make_config, make_processor
 from model_inputs import TOKENS
-from transformers import CLIPImageProcessor, CLIPVisionConfig, LlamaConfig
 from video_files import moving_frames, write_video
 
 import pllava
-from pllava.nano.tokenizer import train_tokenizer
-
-TEXTS = [
-    "USER: What happens in the video? ASSISTANT: A red circle moves from left to right.",
-    "USER: How often does it bounce? ASSISTANT: It bounces twice, then it leaves.",
-    "USER: Which of the two is larger? ASSISTANT: The second one is, and it is blue.",
-]
-IMAGE_SIZE = 48
 
 
 def pytest_sessionfinish() -> None:
@@ -36,47 +28,19 @@ def pytest_sessionfinish() -> None:
 
 
 @pytest.fixture(scope="session")
-def processor() -> pllava.PllavaProcessor:
-    """4 frames of 48 x 48 pixels, pooled to 4 x 3 x 3 = 36 tokens."""
-    size = {"shortest_edge": IMAGE_SIZE}
-    return pllava.PllavaProcessor(
-        CLIPImageProcessor(size=size, crop_size=IMAGE_SIZE),
-        train_tokenizer(TEXTS),
-        pllava.PllavaVideoProcessor(size=size, num_frames=4),
-        pooling_shape=(4, 3, 3),
-    )
+def family(request: pytest.FixtureRequest) -> Family:
+    """CLIP and Llama, but for tests that ask for another one; those in tests/model run for each."""
+    return FAMILIES[getattr(request, "param", "clip-llama")]
 
 
 @pytest.fixture(scope="session")
-def config(processor: pllava.PllavaProcessor) -> pllava.PllavaConfig:
-    tokenizer = processor.tokenizer
-    return pllava.PllavaConfig(
-        vision_config=CLIPVisionConfig(
-            image_size=IMAGE_SIZE,
-            patch_size=8,
-            hidden_size=32,
-            intermediate_size=64,
-            num_hidden_layers=3,
-            num_attention_heads=4,
-        ),
-        text_config=LlamaConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=32,
-            intermediate_size=64,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            max_position_embeddings=1024,
-            initializer_range=0.2,  # or all logits are close to zero, and greedy search a toss-up
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-        ),
-        image_token_index=processor.image_token_id,
-        video_token_index=processor.video_token_id,
-        num_frames=4,
-        pooling_shape=(4, 3, 3),
-    )
+def processor(family: Family) -> pllava.PllavaProcessor:
+    return make_processor(family)
+
+
+@pytest.fixture(scope="session")
+def config(family: Family, processor: pllava.PllavaProcessor) -> pllava.PllavaConfig:
+    return make_config(family, processor)
 
 
 @pytest.fixture(scope="session")

@@ -106,12 +106,12 @@ def build_trainer(
         skipped=SkippedExamples(skipped_file, max_unreadable=None),
     )
     if feature_cache:
-        tower = plain_model(model).model.vision_tower
-        if is_preference or any(weight.requires_grad for weight in tower.parameters()):
+        plain = plain_model(model).model
+        if is_preference or any(weight.requires_grad for weight in plain.vision_tower.parameters()):
             raise ValueError("`feature_cache` is for supervised fine-tuning with a frozen tower: pass a `peft_config`")
         autocast, max_bytes = "bf16" if args.bf16 else "", convert_file_size_to_int(feature_cache_size)
-        collator.features = FeatureCache(Path(feature_cache), tower, processor, autocast, max_bytes, args.world_size)
-        collator.features.attach(plain_model(model).model)
+        collator.features = FeatureCache(Path(feature_cache), plain, processor, autocast, max_bytes, args.world_size)
+        collator.features.attach(plain)
     seed = args.seed if args.data_seed is None else args.data_seed
     stream = RowStream(mixture, seed, shuffle_buffer_size, args.process_index, args.world_size)
     loader = StreamLoader(

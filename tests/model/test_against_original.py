@@ -4,6 +4,7 @@ import json
 from functools import partial
 
 import numpy as np
+import plain_poolings
 import pytest
 import torch
 from layouts import (
@@ -51,11 +52,11 @@ def adapted(directory):
 
 @pytest.fixture(scope="module")
 def model_at(directory, adapted):
-    """Return a function that sets alpha and the pooling shape."""
+    """Return a function that sets alpha and the pooling."""
 
-    def change(alpha, pooling_shape=(4, 2, 2)):
+    def change(alpha, pooling_shape=(4, 2, 2), pooling="average"):
         pllava.set_alpha(adapted, alpha)
-        adapted.config.pooling_shape = pooling_shape
+        adapted.config.pooling, adapted.config.pooling_shape = pooling, pooling_shape
         return adapted
 
     return change
@@ -107,7 +108,10 @@ def test_logits_and_generated_tokens_equal_the_original(model_at, recorded):
     check_logits_and_tokens(model, inputs, NUMBERS[f"{name}/input_ids"], recorded)
 
 
-@pytest.mark.parametrize("recorded", ["single", "image_rep4", "pool_2_2_2", "pool_4_3_3", "pool_4_1_1"])
+POOLED = [key.removesuffix("/projected_pooled") for key in NUMBERS if key.endswith("/projected_pooled")]
+
+
+@pytest.mark.parametrize("recorded", POOLED)
 def test_vision_features_and_pooled_tokens_equal_the_original(model_at, recorded):
     name, alpha, shape = CASES.get(recorded, ("single", OFFICIAL_4, (4, 2, 2)))
     inputs = recorded_inputs(name, np.prod(shape))
@@ -117,6 +121,42 @@ def test_vision_features_and_pooled_tokens_equal_the_original(model_at, recorded
     if name == "single":
         features = output.last_hidden_state[..., ::4]
         torch.testing.assert_close(features, NUMBERS["single/vision_features"], rtol=0, atol=1e-5)
+
+
+def test_all_recorded_logits_are_compared():
+    recorded = {key.removesuffix("/logits") for key in NUMBERS if key.endswith("/logits")}
+    assert recorded - CASES.keys() == {"train"}  # with its gradients, below
+    assert {tuple(case[2]) for case in CASES.values()} == {(4, 2, 2), (2, 2, 2), (4, 1, 1), (4, 3, 3)}
+
+
+def recorded_grid(*shape):
+    """The original's pooled tokens of the four frames, `(frames, rows, columns, D)`."""
+    return NUMBERS["pool_{}_{}_{}/projected_pooled".format(*shape)][0].unflatten(0, shape)
+
+
+@pytest.mark.parametrize(
+    ("pooling", "shape", "expected"),
+    [
+        ("slowfast", [[4, 2, 2], [4, 1, 1]], lambda: [recorded_grid(4, 2, 2), recorded_grid(4, 1, 1)]),
+        ("slowfast", [[2, 3, 3], [4, 2, 2]], lambda: [recorded_grid(4, 3, 3)[[0, 2]], recorded_grid(4, 2, 2)]),
+        ("slowfast", [[3, 2, 2], [2, 2, 2]], lambda: [recorded_grid(4, 2, 2)[[0, 1, 2]], recorded_grid(2, 2, 2)]),
+        ("merge", [4, 3, 3], lambda: [recorded_grid(4, 3, 3)]),
+        ("merge", [2, 3, 3], lambda: [plain_poolings.merge(recorded_grid(4, 3, 3), (2, 3, 3))]),
+        ("merge", [3, 1, 1], lambda: [plain_poolings.merge(recorded_grid(4, 1, 1), (3, 1, 1))]),
+    ],
+    ids=str,
+)
+def test_other_poolings_are_made_of_the_tokens_of_the_original(model_at, pooling, shape, expected):
+    """Both paths of "slowfast" are poolings that were recorded; "merge" joins tokens that were."""
+    model = model_at(OFFICIAL_4, shape, pooling)
+    inputs = recorded_inputs("single", model.config.num_video_tokens)
+    with torch.no_grad():
+        tokens = model.get_base_model().get_video_features(inputs["pixel_values_videos"]).pooler_output[0]
+        assert model(**inputs).logits.isfinite().all()
+    expected = torch.cat([part.flatten(0, -2) for part in expected()])
+    torch.testing.assert_close(tokens, expected, rtol=0, atol=1e-5)
+    answer = model.generate(**inputs, max_new_tokens=NEW_TOKENS, do_sample=False)
+    assert answer.shape == (1, inputs["input_ids"].shape[1] + NEW_TOKENS)
 
 
 def test_image_logits_and_tokens_equal_the_original(model_at):

@@ -3,14 +3,17 @@
 import copy
 import inspect
 import json
+import re
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from families import Family, hidden_state
 from peft import get_peft_model
 from safetensors.torch import load_file, save_file
-from transformers import CLIPVisionModel, DynamicCache
+from transformers import AutoModel, DynamicCache
 from transformers.generation import utils as generation
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
@@ -32,16 +35,15 @@ CHUNKED_PREFILL = pytest.mark.skipif(
 
 
 @pytest.fixture(scope="module")
-def inputs(processor: PllavaProcessor) -> dict[str, torch.Tensor]:
+def inputs(processor: PllavaProcessor, pixels: Callable[..., torch.Tensor]) -> dict[str, torch.Tensor]:
     """One row with a video and an image."""
     text = (
         f"USER:{processor.video_token * VIDEO_TOKENS}{processor.image_token * VIDEO_TOKENS} What happens? ASSISTANT:"
     )
-    generator = torch.Generator().manual_seed(0)
     return {
         **processor.tokenizer(text, return_tensors="pt"),
-        "pixel_values_videos": torch.randn(1, 4, 3, 48, 48, generator=generator),
-        "pixel_values": torch.randn(1, 3, 48, 48, generator=generator),
+        "pixel_values_videos": pixels(1),
+        "pixel_values": pixels(1, frames=1, seed=1)[0],
     }
 
 
@@ -77,31 +79,38 @@ def test_feature_outputs_follow_their_options(
     model: PllavaForConditionalGeneration, inputs: dict[str, torch.Tensor], modality: str
 ) -> None:
     pixels = inputs["pixel_values" if modality == "image" else "pixel_values_videos"]
+    patches, has_cls = model.config.patch_grid**2, model.config.vision_config.model_type == "clip_vision_model"
     for owner in (model, model.model):
         get_features = getattr(owner, f"get_{modality}_features")
         output = get_features(pixels, output_hidden_states=True)
         frames = 1 if modality == "image" else 4
         assert output.pooler_output.shape == (1, VIDEO_TOKENS, 32)
-        assert output.last_hidden_state.shape == (frames, 36, 32)
-        assert [state.shape for state in output.hidden_states] == [(frames, 37, 32)] * 3  # of two layers; with CLS
+        assert output.last_hidden_state.shape == (frames, patches, 32)
+        states = 1 + model.config.num_vision_layers
+        assert [state.shape for state in output.hidden_states] == [(frames, patches + has_cls, 32)] * states
         assert get_features(pixels).hidden_states is None
         in_tuple = get_features(pixels, return_dict=False)
         assert isinstance(in_tuple, tuple)
         torch.testing.assert_close(in_tuple[1], output.pooler_output)
 
 
-@pytest.mark.parametrize("option", [{"vision_feature_layer": -1}, {"vision_feature_select_strategy": "full"}])
+@pytest.mark.parametrize("name", ["vision_feature_layer", "vision_feature_select_strategy"])
 def test_other_tower_options_than_the_configs_are_refused(
-    model: PllavaForConditionalGeneration, inputs: dict[str, torch.Tensor], option: dict
+    model: PllavaForConditionalGeneration, inputs: dict[str, torch.Tensor], family: Family, name: str
 ) -> None:
+    own = family.reading
+    option = {
+        name: next(
+            value for value in (-1, -2, "full", "default") if type(value) is type(own[name]) and value != own[name]
+        )
+    }
     for call in (
         lambda: model.get_video_features(inputs["pixel_values_videos"], **option),
         lambda: model.get_image_features(inputs["pixel_values"], **option),
         lambda: model(**inputs, **option),
     ):
-        with pytest.raises(ValueError, match=f"built for another {next(iter(option))}"):
+        with pytest.raises(ValueError, match=f"built for another {name}"):
             call()
-    own = {"vision_feature_layer": -2, "vision_feature_select_strategy": "default"}
     assert model(**inputs, **own).logits.isfinite().all()
 
 
@@ -109,7 +118,7 @@ def test_changing_the_vision_layer_of_a_built_model_is_refused(
     model: PllavaForConditionalGeneration, inputs: dict[str, torch.Tensor]
 ) -> None:
     changed = copy.deepcopy(model)
-    changed.config.vision_feature_layer = -1
+    changed.config.vision_feature_layer = 1
     with pytest.raises(ValueError, match="built for another vision_feature_layer"):
         changed(**inputs)
 
@@ -195,10 +204,10 @@ def test_any_vision_layer_can_be_read(config: PllavaConfig, inputs: dict[str, to
     config = copy.deepcopy(config)
     config.vision_feature_layer = layer
     model = PllavaModel(config).eval()
-    full = CLIPVisionModel(config.vision_config).eval()
+    full = AutoModel.from_config(config.vision_config).eval()
     full.load_state_dict(model.vision_tower.state_dict(), strict=False)
     with torch.no_grad():
-        expected = full(inputs["pixel_values"], output_hidden_states=True).hidden_states[layer][:, 1:]
+        expected = hidden_state(full, inputs["pixel_values"], layer)
         torch.testing.assert_close(model.encode_frames(inputs["pixel_values"]).last_hidden_state, expected)
 
 
@@ -217,16 +226,24 @@ def changed_checkpoint(checkpoint: str, tmp_path: Path):
     return write
 
 
-def test_only_vision_layers_above_the_one_that_is_read_are_ignored(changed_checkpoint) -> None:
+def test_only_vision_layers_above_the_one_that_is_read_are_ignored(changed_checkpoint, config: PllavaConfig) -> None:
     def add(weights: dict[str, torch.Tensor], old: str, new: str) -> None:
         weights |= {name.replace(old, new): weight.clone() for name, weight in weights.items() if old in name}
 
-    path = changed_checkpoint(lambda weights: add(weights, "tower.encoder.layers.1.", "tower.encoder.layers.2."))
+    def add_above(weights: dict[str, torch.Tensor]) -> None:
+        for layer in range(config.num_vision_layers, 3):
+            add(weights, "tower.encoder.layers.0.", f"tower.encoder.layers.{layer}.")
+
+    path = changed_checkpoint(add_above)
     model = PllavaForConditionalGeneration.from_pretrained(path)
     (pattern,) = model._keys_to_ignore_on_load_unexpected  # engines drop every weight that it matches
     assert model.model._keys_to_ignore_on_load_unexpected == {pattern}
-    assert "layers\\.(2)" in pattern and "lm_head" not in pattern
-    assert PllavaModel.from_pretrained(path).config.num_vision_layers == 2  # the head is not needed there
+    dropped = re.compile(pattern)
+    for layer in range(3):
+        name = f"model.vision_tower.encoder.layers.{layer}.mlp.fc1.weight"
+        assert bool(dropped.search(name)) is (layer >= config.num_vision_layers)
+    assert not any(dropped.search(name) for name in [*model.state_dict(), "lm_head.weight"])
+    assert PllavaModel.from_pretrained(path).config.num_vision_layers == config.num_vision_layers
 
     for stray in ("tower.encoder.layers.3.", "tower.encoder.layers.12."):
         path = changed_checkpoint(lambda weights, stray=stray: add(weights, "tower.encoder.layers.1.", stray))
@@ -234,11 +251,15 @@ def test_only_vision_layers_above_the_one_that_is_read_are_ignored(changed_check
             PllavaForConditionalGeneration.from_pretrained(path)
 
 
-def test_only_the_model_without_a_head_loads_a_checkpoint_without_one(changed_checkpoint) -> None:
-    path = changed_checkpoint(lambda weights: weights.pop("lm_head.weight"))
-    with pytest.raises(ValueError, match="missing keys.*lm_head.weight"):
+def test_only_the_model_without_a_head_loads_a_checkpoint_without_one(
+    changed_checkpoint, config: PllavaConfig
+) -> None:
+    head = "embed_tokens.weight" if config.tie_word_embeddings else "lm_head.weight"
+    path = changed_checkpoint(lambda weights: weights.pop(next(name for name in weights if name.endswith(head))))
+    with pytest.raises(ValueError, match=f"missing keys.*{head}"):
         PllavaForConditionalGeneration.from_pretrained(path)
-    PllavaModel.from_pretrained(path)
+    if not config.tie_word_embeddings:
+        PllavaModel.from_pretrained(path)
 
 
 def test_a_saved_and_loaded_model_gives_equal_outputs(

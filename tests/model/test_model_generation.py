@@ -1,11 +1,12 @@
 """Generation: beams, samples, caches, embeddings and compiled models."""
 
 import copy
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from model_inputs import encode, mixed_chats, pixels, text_with
+from model_inputs import encode, mixed_chats, text_with
 
 from pllava import PllavaForConditionalGeneration, PllavaProcessor
 
@@ -63,7 +64,9 @@ def test_a_static_cache_gives_equal_tokens(
     assert static.tolist() == dynamic.tolist()
 
 
-def test_generation_encodes_the_video_once(model: PllavaForConditionalGeneration, processor: PllavaProcessor) -> None:
+def test_generation_encodes_the_video_once(
+    model: PllavaForConditionalGeneration, processor: PllavaProcessor, pixels: Callable
+) -> None:
     calls = []
     hook = model.model.vision_tower.register_forward_hook(lambda *_: calls.append(1))
     model.generate(
@@ -74,7 +77,7 @@ def test_generation_encodes_the_video_once(model: PllavaForConditionalGeneration
 
 
 def test_generation_from_embeddings_finds_the_placeholders(
-    model: PllavaForConditionalGeneration, processor: PllavaProcessor
+    model: PllavaForConditionalGeneration, processor: PllavaProcessor, pixels: Callable
 ) -> None:
     ids, video = text_with(processor, videos=2), pixels(2)
     embeds = model.get_input_embeddings()(ids)
@@ -87,7 +90,9 @@ def test_generation_from_embeddings_finds_the_placeholders(
         assert model.generate(inputs_embeds=embeds, num_beams=beams, **options).tolist() == from_ids.tolist()
 
 
-def test_encoded_media_equal_pixels(model: PllavaForConditionalGeneration, processor: PllavaProcessor) -> None:
+def test_encoded_media_equal_pixels(
+    model: PllavaForConditionalGeneration, processor: PllavaProcessor, pixels: Callable
+) -> None:
     ids, video = text_with(processor, videos=2), pixels(2)
     with torch.no_grad():
         encoded = {"video": model.get_video_features(video)}
@@ -96,7 +101,7 @@ def test_encoded_media_equal_pixels(model: PllavaForConditionalGeneration, proce
 
 
 def test_compiled_prefill_and_decoding_step_are_one_graph(
-    model: PllavaForConditionalGeneration, processor: PllavaProcessor
+    model: PllavaForConditionalGeneration, processor: PllavaProcessor, pixels: Callable
 ) -> None:
     compiled = torch.compile(model, backend="eager", fullgraph=True)
     ids, video = text_with(processor, videos=2), pixels(2)
@@ -113,7 +118,7 @@ def test_compiled_prefill_and_decoding_step_are_one_graph(
 
 @pytest.mark.slow  # Inductor compiles for a minute
 def test_generation_with_a_compiled_decoding_step(
-    model: PllavaForConditionalGeneration, processor: PllavaProcessor
+    model: PllavaForConditionalGeneration, processor: PllavaProcessor, pixels: Callable
 ) -> None:
     inputs = {"input_ids": text_with(processor, videos=1), "pixel_values_videos": pixels(1)}
     options = {"max_new_tokens": 8, "do_sample": False, "pad_token_id": 0}

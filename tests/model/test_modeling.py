@@ -1,18 +1,20 @@
 """The model: pooling, batches, dtypes, devices, and errors."""
 
 import copy
+import math
+from collections.abc import Callable
 from itertools import chain
 from pathlib import Path
 
 import pytest
 import torch
+from families import hidden_state
 from huggingface_hub.errors import StrictDataclassError
-from model_inputs import VIDEO_TOKENS, encode, mixed_chats, pixels, text_with
+from model_inputs import VIDEO_TOKENS, encode, mixed_chats, text_with
 from torch import nn
-from transformers import CLIPVisionModel
+from transformers import AutoModel
 
 from pllava import PllavaConfig, PllavaForConditionalGeneration, PllavaModel, PllavaProcessor
-from pllava.pooling_pllava import average
 
 
 @pytest.fixture(scope="module")
@@ -23,15 +25,8 @@ def chats(clips: list[Path]) -> list[list[dict]]:
 # --- pooling and the vision tower ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("shape", [(4, 3, 3), (2, 2, 2), (4, 6, 6), (1, 1, 1), (3, 4, 5), (8, 7, 9)])
-def test_pooling_is_adaptive_average_pooling(shape: tuple[int, ...]) -> None:
-    tokens = torch.randn(4, 6, 6, 8, dtype=torch.float64)
-    expected = nn.functional.adaptive_avg_pool3d(tokens.permute(3, 0, 1, 2), shape).permute(1, 2, 3, 0)
-    torch.testing.assert_close(average(tokens, shape), expected)
-
-
 def test_the_pooling_shape_is_read_from_the_config(
-    model: PllavaForConditionalGeneration, processor: PllavaProcessor
+    model: PllavaForConditionalGeneration, processor: PllavaProcessor, pixels: Callable
 ) -> None:
     changed = copy.deepcopy(model)
     changed.config.pooling_shape = [2, 3, 2]
@@ -45,21 +40,26 @@ def test_tokens_are_in_time_row_column_order(model: PllavaForConditionalGenerati
     pllava = copy.deepcopy(model.model)
     pllava.multi_modal_projector.linear_1 = pllava.multi_modal_projector.act = nn.Identity()
     pllava.multi_modal_projector.linear_2 = nn.Identity()
-    t, h, w = torch.meshgrid(torch.arange(4.0), torch.arange(6.0), torch.arange(6.0), indexing="ij")
+    side = pllava.config.patch_grid
+    t, h, w = torch.meshgrid(torch.arange(4.0), torch.arange(1.0 * side), torch.arange(1.0 * side), indexing="ij")
     tokens = pllava.pool([torch.stack([t, h, w], -1).flatten(1, 2)])[0]
-    expected = [[t, 2 * row + 0.5, 2 * column + 0.5] for t in range(4) for row in range(3) for column in range(3)]
+    places = [(row * side // 3 + math.ceil((row + 1) * side / 3) - 1) / 2 for row in range(3)]  # of 3 blocks
+    expected = [[t, row, column] for t in range(4) for row in places for column in places]
     assert tokens.tolist() == expected
 
 
-def test_the_last_vision_layer_is_not_built(model: PllavaForConditionalGeneration, config: PllavaConfig) -> None:
-    """The features are hidden state -2 of the full tower, without CLS."""
-    full = CLIPVisionModel(config.vision_config).eval()
-    tower = model.model.vision_tower
-    missing, unexpected = full.load_state_dict(tower.state_dict(), strict=False)
-    assert missing and all("layers.2." in name or "post_layernorm" in name for name in missing) and not unexpected
+def test_vision_layers_above_the_one_that_is_read_are_not_built(
+    model: PllavaForConditionalGeneration, config: PllavaConfig, pixels: Callable
+) -> None:
+    """The features are a hidden state of the full tower, without CLS."""
+    full = AutoModel.from_config(config.vision_config).eval()
+    missing, unexpected = full.load_state_dict(model.model.vision_tower.state_dict(), strict=False)
+    above = [f"layers.{layer}." for layer in range(config.num_vision_layers, 3)]
+    assert missing and all(any(part in name for part in ("post_layernorm", "head.", *above)) for name in missing)
+    assert not unexpected
     video = pixels(1)
     with torch.no_grad():
-        expected = full(video[0], output_hidden_states=True).hidden_states[-2][:, 1:]
+        expected = hidden_state(full, video[0], config.vision_feature_layer)
         features = model.get_video_features(video).last_hidden_state
     torch.testing.assert_close(features, expected)
 
@@ -74,7 +74,7 @@ def test_a_positive_vision_feature_layer_counts_from_the_front(config: PllavaCon
 
 @pytest.mark.parametrize(("given", "repeated"), [(1, [0, 0, 0, 0]), (2, [0, 0, 0, 1]), (3, [0, 0, 1, 1])])
 def test_short_clips_repeat_their_frames(
-    model: PllavaForConditionalGeneration, given: int, repeated: list[int]
+    model: PllavaForConditionalGeneration, given: int, repeated: list[int], pixels: Callable
 ) -> None:
     """The original's rule: each frame int(4 / n) + 1 times in a row, then cut to 4."""
     video = pixels(1, frames=given)
@@ -85,7 +85,7 @@ def test_short_clips_repeat_their_frames(
 
 
 def test_a_video_may_have_any_number_of_frames(
-    model: PllavaForConditionalGeneration, processor: PllavaProcessor
+    model: PllavaForConditionalGeneration, processor: PllavaProcessor, pixels: Callable
 ) -> None:
     """32 frames are pooled to 4: each token is the mean over 8 of them."""
     ids, repeated = text_with(processor, videos=1), pixels(1).repeat_interleave(8, dim=1)
@@ -99,7 +99,7 @@ def test_a_video_may_have_any_number_of_frames(
 
 
 def test_videos_of_different_lengths_are_passed_as_a_list(
-    model: PllavaForConditionalGeneration, processor: PllavaProcessor
+    model: PllavaForConditionalGeneration, processor: PllavaProcessor, pixels: Callable
 ) -> None:
     long, short = pixels(1, frames=7)[0], pixels(1, frames=2, seed=1)[0]
     with torch.no_grad():
@@ -110,7 +110,9 @@ def test_videos_of_different_lengths_are_passed_as_a_list(
     torch.testing.assert_close(together, torch.cat(apart))
 
 
-def test_an_image_equals_a_still_video(model: PllavaForConditionalGeneration, processor: PllavaProcessor) -> None:
+def test_an_image_equals_a_still_video(
+    model: PllavaForConditionalGeneration, processor: PllavaProcessor, pixels: Callable
+) -> None:
     image = pixels(1, frames=1)[0]
     with torch.no_grad():
         as_image = model(input_ids=text_with(processor, images=1), pixel_values=image).logits
@@ -168,34 +170,29 @@ def test_half_precision(
     assert half.generate(**batch, max_new_tokens=2).shape[1] == batch["input_ids"].shape[1] + 2
 
 
-@pytest.mark.parametrize(
-    "device_map",
-    [
-        "cpu",
-        "auto",
-        {
-            "model.vision_tower": "disk",
-            "model.multi_modal_projector": "cpu",
-            "model.language_model": "disk",
-            "lm_head": "cpu",
-        },
-        {
-            "model.vision_tower": "cpu",
-            "model.multi_modal_projector": "disk",
-            "model.language_model": "cpu",
-            "lm_head": "disk",
-        },
-    ],
-    ids=["cpu", "auto", "towers on disk", "projector and head on disk"],
-)
+@pytest.mark.parametrize("on_disk", ["cpu", "auto", ("tower", "text"), ("projector", "head")], ids=str)
 def test_a_dispatched_model_gives_equal_outputs(
     model: PllavaForConditionalGeneration,
     processor: PllavaProcessor,
     checkpoint: str,
     tmp_path: Path,
-    device_map: str | dict[str, str],
+    on_disk: str | tuple[str, ...],
+    pixels: Callable[..., torch.Tensor],
 ) -> None:
     """Offloaded weights are loaded when their module is called: any other use of them fails."""
+    device_map = on_disk
+    if isinstance(on_disk, tuple):
+        device_map = {
+            "model.vision_tower": "tower",
+            "model.multi_modal_projector": "projector",
+            "model.language_model": "text",
+            "lm_head": "text" if model.config.tie_word_embeddings else "head",  # tied weights must be in one place
+        }
+        if model.config.vision_config.model_type == "siglip2_vision_model":
+            # transformers' NaFlex tower uses the weight of its position embedding without a call
+            del device_map["model.vision_tower"]
+            device_map |= {"model.vision_tower.embeddings": "cpu", "model.vision_tower.encoder": "tower"}
+        device_map = {name: "disk" if part in on_disk else "cpu" for name, part in device_map.items()}
     dispatched = PllavaForConditionalGeneration.from_pretrained(
         checkpoint, device_map=device_map, offload_folder=str(tmp_path)
     )
@@ -224,14 +221,15 @@ def test_attention_implementations_agree(
     }
     with torch.no_grad():
         torch.testing.assert_close(eager(**batch).logits[real], model(**batch).logits[real], rtol=1e-4, atol=1e-4)
-    assert model._supports_flash_attn and model.model.vision_tower._supports_flash_attn
+    takes_patches = model.config.vision_config.model_type == "siglip2_vision_model"  # with a mask: transformers' rule
+    assert model._supports_flash_attn and model.model.vision_tower._supports_flash_attn is not takes_patches
 
 
 # --- features of transformers' models --------------------------------------------------------------------------------
 
 
 def test_hidden_states_attentions_and_tuples_are_returned(
-    model: PllavaForConditionalGeneration, processor: PllavaProcessor
+    model: PllavaForConditionalGeneration, processor: PllavaProcessor, pixels: Callable
 ) -> None:
     eager = copy.deepcopy(model)
     eager.set_attn_implementation("eager")
@@ -250,13 +248,17 @@ def test_hidden_states_attentions_and_tuples_are_returned(
     torch.testing.assert_close(eager.lm_head(base.last_hidden_state), outputs.logits)
 
 
-def test_logits_to_keep_keeps_the_last(model: PllavaForConditionalGeneration, processor: PllavaProcessor) -> None:
+def test_logits_to_keep_keeps_the_last(
+    model: PllavaForConditionalGeneration, processor: PllavaProcessor, pixels: Callable
+) -> None:
     inputs = {"input_ids": text_with(processor, videos=1), "pixel_values_videos": pixels(1)}
     with torch.no_grad():
         torch.testing.assert_close(model(**inputs, logits_to_keep=1).logits, model(**inputs).logits[:, -1:])
 
 
-def test_token_embeddings_can_be_resized(model: PllavaForConditionalGeneration, processor: PllavaProcessor) -> None:
+def test_token_embeddings_can_be_resized(
+    model: PllavaForConditionalGeneration, processor: PllavaProcessor, pixels: Callable
+) -> None:
     resized = copy.deepcopy(model)
     size = model.config.text_config.vocab_size
     resized.resize_token_embeddings(size + 7)
@@ -280,7 +282,12 @@ def test_embeddings_can_be_tied(config: PllavaConfig) -> None:
 
 @pytest.mark.parametrize(("videos", "images", "modality"), [(2, 2, "video"), (0, 2, "video"), (1, 1, "image")])
 def test_the_error_for_a_wrong_number_of_placeholders_has_both_counts(
-    model: PllavaForConditionalGeneration, processor: PllavaProcessor, videos: int, images: int, modality: str
+    model: PllavaForConditionalGeneration,
+    processor: PllavaProcessor,
+    videos: int,
+    images: int,
+    modality: str,
+    pixels: Callable[..., torch.Tensor],
 ) -> None:
     placeholders = {"video": videos, "image": images}[modality] * VIDEO_TOKENS
     tokens = {"video": 1, "image": 2}[modality] * VIDEO_TOKENS
@@ -293,7 +300,7 @@ def test_the_error_for_a_wrong_number_of_placeholders_has_both_counts(
 
 
 def test_ids_and_embeddings_exclude_each_other(
-    model: PllavaForConditionalGeneration, processor: PllavaProcessor
+    model: PllavaForConditionalGeneration, processor: PllavaProcessor, pixels: Callable
 ) -> None:
     with pytest.raises(ValueError, match="one of `input_ids` or `inputs_embeds`"):
         model(pixel_values_videos=pixels(1))

@@ -16,6 +16,13 @@ from pllava.video_source_pllava import VideoDecodeError
 
 VIDEO_TOKENS = 36  # 4 x 3 x 3
 MIDDLES = [2, 7, 12, 16]  # of four intervals of a clip of 20 frames
+
+
+def side(processor: PllavaProcessor) -> int:
+    """Height, and width, of its pixels."""
+    return processor.video_processor.crop_size["height"]
+
+
 # --- chats -----------------------------------------------------------------------------------------------------------
 
 
@@ -81,7 +88,7 @@ def test_chat_options_reach_the_video_processor(processor: PllavaProcessor, clip
     def indices(*args, **kwargs) -> list[int]:
         return list(encode(*args, **kwargs)["video_metadata"][0].frames_indices)
 
-    part = {"type": "video", "path": str(clips[0])}
+    part, size = {"type": "video", "path": str(clips[0])}, side(processor)
     assert indices(part) == MIDDLES
     assert indices(part, num_frames=2) == [4, 14]
     assert indices(part, fps=2) == [2, 8, 12, 18]
@@ -93,7 +100,7 @@ def test_chat_options_reach_the_video_processor(processor: PllavaProcessor, clip
     for return_tensors, kind in (("pt", torch.Tensor), ("np", np.ndarray), (None, list)):
         outputs = encode(part, return_tensors)
         assert all(isinstance(outputs[key], kind) for key in ("input_ids", "attention_mask", "pixel_values_videos"))
-        assert np.shape(outputs["pixel_values_videos"][0]) == (4, 3, 48, 48)
+        assert np.shape(outputs["pixel_values_videos"][0]) == (4, 3, size, size)
     assert encode(part, num_frames=32)["input_ids"].tolist() == encode(part)["input_ids"].tolist()
 
 
@@ -146,7 +153,8 @@ def test_model_takes_videos_of_different_lengths(
 ) -> None:
     text = [f"{processor.video_token} What happens?"] * 2
     both = processor(text=text, videos=clips[:2], fps=5, padding=True, return_tensors="pt")
-    assert [tuple(video.shape) for video in both["pixel_values_videos"]] == [(10, 3, 48, 48), (15, 3, 48, 48)]
+    size = side(processor)
+    assert [tuple(video.shape) for video in both["pixel_values_videos"]] == [(n, 3, size, size) for n in (10, 15)]
     both = both.to("cpu", torch.float32)
     with torch.no_grad():
         logits = model(**both).logits
@@ -178,7 +186,7 @@ def test_inference_engine_may_pass_sampled_frames(processor: PllavaProcessor) ->
         return_mm_token_type_ids=True,
         return_tensors="pt",
     )
-    assert outputs["pixel_values_videos"].shape == (1, 32, 3, 48, 48) and outputs["pixel_values"].shape[0] == 1
+    assert outputs["pixel_values_videos"].shape[:3] == (1, 32, 3) and outputs["pixel_values"].shape[0] == 1
     expansions = [(each["type"], each["replacement"]) for each in outputs["text_replacement_offsets"][0]]
     kinds = {"image": processor.image_token, "video": processor.video_token}
     assert expansions == [(kind, token * VIDEO_TOKENS) for kind, token in kinds.items()]

@@ -11,16 +11,28 @@ from PIL import Image
 from video_files import moving_frames, write_video
 
 from pllava import NANO, PllavaConfig, PllavaForConditionalGeneration, PllavaModel, PllavaProcessor
+from pllava.model_pooling import choose_pooling, set_pooling
 
-POOLINGS = [(4, 3, 3), (4, 6, 6), (2, 2, 3), (1, 1, 1), (3, 4, 5)]
+POOLINGS = [
+    "average-4x3x3",
+    "average-4x5x5",
+    "average-2x2x3",
+    "average-1x1x1",
+    "average-3x4x5",
+    "slowfast-2x5x3+4x2x2",
+    "merge-2x3x3",
+]
 LOOKS_SPECIAL = "What are <video>, <image>, </s>, <s> and <|im_end|>?"
 
 
-@pytest.fixture(scope="module", params=POOLINGS, ids=lambda shape: "x".join(map(str, shape)))
+@pytest.fixture(scope="module", params=POOLINGS)
 def engine(request, model, processor) -> tuple[PllavaForConditionalGeneration, PllavaProcessor]:
-    """A model and a processor with this pooling."""
+    """A model and a processor with this pooling; with the last ones, images are in full."""
     model, processor = copy.deepcopy(model), copy.deepcopy(processor)
-    model.config.pooling_shape = processor.pooling_shape = list(request.param)
+    set_pooling(model, processor, choose_pooling(model.config, request.param))
+    if not request.param.startswith("average"):
+        full = [1, *[model.config.patch_grid] * 2]
+        model.config.image_pooling_shape = processor.image_pooling_shape = full
     return model, processor
 
 
@@ -43,15 +55,19 @@ def test_counts_expansions_and_features_agree(
     kinds = rng.permutation(["video"] * rng.integers(0, 4) + ["image"] * rng.integers(0, 4) or ["video"]).tolist()
     videos = [pixels(rng, int(rng.integers(1, 33))) for kind in kinds if kind == "video"]
     images = [Image.fromarray(pixels(rng, 1)[0]) for kind in kinds if kind == "image"]
-    tokens = math.prod(processor.pooling_shape)
+    shapes = processor.pooling_shape if processor.pooling == "slowfast" else [processor.pooling_shape]
+    tokens = {"video": sum(map(math.prod, shapes))}
+    full = processor.image_pooling_shape
+    tokens["image"] = tokens["video"] if full is None else math.prod(full)
 
     # Memory is planned by these counts
     counts = processor._get_num_multimodal_tokens(
         image_sizes=[(image.height, image.width) for image in images],
         video_sizes=[video.shape[:3] for video in videos],
     )
-    assert counts["num_video_tokens"] == [tokens] * len(videos)
-    assert (counts["num_image_tokens"], counts["num_image_patches"]) == ([tokens] * len(images), [1] * len(images))
+    assert counts["num_video_tokens"] == [tokens["video"]] * len(videos)
+    assert counts["num_image_tokens"] == [tokens["image"]] * len(images)
+    assert counts["num_image_patches"] == [1] * len(images)
 
     # The media are processed with a text of bare placeholders, and the replacements are read off the offsets
     placeholders = {"video": processor.video_token, "image": processor.image_token}
@@ -64,7 +80,7 @@ def test_counts_expansions_and_features_agree(
     assert [each["type"] for each in offsets] == ["image"] * len(images) + ["video"] * len(videos)
     for each in offsets:
         ids = torch.tensor(processor.tokenizer.encode(each["replacement"], add_special_tokens=False))
-        assert ids.tolist() == [getattr(processor, f"{each['type']}_token_id")] * tokens
+        assert ids.tolist() == [getattr(processor, f"{each['type']}_token_id")] * tokens[each["type"]]
         assert ids.mode().values == ids[0]  # the one that the embeddings go to
 
     # The prompt is rendered and encoded by the tokenizer alone, then the placeholders in it are replaced
@@ -82,7 +98,7 @@ def test_counts_expansions_and_features_agree(
         [processor.replace_video_token(inputs, index) for index in range(len(videos))],
     )
     assert [each["type"] for each in found] == kinds
-    assert expanded == ["".join(placeholders[kind] * tokens for kind in kinds)]
+    assert expanded == ["".join(placeholders[kind] * tokens[kind] for kind in kinds)]
 
     # One row of the fields for each medium, alone or in a batch, gives its tokens
     for kind, field in (("video", "pixel_values_videos"), ("image", "pixel_values")):
@@ -91,7 +107,7 @@ def test_counts_expansions_and_features_agree(
         for batch in [rows, *(row[None] for row in rows)] if len(rows) else ():
             with torch.no_grad():
                 output = getattr(model.model, f"get_{kind}_features")(batch, return_dict=True)
-            assert output.pooler_output.shape == (len(batch), tokens, model.config.text_config.hidden_size)
+            assert output.pooler_output.shape == (len(batch), tokens[kind], model.config.text_config.hidden_size)
     assert set(inputs) & set(processor.video_processor.model_input_names) == (
         {"pixel_values_videos"} if videos else set()
     )

@@ -9,10 +9,14 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import torch
+from families import FAMILIES, make_config, make_processor
 from PIL import Image
+from transformers import AutoModelForImageTextToText, AutoProcessor
 from video_files import moving_frames, write_video
 
-from pllava import NANO
+from pllava import NANO, PllavaForConditionalGeneration
+from pllava.model_pooling import choose_pooling, set_pooling
 from pllava.nano import drawing, questions
 
 PYTHON = os.environ.get("PLLAVA_VLLM_PYTHON")
@@ -88,11 +92,13 @@ def rotated() -> Image.Exif:
 def ask(folder: Path):
     """Return a function that starts an engine and returns its answers to chats, and what it printed."""
 
-    def run(chats: dict, name: str, plugin: bool, reference: bool = False, **engine) -> tuple[dict, str]:
+    def run(
+        chats: dict, name: str, plugin: bool, reference: bool = False, model: str = NANO, **engine
+    ) -> tuple[dict, str]:
         requests, answers = folder / f"{name}.json", folder / f"{name}-answers.json"
         flat = [chat for group in chats.values() for chat in group]
         engine["allowed_local_media_path"] = str(folder)
-        requests.write_text(json.dumps({"model": NANO, "chats": flat, "engine": engine, "reference": reference}))
+        requests.write_text(json.dumps({"model": model, "chats": flat, "engine": engine, "reference": reference}))
         environment = {**os.environ, "HF_HUB_OFFLINE": "1", **({} if plugin else {"VLLM_PLUGINS": ""})}
         finished = subprocess.run(
             [PYTHON, SCRIPT, requests, answers],
@@ -139,6 +145,56 @@ def test_tokens_and_frames_equal_those_of_transformers(chats, with_plugin, capsy
     assert {group: numbers for group, numbers in rows.items() if len(set(numbers)) > 1} == {}
     assert vllm["frames"] == transformers["frames"]
     assert len({tuple(answer["tokens"]) for answer in vllm["alone"]}) > 20  # the answers depend on the question
+
+
+def nano_with(pooling: str, folder: Path) -> None:
+    model, processor = AutoModelForImageTextToText.from_pretrained(NANO), AutoProcessor.from_pretrained(NANO)
+    set_pooling(model, processor, choose_pooling(model.config, pooling))
+    for part in (model, processor):
+        part.save_pretrained(folder)
+
+
+def random_model(name: str, pooling: str, folder: Path) -> None:
+    """A tiny model of another family, with images in full."""
+    family = FAMILIES[name]
+    processor = make_processor(family)
+    text = {"hidden_size": 128, "head_dim": 32}  # vLLM's attention takes no smaller heads
+    config = make_config(family, processor, text)
+    config.image_pooling_shape = processor.image_pooling_shape = [1, *[config.patch_grid] * 2]
+    torch.manual_seed(0)
+    model = PllavaForConditionalGeneration(config).eval()
+    set_pooling(model, processor, choose_pooling(config, pooling))
+    model.generation_config.eos_token_id = processor.tokenizer.eos_token_id
+    for part in (model, processor):
+        part.save_pretrained(folder)
+
+
+@pytest.mark.parametrize(
+    ("write", "arguments"),
+    [
+        (nano_with, ["slowfast"]),
+        (nano_with, ["merge"]),
+        (nano_with, ["average-16x6x6"]),  # 576 tokens: in the context of 1,024, RoPE is scaled by two
+        (random_model, ["siglip-qwen2", "average"]),
+        (random_model, ["siglip2-qwen3", "slowfast-2x3x3+4x2x2"]),
+    ],
+    ids=["nano-slowfast", "nano-merge", "nano-scaled-rope", "siglip-qwen2", "siglip2-qwen3"],
+)
+def test_other_poolings_and_families_give_the_tokens_of_transformers(
+    write, arguments: list[str], chats, ask, tmp_path: Path, request, capsys
+) -> None:
+    write(*arguments, tmp_path)
+    name = request.node.callspec.id
+    groups = {group: members[:4] for group, members in chats.items() if "special" not in group}
+    if name == "nano-scaled-rope":
+        groups = {group: groups[group] for group in ("clip of 32 frames", "film of 150 frames", "image", "text only")}
+    answers, printed = ask(groups, name, plugin=True, reference=True, model=str(tmp_path))
+    assert "The model's code: pllava.modeling_pllava" in printed
+    with capsys.disabled():
+        rows = compare(groups, answers["vllm"], answers["transformers"], f"vLLM, {name}")
+    assert {group: numbers for group, numbers in rows.items() if len(set(numbers)) > 1} == {}
+    assert answers["vllm"]["frames"] == answers["transformers"]["frames"]
+    assert len({tuple(answer["tokens"]) for answer in answers["vllm"]["alone"]}) > 5
 
 
 def test_remote_code_alone_samples_the_right_frames_if_it_gets_all(chats, with_plugin, ask, capsys):

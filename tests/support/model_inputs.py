@@ -57,5 +57,5 @@ def text_with(processor: PllavaProcessor, videos: int = 0, images: int = 0) -> t
     return processor.tokenizer(f"USER:{placeholders} What happens? ASSISTANT:", return_tensors="pt").input_ids
 
 
-def pixels(videos: int, frames: int = 4, seed: int = 0) -> torch.Tensor:
-    return torch.randn(videos, frames, 3, 48, 48, generator=torch.Generator().manual_seed(seed))
+def pixels(videos: int, frames: int = 4, seed: int = 0, size: int = 48) -> torch.Tensor:
+    return torch.randn(videos, frames, 3, size, size, generator=torch.Generator().manual_seed(seed))

@@ -18,16 +18,17 @@ from pllava.train import VideoChatCollator, build_trainer
 from pllava.train.loader.feature_cache import FeatureCache
 
 
-@pytest.mark.parametrize("change", ["clip", "bounds", "sampling", "tower", "preparation"])
+@pytest.mark.parametrize("change", ["clip", "bounds", "sampling", "tower", "layers", "preparation"])
 def test_key_depends_on(processor, model, clips, tmp_path, change):
-    def key(clip=clips[0], sampling="uniform", tower=model.model.vision_tower, processor=processor, **bounds):
+    def key(clip=clips[0], sampling="uniform", model=model.model, processor=processor, **bounds):
         medium = find_medium({"path": str(clip), **bounds})
-        return FeatureCache(tmp_path, tower, processor).key(medium, sampling)
+        return FeatureCache(tmp_path, model, processor).key(medium, sampling)
 
     other = {"clip": {"clip": clips[1]}, "bounds": {"end": 1.0}, "sampling": {"sampling": "random"}}
     assert key() == key(end=99.0)  # the same frames
-    other["tower"] = {"tower": copy.deepcopy(model.model.vision_tower)}
-    next(other["tower"]["tower"].parameters()).data += 1
+    other["tower"], other["layers"] = ({"model": copy.deepcopy(model.model)} for _ in range(2))
+    next(other["tower"]["model"].vision_tower.parameters()).data += 1
+    other["layers"]["model"].config.vision_feature_layer = [1, 2]  # of the same tower
     other["preparation"] = {"processor": copy.deepcopy(processor)}
     other["preparation"]["processor"].video_processor.image_mean = [0.5, 0.5, 0.5]
     assert key() == key(clip=str(clips[0])) != key(**other[change])
@@ -35,8 +36,7 @@ def test_key_depends_on(processor, model, clips, tmp_path, change):
 
 def test_key_is_equal_for_all_sources_of_a_clip(processor, model, clips, tmp_path):
     handler = partial(http.server.SimpleHTTPRequestHandler, directory=str(clips[0].parent))
-    tower = model.model.vision_tower
-    collator = VideoChatCollator(processor, features=FeatureCache(tmp_path / "cache", tower, processor))
+    collator = VideoChatCollator(processor, features=FeatureCache(tmp_path / "cache", model.model, processor))
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         address = f"http://127.0.0.1:{server.server_port}/{clips[0].name}"
@@ -52,7 +52,7 @@ def test_key_is_equal_for_all_sources_of_a_clip(processor, model, clips, tmp_pat
 
 def test_full_cache_saves_no_more(processor, model, tmp_path, caplog):
     def fill(names, processes=1):
-        cache = FeatureCache(tmp_path, model.model.vision_tower, processor, max_bytes=10_000, processes=processes)
+        cache = FeatureCache(tmp_path, model.model, processor, max_bytes=10_000, processes=processes)
         for name in names:
             cache.save(name, torch.zeros(1000))
         return [cache.load(name) is not None for name in names]

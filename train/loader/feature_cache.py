@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
-from torch import nn
 from transformers import ProcessorMixin
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
@@ -28,14 +27,16 @@ logger = logging.getLogger(__name__)
 class FeatureCache:
     """
     Files of features, `(frames, patches, C)` each, in the tower's dtype. A file's name is a hash of all that the
-    features depend on: the clip's content and frame indices, the preprocessing, the tower's weights and dtype. With a
-    cache a clip has the same frames in all epochs, also under random sampling.
+    features depend on: the clip's content and frame indices, the preprocessing, the tower's weights and dtype, and the
+    layers that are read. The pooling comes after them. With a cache a clip has the same frames in all epochs, also
+    under random sampling.
 
     A clip takes 16 frames x 576 patches x 1024 values of two bytes at CLIP-L/336: 18.9 MB, and VideoChat2-IT 14.8 TB.
     At 7B the cache saves about 5 % of a step. If a run waits for decoding (`data_wait` in the logs), rather make
     copies of the clips at the model's frame size, with a keyframe per second: they decode quickly.
 
     Args:
+        model: Has the frozen vision tower, and says which of its layers are read.
         processor: Samples and preprocesses the frames.
         autocast (`str`): The dtype under which the tower runs, if it is not its own: "bf16".
         max_bytes (`int`, *optional*): Size limit of the directory; further features are not saved, with one warning.
@@ -45,7 +46,7 @@ class FeatureCache:
     def __init__(
         self,
         directory: Path,
-        tower: nn.Module,
+        model: PllavaModel,
         processor: ProcessorMixin,
         autocast: str = "",
         max_bytes: int | None = None,
@@ -56,7 +57,8 @@ class FeatureCache:
         if max_bytes is not None:
             used = sum(file.stat().st_size for file in directory.rglob("*.safetensors"))
             self._free_bytes = (max_bytes - used) / processes
-        digest = hashlib.sha256(f"{tower.dtype} {autocast}".encode())
+        tower = model.vision_tower
+        digest = hashlib.sha256(f"{tower.dtype} {autocast} {model.config.vision_layers}".encode())
         digest.update(processor.video_processor.to_json_string().encode())
         for name, weight in sorted(tower.state_dict().items()):
             digest.update(name.encode())
