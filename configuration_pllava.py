@@ -121,11 +121,7 @@ class PllavaConfig(PoolingMixin, LlavaConfig):
     ```"""
 
     model_type = "pllava"
-    attribute_map = {
-        "image_token_id": "image_token_index",
-        "video_token_id": "video_token_index",
-        "vision_feature_layers": "vision_feature_layer",  # in ViP-LLaVA's projector, in transformers before 5.20
-    }
+    attribute_map = {"image_token_id": "image_token_index", "video_token_id": "video_token_index"}
 
     num_frames: int = 16
     pooling: str = "average"

@@ -144,7 +144,7 @@ def recorded_grid(*shape):
         ("merge", [2, 3, 3], lambda: [plain_poolings.merge(recorded_grid(4, 3, 3), (2, 3, 3))]),
         ("merge", [3, 1, 1], lambda: [plain_poolings.merge(recorded_grid(4, 1, 1), (3, 1, 1))]),
     ],
-    ids=str,
+    ids=["4 slow frames", "2 slow frames", "3 slow frames", "merge to 4", "merge to 2", "merge to 3"],
 )
 def test_other_poolings_are_made_of_the_tokens_of_the_original(model_at, pooling, shape, expected):
     """Both paths of "slowfast" are poolings that were recorded; "merge" joins tokens that were."""
