@@ -33,6 +33,10 @@ from .batching import plan_batches
 from .clip_decoding import DecodedClip, decode_clips
 from .generation import Generator, Prompt, out_of_memory_error
 
+# The original's models, by their own templates: their prompts in evaluation differ from those of training. Others keep
+# their own template.
+TEMPLATE_FAMILIES = {CHAT_TEMPLATES["plain"]: "vicuna", CHAT_TEMPLATES["eval_vcg_llavanext"]: "im_start"}
+
 
 class LocalModel(Answerer):
     """
@@ -173,8 +177,7 @@ class LocalModel(Answerer):
 
     def _template(self, benchmark: Benchmark) -> str | None:
         """Return the benchmark's template for the model's template family; None keeps the model's own template."""
-        own = self.processor.chat_template
-        family = "im_start" if "<|im_start|>" in own else "vicuna" if "USER:" in own else None
+        family = TEMPLATE_FAMILIES.get(self.processor.chat_template)
         return self.chat_template or benchmark.chat_template.get(family)
 
     # --- a batch -----------------------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ from benchmark_folders import benchmark, lines, scene
 from transformers import AutoProcessor, Cache, DynamicLayer
 
 import pllava
+from pllava.chat_templates_pllava import CHAT_TEMPLATES
 from pllava.eval import LocalModel, Sample, evaluate, load_benchmark
 from pllava.eval.models import generation
 from pllava.eval.models.batching import plan_batches
@@ -158,6 +159,19 @@ def test_prompts_have_the_tokens_of_the_processor(nano):
     assert processor.tokenizer.decode(suffix).endswith("Best option:(")
     prefix, suffix = nano.encode(declared, "Which?", False)
     assert prefix == [] and video not in suffix
+
+
+@pytest.mark.parametrize(
+    ("own", "evaluated"),
+    [("plain", "eval_mvbench"), ("eval_vcg_llavanext", "eval_mvbench_llavanext"), ("chatml", "chatml")],
+)
+def test_the_originals_models_get_its_prompts_and_others_keep_their_own(nano, monkeypatch, own, evaluated):
+    processor, declared = nano.processor, benchmark("mvbench")
+    monkeypatch.setattr(processor, "chat_template", CHAT_TEMPLATES[own])
+    _, suffix = nano.encode(declared, "Which?", True)
+    chat = declared.chat("Which?", [{"type": "video"}])
+    expected = processor.apply_chat_template(chat, evaluated, continue_final_message=True).split("<video>")[1]
+    assert processor.tokenizer.decode(suffix) == expected
 
 
 def test_answers_end_at_the_length_limit_and_at_stop_strings(nano, tmp_path):
