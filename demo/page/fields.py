@@ -13,13 +13,10 @@ def settings_fields(engine: Engine) -> list[gr.components.Component]:
     """Build the fields of the settings, in the order in which `Asked.read` takes their values."""
     config = engine.config
     bound = {"info": "In seconds", "max_lines": 1, "min_width": 100}
-    pooled = (
-        f"Of videos: {', '.join(POOLINGS)}, or one of them with its shape, as in {config.video_pooling}. "
-        + (
-            "Images are pooled alike"
-            if config.image_pooling_shape is None
-            else f"Images keep their {config.num_image_tokens} tokens"
-        )
+    pooled = f"Of videos: {', '.join(POOLINGS)}, or one of them with its shape, as in {config.video_pooling}. " + (
+        "Images are pooled alike"
+        if config.image_pooling_shape is None
+        else f"Images keep their {config.num_image_tokens} tokens"
     )
     limit = {"precision": 0, "minimum": 1}
     with gr.Row():
