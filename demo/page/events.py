@@ -146,10 +146,10 @@ class Events:
         num_frames: int | None = None,
         start: float | None = None,
         end: float | None = None,
-        pooling: str | None = None,
         temperature: float = 0.0,
         max_new_tokens: int = 256,
         alpha: float | None = None,
+        pooling: str | None = None,
     ) -> str:
         """Ask one question about uploaded videos and images. The answer is streamed."""
         bounds = ["" if bound is None else str(bound) for bound in (start, end)]

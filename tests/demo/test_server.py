@@ -19,7 +19,7 @@ from pllava.demo.page.uploads_only import REFUSAL
 
 pytestmark = pytest.mark.slow
 QUESTION = "Describe the video."
-SETTINGS = [None, None, None, 0, 256, None]  # the defaults of the API's other parameters
+SETTINGS = [None, None, None, 0, 256, None, None]  # the defaults of the API's other parameters
 
 
 @pytest.fixture(scope="module")
