@@ -166,6 +166,7 @@ def summarise(config: Any, processor: bool) -> str:
     }.get(origin["kind"], f"converted from {name_source(origin['source'])} to the format of transformers")
     details = [f"its base is {name_source(origin['base'])}"] if "base" in origin else []
     details += [f"the adapter is {name_source(origin['adapter'])}"] if "adapter" in origin else []
+    details += [f"the vision tower is {name_source(origin['vision_tower'])}"] if "vision_tower" in origin else []
     details += [f"the LoRA is merged at alpha = {origin['alpha']:g}"] if "alpha" in origin else []
     sentence = f" {'; '.join(details)}." if details else ""
     return f"{text}: {made}.{sentence[:2].upper()}{sentence[2:]}"
@@ -181,8 +182,9 @@ def name_source(source: dict[str, Any]) -> str:
 def hub_ids(origin: dict[str, Any] | None) -> list[str]:
     """Return the ids of the Hub's repositories that a model was made from; those of its local sources' sources."""
     ids = []
-    for source in sources(origin).values():
-        ids += [source["repo_id"]] if source.get("repo_id") else hub_ids(source.get("origin"))
+    for part, source in sources(origin).items():
+        if part != "vision_tower":  # not a base model: the model that had it is one
+            ids += [source["repo_id"]] if source.get("repo_id") else hub_ids(source.get("origin"))
     return ids
 
 
@@ -193,7 +195,7 @@ def licenses(origin: dict[str, Any] | None) -> list[str]:
 
 def sources(origin: dict[str, Any] | None) -> dict[str, dict[str, Any]]:
     """Return what a model was made from, by its part in it."""
-    return {part: origin[part] for part in ("source", "base", "adapter") if part in (origin or {})}
+    return {part: origin[part] for part in ("source", "base", "adapter", "vision_tower") if part in (origin or {})}
 
 
 def one_or_list(ids: list[str]) -> str | list[str] | None:

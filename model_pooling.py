@@ -55,10 +55,11 @@ def set_pooling(model: PreTrainedModel, processor: PllavaProcessor, pooling: Poo
         model: A PLLaVA, or PEFT's wrapper around one.
         pooling: From [`choose_pooling`].
     """
-    for each in (plain_model(model).config, processor):
+    config = plain_model(model).config
+    _set_rope(plain_model(model), extended_rope(config, pooling))
+    for each in (config, processor):
         each.pooling, each.pooling_shape = pooling.name, pooling.shape
-    plain_model(model).config.num_frames = processor.video_processor.num_frames = pooling.num_frames
-    _set_rope(plain_model(model), extended_rope(plain_model(model).config, pooling))
+    config.num_frames = processor.video_processor.num_frames = pooling.num_frames
 
 
 @contextmanager
@@ -66,8 +67,8 @@ def pooled(model: PreTrainedModel, pooling: Pooling) -> Iterator[None]:
     """Give a loaded model another pooling for a while."""
     config = plain_model(model).config
     own = config.pooling, config.pooling_shape, config.num_frames, config.text_config.rope_parameters
-    config.pooling, config.pooling_shape, config.num_frames = pooling.name, pooling.shape, pooling.num_frames
     _set_rope(plain_model(model), extended_rope(config, pooling))
+    config.pooling, config.pooling_shape, config.num_frames = pooling.name, pooling.shape, pooling.num_frames
     try:
         yield
     finally:
@@ -78,19 +79,23 @@ def pooled(model: PreTrainedModel, pooling: Pooling) -> Iterator[None]:
 def extended_rope(config: PllavaConfig, pooling: Pooling) -> dict[str, Any]:
     """
     Return the text model's RoPE parameters with which a video of this pooling fits the context: its own, or with a
-    linear factor (position interpolation, arXiv 2306.15595), as SlowFast-LLaVA has it for Vicuna.
+    linear factor (position interpolation, arXiv 2306.15595), as SlowFast-LLaVA has it for Vicuna. For the pooling in
+    the config, they are the config's.
 
     Raises:
         ValueError: if the context is too short, and its RoPE is scaled in another way already.
     """
     text, rope = config.text_config, dict(config.text_config.rope_parameters)
+    if (pooling.name, pooling.shape) == (config.pooling, config.pooling_shape):
+        return rope
     factor = math.ceil((pooling.num_tokens + TEXT_TOKENS) / text.max_position_embeddings)
     if factor <= _linear_factor(rope):
         return rope
-    if rope["rope_type"] not in ("default", "linear"):
+    kind = rope.get("rope_type", "by layers")  # of each kind of layers apart, in some text models
+    if kind not in ("default", "linear"):
         raise ValueError(
             f"The pooling {pooling} makes {pooling.num_tokens:,} tokens of a video, too many for a context of "
-            f"{text.max_position_embeddings:,} tokens, and its RoPE is scaled already ({rope['rope_type']}): choose "
+            f"{text.max_position_embeddings:,} tokens, and its RoPE cannot be scaled further ({kind}): choose "
             "one with fewer tokens"
         )
     return {**rope, "rope_type": "linear", "factor": float(factor)}

@@ -115,8 +115,8 @@ class AveragePooling(Pooling):
 class SlowFastPooling(Pooling):
     """
     Two paths, one after the other: every few frames with many tokens, then all frames with few (SlowFast-LLaVA, arXiv
-    2407.15841, section 3.2). The preset has its proportions: of 50 frames with 24 x 24 patches, 10 become 12 x 24
-    tokens and all become 4 x 4. In the slow path, its code takes the maximum of two tokens, this class their mean.
+    2407.15841, section 3.2). The preset has the paper's proportions: of 50 frames with 24 x 24 patches, 10 become
+    12 x 24 tokens and all become 4 x 4. Its code differs from the paper: it takes the maximum of two columns.
     """
 
     name = "slowfast"

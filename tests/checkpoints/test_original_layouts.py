@@ -147,6 +147,8 @@ def test_original_llava_gives_the_logits_of_transformers_llava(tmp_path, model_t
     assert tiny.vision.image_size in (size.get("shortest_edge"), size.get("height"))
     origin = json.loads((directory / "config.json").read_text())["origin"]
     assert origin["vision_tower"].keys() == {"fingerprint"} != origin["source"]
+    card = (directory / "README.md").read_text(encoding="utf-8")
+    assert "The vision tower is a local model." in card and f"| {origin['vision_tower']['fingerprint']} |" in card
 
 
 def test_the_class_tells_the_text_model_where_the_model_type_does_not(tmp_path):

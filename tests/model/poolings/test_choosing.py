@@ -155,6 +155,22 @@ def test_rope_that_is_scaled_in_another_way_is_not_scaled_again(vicuna: PllavaCo
     assert choose_pooling(scaled, "average").num_tokens == 2304  # which fits
 
 
+def test_models_own_pooling_never_scales_its_rope(vicuna: PllavaConfig, caplog: pytest.LogCaptureFixture) -> None:
+    """It was trained so, even if a text of 512 tokens does not fit beside a video."""
+    tight = copy.deepcopy(vicuna)
+    tight.text_config.max_position_embeddings = 2400
+    own = choose_pooling(tight, str(tight.video_pooling))
+    assert extended_rope(tight, own) == tight.text_config.rope_parameters and not caplog.records
+
+
+def test_rope_of_each_kind_of_layers_is_not_scaled(vicuna: PllavaConfig) -> None:
+    nested, parts = copy.deepcopy(vicuna), ("sliding_attention", "full_attention")
+    nested.text_config.rope_parameters = {part: {"rope_type": "default", "rope_theta": 1e4} for part in parts}
+    assert choose_pooling(nested, "merge").num_tokens == 1152
+    with pytest.raises(ValueError, match="by layers"):
+        choose_pooling(nested, "slowfast", num_frames=50)
+
+
 def test_own_linear_factor_is_kept_or_raised(vicuna: PllavaConfig) -> None:
     scaled = copy.deepcopy(vicuna)
     scaled.text_config.rope_parameters |= {"rope_type": "linear", "factor": 2.0}
