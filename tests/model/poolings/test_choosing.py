@@ -11,7 +11,7 @@ from model_inputs import user
 from peft import get_peft_model
 from transformers import CLIPVisionConfig, LlamaConfig
 
-from pllava import PllavaConfig, PllavaForConditionalGeneration, PllavaProcessor, lora_config
+from pllava import PllavaConfig, PllavaForConditionalGeneration, PllavaProcessor, lora_config, model_pooling
 from pllava.model_pooling import choose_pooling, extended_rope, pooled, set_pooling
 
 Pixels = Callable[..., torch.Tensor]
@@ -131,6 +131,7 @@ def vicuna() -> PllavaConfig:
 
 def test_factor_of_slowfast_llava_is_two(vicuna: PllavaConfig, caplog: pytest.LogCaptureFixture) -> None:
     """3,680 tokens of a video, in a context of 4,096."""
+    model_pooling.logger.warning_once.cache_clear()  # another test may have been warned
     with caplog.at_level(logging.WARNING):
         pooling = choose_pooling(vicuna, "slowfast", 50)
     assert pooling.num_tokens == 3680 and "RoPE is scaled by 2" in caplog.text
