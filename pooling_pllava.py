@@ -56,8 +56,8 @@ class Pooling(ABC):
         if len(sizes) != 3 * self.num_paths or not all(isinstance(size, int) and size > 0 for size in sizes):
             paths = "" if self.num_paths == 1 else f" for each of {self.num_paths} paths"
             raise ValueError(
-                f"`pooling_shape` of {self.name!r} is (frames, rows, columns), three positive integers{paths}; got "
-                f"{shapes}"
+                f"The shape of the pooling {self.name!r} is (frames, rows, columns), three positive integers{paths}; "
+                f"got {shapes}"
             )
 
     @staticmethod
