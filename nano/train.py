@@ -65,9 +65,7 @@ BACKBONES: dict[str, dict[str, Any]] = {
 }
 
 
-def train(
-    output: Path, work: Path, backbone: str, clips: int, image_steps: int, video_steps: int, seed: int
-) -> None:
+def train(output: Path, work: Path, backbone: str, clips: int, image_steps: int, video_steps: int, seed: int) -> None:
     """
     Render `clips` training videos to `work/data`, train both stages in a folder for the backbone, and write the merged
     checkpoint to `output`. Finished results of an earlier run in `work` are reused: the clips, and stage 1.
@@ -90,7 +88,13 @@ def train(
         _train_image_stage(image_stage, processor, BACKBONES[backbone], image_steps, seed)
     video_seconds = _train_video_stage(image_stage, video_stage, processor, work / "data", video_steps, seed)
     image_seconds = json.loads((image_stage / "seconds.json").read_text(encoding="utf-8"))
-    facts = {"clips": clips, "image_steps": image_steps, "video_steps": video_steps, "seed": seed}
+    facts = {
+        "backbone": backbone,
+        "clips": clips,
+        "image_steps": image_steps,
+        "video_steps": video_steps,
+        "seed": seed,
+    }
     facts |= {"image_minutes": round(image_seconds / 60), "video_minutes": round(video_seconds / 60)}
     facts |= {"cores": os.cpu_count()}
     (video_stage / "training.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
@@ -111,11 +115,12 @@ def _train_image_stage(
     torch.manual_seed(seed)
     patches = IMAGE_SIZE // PATCH_SIZE
     processor.pooling_shape = [1, patches, patches]
-    config = _build_config(processor, backbone)
+    config = build_config(processor, backbone)
     model = AutoModelForImageTextToText.from_config(config, attn_implementation=ATTENTION)
-    seconds = _train_images(model, processor, output, steps // 2, 1.5e-3, seed)
+    half = output / "half"
+    seconds = _train_images(model, processor, half, steps // 2, 1.5e-3, seed)
     processor.pooling_shape = POOLING_SHAPE
-    seconds += _train_images(_load_for_video(output), processor, output, steps - steps // 2, 1e-3, seed + 1)
+    seconds += _train_images(_load_for_video(half), processor, output, steps - steps // 2, 1e-3, seed + 1)
     (output / "seconds.json").write_text(json.dumps(seconds), encoding="utf-8")
 
 
@@ -163,7 +168,7 @@ def _build_processor(data: Path, colours: dict[str, list[float]], seed: int) -> 
     )
 
 
-def _build_config(processor: PllavaProcessor, backbone: dict[str, Any]) -> PllavaConfig:
+def build_config(processor: PllavaProcessor, backbone: dict[str, Any]) -> PllavaConfig:
     """Return the config of a model that reads one frame, with the processor's pooling."""
     tokenizer = processor.tokenizer
     vision = {
