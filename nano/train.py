@@ -37,7 +37,7 @@ NUM_FRAMES, POOLING_SHAPE = 16, [16, 3, 3]
 INITIALIZER_RANGE = 0.06  # the usual 0.02 is for wider models: at this width, training would take twice the steps
 ATTENTION = "eager"  # for such short sequences, faster than the CPU's fused kernel in bfloat16
 
-# What differs between backbones: values of the model's config, and the colours that the processors normalise to
+# What differs between backbones: values of the model's config, and how the processors normalise colours
 BACKBONES: dict[str, dict[str, Any]] = {
     "clip-llama": {
         "vision_config": {
