@@ -23,14 +23,14 @@ import pllava
 from pllava.environment import hardware, library_versions
 from pllava.eval import LocalModel, Variant, evaluate, load_benchmark, load_prompts
 from pllava.files import read_lines, replace_file, to_lines
-from pllava.model_pooling import choose_pooling, set_pooling
+from pllava.model_pooling import choose_pooling, pooled
 from pllava.modeling_pllava import PllavaModel
 from pllava.nano.data import render
 from pllava.nano.evaluate import one_of_each_type
 from pllava.pooling_pllava import Pooling
 
 FILE = Path(__file__).parents[1] / "docs" / "figures" / "poolings.json"
-HELD_OUT_SEED = 1
+HELD_OUT_SEED, ROUNDS = 1, 30
 # Of 16 frames with 6 x 6 patches. nano was trained with the first
 POOLINGS = """
 average-16x3x3 average-8x3x3 average-4x3x3 average-16x2x2 average-8x6x6 average-16x6x6
@@ -54,7 +54,7 @@ def measure_answers(
 
 @torch.inference_mode()
 def measure_seconds(
-    poolings: list[Pooling], model: PreTrainedModel, processor: ProcessorMixin, rounds: int
+    poolings: list[Pooling], model: PreTrainedModel, processor: ProcessorMixin
 ) -> dict[str, dict[str, list[float]]]:
     """
     Return the seconds that one clip and a question take up to the first word of the answer, in each round: those of
@@ -65,14 +65,14 @@ def measure_seconds(
     frames = torch.rand(1, processor.num_frames, 3, model.config.image_size, model.config.image_size)
     content = [{"type": "video"}, {"type": "text", "text": "How many shapes are there in all?"}]
     prompt = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
-    for number in tqdm(range(rounds + 1), desc="timing", unit="round"):
+    for number in tqdm(range(ROUNDS + 1), desc="timing", unit="round"):
         for pooling in poolings:
-            set_pooling(model, processor, pooling)
             text = prompt.replace(processor.video_token, processor.video_token * pooling.num_tokens)
             ids = processor.tokenizer(text, return_tensors="pt").input_ids
-            features, vision = timed(model.get_video_features, frames)
-            options = {"mm_encoder_outputs": {"video": features}, "use_cache": True, "logits_to_keep": 1}
-            _, language_model = timed(model, ids, **options)
+            with pooled(model, pooling):
+                features, vision = timed(model.get_video_features, frames)
+                options = {"mm_encoder_outputs": {"video": features}, "use_cache": True, "logits_to_keep": 1}
+                _, language_model = timed(model, ids, **options)
             measured = {"vision": vision, "language_model": language_model, "total": vision + language_model}
             for part, value in measured.items() if number > 0 else ():  # the first round warms up
                 seconds[str(pooling)][part].append(value)
@@ -109,17 +109,12 @@ def cost_at_7b(poolings: list[Pooling], grid: int) -> dict[str, dict[str, Any]]:
     return costs
 
 
-def main(
-    clips: Annotated[int, typer.Option(min=2, help="Held-out clips.")] = 300,
-    rounds: Annotated[int, typer.Option(min=2, help="How often each time is measured.")] = 30,
-    poolings: Annotated[str, typer.Option(help="Separated by spaces.")] = " ".join(POOLINGS),
-) -> None:
+def main(clips: Annotated[int, typer.Option(min=2, help="Held-out clips.")] = 300) -> None:
     """Measure nano with several poolings, and write docs/figures/poolings.json."""
     model, processor = pllava.load_model(pllava.NANO), AutoProcessor.from_pretrained(pllava.NANO)
-    chosen = [choose_pooling(model.config, name) for name in poolings.split()]
-    trained = str(model.config.video_pooling)
-    costs, metrics = cost_at_7b(chosen, model.config.patch_grid), measure_answers(chosen, model, processor, clips)
-    seconds = measure_seconds(chosen, model, processor, rounds)  # last, since it changes the model's pooling
+    poolings, trained = [choose_pooling(model.config, name) for name in POOLINGS], str(model.config.video_pooling)
+    costs, seconds = cost_at_7b(poolings, model.config.patch_grid), measure_seconds(poolings, model, processor)
+    metrics = measure_answers(poolings, model, processor, clips)
     points = [
         {
             "pooling": str(pooling),
@@ -131,7 +126,7 @@ def main(
             "seconds": {part: quantiles(values, n=4) for part, values in seconds[str(pooling)].items()},
             "at_7b": costs[str(pooling)],
         }
-        for pooling in chosen
+        for pooling in poolings
     ]
     chance = {task: values["chance"] for task, values in metrics[trained]["per_task"].items() if "chance" in values}
     machine = {
@@ -139,7 +134,7 @@ def main(
         "threads": torch.get_num_threads(),
         **library_versions(["torch", "transformers"]),
     }
-    facts = {"clips": clips, "seed": HELD_OUT_SEED, "rounds": rounds, "machine": machine, "trained_with": trained}
+    facts = {"clips": clips, "seed": HELD_OUT_SEED, "rounds": ROUNDS, "machine": machine, "trained_with": trained}
     replace_file(FILE, json.dumps({**facts, "chance": chance, "points": points}, indent=1) + "\n")
     typer.echo(f"Wrote {FILE}")
 
