@@ -8,13 +8,24 @@ import torch
 from hub_client import card_of, run
 from local_hub import local_hub
 from model_server import data_uri, model_server, text_part, user, video_part
-from transformers import AutoModelForImageTextToText, AutoProcessor, Qwen3Model, SiglipVisionModel, pipeline
+from transformers import (
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    Qwen3Model,
+    SiglipVisionModel,
+    pipeline,
+)
 from transformers.image_utils import IMAGENET_STANDARD_MEAN
 
 import pllava
+from pllava.convert import convert
 from pllava.nano.data import read_questions
 from pllava.nano.train import BACKBONES, build_config, train
 
+# Values of LLaVA's own config
+LLAVA = ("vision_config", "text_config", "vision_feature_layer", "vision_feature_select_strategy", "image_token_index")
 CHANGES_IN_TRAINING = {"num_frames", "architectures", "dtype", "transformers_version", "use_cache"}
 
 
@@ -79,6 +90,26 @@ def test_the_auto_classes_load_what_both_stages_trained(trained):
     assert changed == {"multi_modal_projector", "language_model"}  # the vision tower is frozen in stage 2
     facts = json.loads((trained / "model" / "training.json").read_text())
     assert (facts["backbone"], facts["image_steps"], facts["video_steps"]) == ("siglip-qwen3", 4, 4)
+
+
+@pytest.mark.slow
+def test_the_image_model_of_stage_1_converts(trained, tmp_path):
+    """Saved as transformers' own LLaVA, it becomes a PLLaVA that reads images in full, with the same logits."""
+    processor = AutoProcessor.from_pretrained(trained / "model")
+    start = AutoModelForImageTextToText.from_pretrained(trained / "work" / "siglip-qwen3" / "image-stage" / "half")
+    image_model = LlavaForConditionalGeneration(LlavaConfig(**{name: getattr(start.config, name) for name in LLAVA}))
+    missing, unexpected = image_model.load_state_dict(start.state_dict(), strict=False)
+    assert unexpected == [] and {name.split(".")[2] for name in missing} == {"post_layernorm", "head"}
+    for each in (image_model, processor.image_processor, processor.tokenizer):
+        each.save_pretrained(tmp_path / "llava")
+
+    converted = pllava.load_model(convert(tmp_path / "llava", tmp_path / "converted"))
+    assert (converted.config.num_frames, converted.config.num_image_tokens) == (16, 36)
+    ids = torch.tensor([[1, *[converted.config.image_token_id] * 36, 300, 301]])
+    pixels = torch.randn(1, 3, 48, 48, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected, logits = (model(input_ids=ids, pixel_values=pixels).logits for model in (start, converted))
+    torch.testing.assert_close(logits[..., : expected.shape[-1]], expected, rtol=0, atol=1e-5)
 
 
 @pytest.mark.slow
