@@ -31,16 +31,17 @@ def render(
 def train(
     output: Annotated[Path, typer.Option(help="The folder for the merged checkpoint.")] = Path("nano/checkpoint"),
     work: Annotated[Path, typer.Option(help="The folder for training clips and stage 1.")] = Path("nano-training"),
+    backbone: Annotated[str, typer.Option(help="clip-llama, or siglip-qwen3.")] = "clip-llama",
     clips: Annotated[int, typer.Option(min=1, help="Training clips to render, unless WORK has some.")] = 12_000,
     image_steps: Annotated[int, typer.Option(min=1, help="Steps of 64 images, stage 1.")] = 1500,
     video_steps: Annotated[int, typer.Option(min=1, help="Steps of 16 videos, stage 2.")] = 7500,
     seed: Seed = TRAIN_SEED,
 ) -> None:
-    """Train the checkpoint that ships with the project from scratch."""
+    """Train a checkpoint from scratch; with the defaults, the one that ships with the project."""
     with needs_extra("train"):
         from .train import train
 
-    train(output, work, clips, image_steps, video_steps, seed)
+    train(output, work, backbone, clips, image_steps, video_steps, seed)
 
 
 @app.command()
