@@ -48,8 +48,8 @@ def choose_pooling(config: PllavaConfig, name: str, num_frames: int | None = Non
 
 def set_pooling(model: PreTrainedModel, processor: PllavaProcessor, pooling: Pooling) -> None:
     """
-    Set the pooling of a loaded model and of its processor. Where its tokens do not fit the text model's context, RoPE is
-    scaled, and stays so: for a shorter pooling after a longer one, load the model again.
+    Set the pooling of a loaded model and of its processor. Where its tokens do not fit the text model's context, RoPE
+    is scaled, and stays so: for a shorter pooling after a longer one, load the model again.
 
     Args:
         model: A PLLaVA, or PEFT's wrapper around one.

@@ -14,8 +14,10 @@ import pytest
 from benchmark_folders import write_all
 from chat_server import Reply, chat_server, grade
 from layouts import write_official
+from llava_models import write_llava
 from local_hub import local_hub
 from model_server import model_server
+from original_llava import write_original
 from ports import free_port
 
 pytestmark = pytest.mark.slow  # ten minutes; CI runs it by `make test-readme`
@@ -34,7 +36,10 @@ SNIPPETS = [(page, *snippet) for page, snippets in PAGES.items() for snippet in 
 
 @pytest.fixture(scope="module")
 def directories(tmp_path_factory):
-    """A folder for each page, with demo.mp4 and the benchmarks' files; snippets find what earlier ones wrote there."""
+    """
+    A folder for each page, with demo.mp4, the benchmarks' files, and an original LLaVA without its vision tower.
+    Snippets find what earlier ones wrote there.
+    """
     shared = tmp_path_factory.mktemp("shared")
     demo = subprocess.run(
         [sys.executable, "-m", "pllava.nano", "demo"], cwd=shared, capture_output=True, text=True, timeout=240
@@ -43,18 +48,22 @@ def directories(tmp_path_factory):
     right, asked = map(int, re.search(r"(\d+) of (\d+) answers are exactly right", demo.stdout).groups())
     assert right == asked, demo.stdout
     write_all(shared / "DATAS")
+    write_original(shared, "llava", has_tower=False)
+    (shared / "source").rename(shared / "my-llava")
+    (shared / "tower").rename(shared / "clip-vit-large-patch14-336")
     directories = {page: tmp_path_factory.mktemp(Path(page).stem) for page in PAGES}
     for directory in directories.values():
-        for name in ("demo.mp4", "DATAS"):
+        for name in ("demo.mp4", "DATAS", "my-llava", "clip-vit-large-patch14-336"):
             (directory / name).symlink_to(shared / name)
     return directories
 
 
 @pytest.fixture(scope="module")
 def hub(tmp_path_factory):
-    """The address of a local Hub, which has a tiny model in place of the official one."""
+    """The address of a local Hub, which has tiny models in place of the published ones."""
     folder = tmp_path_factory.mktemp("hub")
     write_official(folder / "ermu2001" / "pllava-7b", shards=2)
+    write_llava(folder / "llava-hf" / "llava-onevision-qwen2-0.5b-ov-hf", "onevision")
     with local_hub(folder) as address:
         yield address
 
