@@ -37,7 +37,7 @@ def choose_pooling(config: PllavaConfig, name: str, num_frames: int | None = Non
             f"The pooling {pooling} does not fit: it may have 1 to {limits[0]} frames (as many as are sampled), and 1 "
             f"to {limits[1]} rows and columns"
         )
-    text, rope = config.text_config, extended_rope(config, pooling)
+    text, rope = config.text_config, fitting_rope(config, pooling)
     if rope != text.rope_parameters:
         logger.warning_once(
             f"{pooling.num_tokens:,} tokens of a video and {TEXT_TOKENS} of text do not fit the context of "
@@ -56,7 +56,7 @@ def set_pooling(model: PreTrainedModel, processor: PllavaProcessor, pooling: Poo
         pooling: From [`choose_pooling`].
     """
     config = plain_model(model).config
-    _set_rope(plain_model(model), extended_rope(config, pooling))
+    _set_rope(plain_model(model), fitting_rope(config, pooling))
     for each in (config, processor):
         each.pooling, each.pooling_shape = pooling.name, pooling.shape
     config.num_frames = processor.video_processor.num_frames = pooling.num_frames
@@ -67,7 +67,7 @@ def pooled(model: PreTrainedModel, pooling: Pooling) -> Iterator[None]:
     """Give a loaded model another pooling for a while."""
     config = plain_model(model).config
     own = config.pooling, config.pooling_shape, config.num_frames, config.text_config.rope_parameters
-    _set_rope(plain_model(model), extended_rope(config, pooling))
+    _set_rope(plain_model(model), fitting_rope(config, pooling))
     config.pooling, config.pooling_shape, config.num_frames = pooling.name, pooling.shape, pooling.num_frames
     try:
         yield
@@ -76,18 +76,21 @@ def pooled(model: PreTrainedModel, pooling: Pooling) -> Iterator[None]:
         _set_rope(plain_model(model), rope)
 
 
+def fitting_rope(config: PllavaConfig, pooling: Pooling) -> dict[str, Any]:
+    """Return [`extended_rope`]; for the pooling in the config, its own parameters, with which it was trained."""
+    is_own = (pooling.name, pooling.shape) == (config.pooling, config.pooling_shape)
+    return dict(config.text_config.rope_parameters) if is_own else extended_rope(config, pooling)
+
+
 def extended_rope(config: PllavaConfig, pooling: Pooling) -> dict[str, Any]:
     """
     Return the text model's RoPE parameters with which a video of this pooling fits the context: its own, or with a
-    linear factor (position interpolation, arXiv 2306.15595), as SlowFast-LLaVA has it for Vicuna. For the pooling in
-    the config, they are the config's.
+    linear factor (position interpolation, arXiv 2306.15595), as SlowFast-LLaVA has it for Vicuna.
 
     Raises:
         ValueError: if the context is too short, and its RoPE is scaled in another way already.
     """
     text, rope = config.text_config, dict(config.text_config.rope_parameters)
-    if (pooling.name, pooling.shape) == (config.pooling, config.pooling_shape):
-        return rope
     factor = math.ceil((pooling.num_tokens + TEXT_TOKENS) / text.max_position_embeddings)
     if factor <= _linear_factor(rope):
         return rope
@@ -109,7 +112,7 @@ def context_length(config: PllavaConfig, pooling: Pooling | None = None) -> int:
         pooling: One that a question gets; by default, RoPE is as the config has it.
     """
     text = config.text_config
-    rope = getattr(text, "rope_parameters", None) if pooling is None else extended_rope(config, pooling)
+    rope = getattr(text, "rope_parameters", None) if pooling is None else fitting_rope(config, pooling)
     return int(text.max_position_embeddings * _linear_factor(rope or {}))
 
 

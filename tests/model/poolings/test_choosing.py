@@ -12,7 +12,7 @@ from peft import get_peft_model
 from transformers import CLIPVisionConfig, LlamaConfig
 
 from pllava import PllavaConfig, PllavaForConditionalGeneration, PllavaProcessor, lora_config, model_pooling
-from pllava.model_pooling import choose_pooling, extended_rope, pooled, set_pooling
+from pllava.model_pooling import choose_pooling, extended_rope, fitting_rope, pooled, set_pooling
 
 Pixels = Callable[..., torch.Tensor]
 LONG = "merge-24x5x5"  # 600 tokens of video, with 512 of text too many for a context of 1,024
@@ -161,7 +161,8 @@ def test_models_own_pooling_never_scales_its_rope(vicuna: PllavaConfig, caplog: 
     tight = copy.deepcopy(vicuna)
     tight.text_config.max_position_embeddings = 2400
     own = choose_pooling(tight, str(tight.video_pooling))
-    assert extended_rope(tight, own) == tight.text_config.rope_parameters and not caplog.records
+    assert fitting_rope(tight, own) == tight.text_config.rope_parameters and not caplog.records
+    assert extended_rope(tight, own)["factor"] == 2, "that of a model that was not trained with it"
 
 
 def test_rope_of_each_kind_of_layers_is_not_scaled(vicuna: PllavaConfig) -> None:
