@@ -89,6 +89,8 @@ def evaluate(
         return
     variants = [] if sweep and not controls else [evaluation.PLAIN]
     variants += evaluation.CONTROL_VARIANTS if controls else []
+    samples = [evaluation.read_samples(each, data, limit) for each in benchmarks]
+    loaded_judge = load_judge(out)
     if endpoint:
         server = options.chat_server(model_options.model, endpoint, concurrency)
         number = {"num_frames": num_frames} if num_frames else {}
@@ -96,8 +98,6 @@ def evaluate(
     else:
         answerer = _local_model(model_options, num_frames, chat_template, batch_size, workers, allowed_media_domains)
         variants += _swept(sweep, answerer) if sweep else []
-    samples = [evaluation.read_samples(each, data, limit) for each in benchmarks]
-    loaded_judge = load_judge(out)
     _print_results(
         evaluation.evaluate_suite(
             benchmarks, samples, answerer, out, variants, loaded_judge, limit, seed, retry_failed
