@@ -10,7 +10,7 @@ import pytest
 import torch
 from families import hidden_state
 from huggingface_hub.errors import StrictDataclassError
-from model_inputs import VIDEO_TOKENS, encode, mixed_chats, text_with
+from model_inputs import VIDEO_TOKENS, assert_equals_its_samples, encode, mixed_chats, text_with
 from torch import nn
 from transformers import AutoModel
 
@@ -131,11 +131,7 @@ def test_a_mixed_batch_equals_its_samples(
 ) -> None:
     batch = encode(processor, chats, padding_side)
     assert len(batch["pixel_values_videos"]) == 9 and len(batch["pixel_values"]) == 4
-    with torch.no_grad():
-        logits = model(**batch).logits
-        for row, chat in enumerate(chats):
-            alone = model(**encode(processor, [chat])).logits[0]
-            torch.testing.assert_close(logits[row][batch["attention_mask"][row].bool()], alone, rtol=0, atol=1e-4)
+    assert_equals_its_samples(model, processor, chats, padding_side)
 
 
 def test_a_mixed_batch_generates_the_tokens_of_its_samples(

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 
-from pllava import PllavaProcessor
+from pllava import PllavaForConditionalGeneration, PllavaProcessor
 
 VIDEO_TOKENS = 36  # 4 x 3 x 3
 TOKENS = 6  # the length of an answer: enough to tell two apart
@@ -59,3 +59,15 @@ def text_with(processor: PllavaProcessor, videos: int = 0, images: int = 0) -> t
 
 def pixels(videos: int, frames: int = 4, seed: int = 0, size: int = 48) -> torch.Tensor:
     return torch.randn(videos, frames, 3, size, size, generator=torch.Generator().manual_seed(seed))
+
+
+@torch.no_grad()
+def assert_equals_its_samples(
+    model: PllavaForConditionalGeneration, processor: PllavaProcessor, chats: list, padding_side: str
+) -> None:
+    """A padded batch gives the logits of its samples, one by one."""
+    batch = encode(processor, chats, padding_side)
+    logits = model(**batch).logits
+    for row, chat in enumerate(chats):
+        alone = model(**encode(processor, [chat])).logits[0]
+        torch.testing.assert_close(logits[row][batch["attention_mask"][row].bool()], alone, rtol=0, atol=1e-4)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from model_inputs import encode, mixed_chats
+from model_inputs import assert_equals_its_samples, encode, mixed_chats
 from transformers.generation import utils as generation
 
 from pllava import PllavaForConditionalGeneration, PllavaProcessor, modeling_pllava
@@ -86,13 +86,7 @@ def test_each_placeholder_gets_its_own_medium(full: Pair, chats: list) -> None:
 
 @pytest.mark.parametrize("padding_side", ["left", "right"])
 def test_mixed_batch_with_images_in_full_equals_its_samples(full: Pair, chats: list, padding_side: str) -> None:
-    model, processor = full
-    batch = encode(processor, chats, padding_side)
-    with torch.no_grad():
-        logits = model(**batch).logits
-        for row, chat in enumerate(chats):
-            alone = model(**encode(processor, [chat])).logits[0]
-            torch.testing.assert_close(logits[row][batch["attention_mask"][row].bool()], alone, rtol=0, atol=1e-4)
+    assert_equals_its_samples(*full, chats, padding_side)
 
 
 def test_generation_with_images_in_full(full: Pair, chats: list) -> None:

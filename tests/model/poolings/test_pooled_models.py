@@ -9,7 +9,7 @@ import plain_poolings
 import pytest
 import torch
 from families import Family, make_config, make_processor
-from model_inputs import encode, mixed_chats
+from model_inputs import assert_equals_its_samples, encode, mixed_chats
 from transformers import AutoModelForImageTextToText, AutoProcessor
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
@@ -85,13 +85,7 @@ def test_tokens_depend_on_the_frames_order(pair: Pair, pixels: Pixels) -> None:
 
 @pytest.mark.parametrize("padding_side", ["left", "right"])
 def test_mixed_batch_with_a_pooling_equals_its_samples(pair: Pair, chats: list, padding_side: str) -> None:
-    model, processor = pair
-    batch = encode(processor, chats, padding_side)
-    with torch.no_grad():
-        logits = model(**batch).logits
-        for row, chat in enumerate(chats):
-            alone = model(**encode(processor, [chat])).logits[0]
-            torch.testing.assert_close(logits[row][batch["attention_mask"][row].bool()], alone, rtol=0, atol=1e-4)
+    assert_equals_its_samples(*pair, chats, padding_side)
 
 
 def test_generation_with_a_pooling(pair: Pair, chats: list) -> None:
