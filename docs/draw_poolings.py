@@ -54,7 +54,7 @@ class Series:
 
 
 SERIES = {
-    "average": Series("o", "#0066b3", "#4db2ff", 0.97, {"xytext": (-4, -4), "ha": "right", "va": "top"}),
+    "average": Series("o", "#0066b3", "#4db2ff", 0.97, {"xytext": (-5, 2), "ha": "right", "va": "bottom"}),
     "slowfast": Series("s", "#d55e00", "#ff9a4d", 1.0, {"xytext": (-7, 0), "ha": "right", "va": "center"}),
     "merge": Series("^", "#00805c", "#4fd6a8", 1.03, {"xytext": (5, 2), "ha": "left", "va": "bottom"}),
 }
