@@ -6,7 +6,7 @@ tables of docs/pooling.md. What was measured is in docs/figures/poolings.json, b
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
@@ -141,15 +141,25 @@ def presets() -> str:
     return markdown_table(["", *PRESETS], rows)
 
 
-def measured(results: dict[str, Any]) -> str:
-    kinds = ("all", *ORDERED_TYPES, *UNORDERED_TYPES, "caption")
+def costs(results: dict[str, Any]) -> str:
+    """Accuracy, tokens and time of each pooling."""
     rows = []
     for point in results["points"]:
-        accuracy = [f"{100 * point['accuracy'][kind][0]:.0f}" for kind in kinds]
         cost = [f"{point['at_7b']['tokens']:,}", f"{sum(point['at_7b']['teraflop'].values()):.0f}"]
-        row = [f"`{point['pooling']}`", str(point["tokens"]), *accuracy, f"{milliseconds(point)[1]:.1f}", *cost]
-        rows.append(row)
-    return markdown_table(["pooling", "tokens", *kinds, "ms", "tokens at 7B", "TFLOP at 7B"], rows)
+        accuracy = percent(point, ("all", "caption"))
+        rows.append([f"`{point['pooling']}`", *accuracy, str(point["tokens"]), f"{milliseconds(point)[1]:.1f}", *cost])
+    return markdown_table(["pooling", "all", "caption", "tokens", "ms", "tokens at 7B", "TFLOP at 7B"], rows)
+
+
+def types(results: dict[str, Any]) -> str:
+    """Accuracy by type of question."""
+    kinds = (*ORDERED_TYPES, *UNORDERED_TYPES)
+    rows = [[f"`{point['pooling']}`", *percent(point, kinds)] for point in results["points"]]
+    return markdown_table(["pooling", *kinds], rows)
+
+
+def percent(point: Point, kinds: Sequence[str]) -> list[str]:
+    return [f"{100 * point['accuracy'][kind][0]:.0f}" for kind in kinds]
 
 
 def write_table(name: str, table: str) -> None:
@@ -164,7 +174,8 @@ def main() -> None:
     for theme in (LIGHT, DARK):
         draw(results, theme)
     write_table("presets", presets())
-    write_table("measured", measured(results))
+    write_table("costs", costs(results))
+    write_table("types", types(results))
     print(f"Wrote the tables in {PAGE}")
 
 
