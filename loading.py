@@ -224,8 +224,7 @@ class Checkpoint:
             revision = revision or base_revision
         config = load_config(model, revision=revision)
         if pooling is not None:
-            chosen = choose_pooling(config, pooling, num_frames)
-            config.pooling, config.pooling_shape = chosen.name, chosen.shape
+            config.video_pooling = choose_pooling(config, pooling, num_frames)
         config.quantization_config = getattr(config, "quantization_config", quantization_config)
         dtype = str(config.dtype).removeprefix("torch.") if dtype == "auto" else dtype
         return cls.of(config, dtype, adapter, lora.lora_alpha if lora and alpha is None else alpha)

@@ -57,8 +57,7 @@ def set_pooling(model: PreTrainedModel, processor: PllavaProcessor, pooling: Poo
     """
     config = plain_model(model).config
     _set_rope(plain_model(model), fitting_rope(config, pooling))
-    for each in (config, processor):
-        each.pooling, each.pooling_shape = pooling.name, pooling.shape
+    config.video_pooling = processor.video_pooling = pooling
     config.num_frames = processor.video_processor.num_frames = pooling.num_frames
 
 
@@ -66,13 +65,13 @@ def set_pooling(model: PreTrainedModel, processor: PllavaProcessor, pooling: Poo
 def pooled(model: PreTrainedModel, pooling: Pooling) -> Iterator[None]:
     """Give a loaded model another pooling for a while."""
     config = plain_model(model).config
-    own = config.pooling, config.pooling_shape, config.num_frames, config.text_config.rope_parameters
+    own, rope = config.video_pooling, config.text_config.rope_parameters
     _set_rope(plain_model(model), fitting_rope(config, pooling))
-    config.pooling, config.pooling_shape, config.num_frames = pooling.name, pooling.shape, pooling.num_frames
+    config.video_pooling, config.num_frames = pooling, pooling.num_frames
     try:
         yield
     finally:
-        config.pooling, config.pooling_shape, config.num_frames, rope = own
+        config.video_pooling, config.num_frames = own, own.num_frames
         _set_rope(plain_model(model), rope)
 
 

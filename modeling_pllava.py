@@ -153,10 +153,9 @@ class PllavaModel(PllavaPreTrainedModel, LlavaModel):
     def encode_chunk(
         self, frames: Tensor, output_hidden_states: bool | None = None, **kwargs
     ) -> BaseModelOutputWithPooling:
-        vision, layers, dtype = self.config.vision_config, self.config.vision_layers, self.vision_tower.dtype
-        tower, inputs = VISION_TOWERS[vision.model_type], {"pixel_values": frames.to(dtype)}
-        if tower.takes_patches:
-            inputs = cut_patches(frames.to(dtype), vision.patch_size)
+        vision, layers = self.config.vision_config, self.config.vision_layers
+        tower, pixels = VISION_TOWERS[vision.model_type], frames.to(self.vision_tower.dtype)
+        inputs = cut_patches(pixels, vision.patch_size) if tower.takes_patches else {"pixel_values": pixels}
         kwargs["output_hidden_states"] = output_hidden_states or len(layers) > 1
         outputs = self.vision_tower(**inputs, return_dict=True, **kwargs)
         features = [outputs.hidden_states[layer] for layer in layers] if len(layers) > 1 else [outputs[0]]
@@ -186,8 +185,8 @@ class PllavaModel(PllavaPreTrainedModel, LlavaModel):
         token = torch.tensor(getattr(self.config, f"{modality}_token_id"), device=embeds.device)
         mask = (embeds == self.get_input_embeddings()(token)).all(-1) if ids is None else ids == token
         count, size = tokens.shape[:2]
-        pooling = self.config.image_pooling if modality == "image" else self.config.video_pooling
         if not torch.compiler.is_compiling() and (found := int(mask.sum())) != count * size:
+            pooling = getattr(self.config, f"{modality}_pooling")
             raise ValueError(
                 f"The text has {found} <{modality}> placeholders (id {token}, from the processor), but the model "
                 f"made {count * size} {modality} tokens, {count} times {size}. Does the processor have the model's "

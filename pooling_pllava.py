@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity, one_hot
 
+POOLING_KEYS = ("pooling", "pooling_shape", "image_pooling_shape")  # of a config and of a processor
 Shape = Sequence[int]  # frames, rows, columns
 
 
@@ -197,6 +198,10 @@ class PoolingMixin:
     def video_pooling(self) -> Pooling:
         return find_pooling(self.pooling)(self.pooling_shape, self.num_frames)
 
+    @video_pooling.setter
+    def video_pooling(self, pooling: Pooling) -> None:
+        self.pooling, self.pooling_shape = pooling.name, pooling.shape
+
     @property
     def image_pooling(self) -> Pooling:
         shape = self.image_pooling_shape
@@ -225,19 +230,21 @@ def find_pooling(name: str) -> type[Pooling]:
     return POOLINGS[name]
 
 
-def parse_pooling(text: str, num_frames: int, grid: int) -> Pooling:
+def parse_pooling(text: str, num_frames: int = 1, grid: int | None = None) -> Pooling:
     """
     Return the pooling "NAME" in its preset shape, or "NAME-SHAPE", such as "average-16x12x12" or
     "slowfast-4x12x24+16x4x4".
 
     Args:
-        num_frames, grid: Frames of a clip, and rows and columns of patches of a frame.
+        num_frames, grid: Frames of a clip, and rows and columns of patches of a frame, for the preset shape.
 
     Raises:
         ValueError: if there is no such pooling, or the shape is not as it must be.
     """
     name, dash, shapes = text.partition("-")
     kind = find_pooling(name)
+    if not dash and grid is None:
+        raise ValueError(f"{text!r}: here a pooling needs its shape, such as average-16x12x12")
     if not dash:
         return kind(kind.preset(num_frames, grid), num_frames)
     try:

@@ -148,12 +148,11 @@ class ModelOptions:
             self.path, self.adapter, self.alpha, self.dtype, self.quantization, self.revision, self.pooling, num_frames
         )
         commit = None if os.path.isdir(checkpoint.model) else checkpoint.revision
-        chosen: dict[str, Any] = {}
+        processor = AutoProcessor.from_pretrained(checkpoint.model, revision=commit)
         if self.pooling is not None:
-            pooling = parse_pooling(checkpoint.pooling, 1, 1)  # its shape is written there
-            chosen = {"pooling": pooling.name, "pooling_shape": pooling.shape}
-            chosen |= {"num_frames": num_frames} if num_frames else {}
-        return checkpoint, AutoProcessor.from_pretrained(checkpoint.model, revision=commit, **chosen)
+            processor.video_pooling = parse_pooling(checkpoint.pooling)
+            processor.video_processor.num_frames = num_frames or processor.num_frames
+        return checkpoint, processor
 
     def load(self, processor: "PllavaProcessor") -> "PreTrainedModel":
         """Load the model to the device where it runs, with the pooling that `processor`, from [`read`], has."""

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from ..pooling_pllava import POOLING_KEYS
 from .refusals import REFUSED, REFUSED_VALUES
 
 # --- layouts of config.json and of weight names ----------------------------------------------------------------------
@@ -17,7 +18,8 @@ from .refusals import REFUSED, REFUSED_VALUES
 SAME_KEYS = (
     *("text_config", "vision_config", "projector_hidden_act", "multimodal_projector_bias", "projector_layernorm_eps"),
     *("vision_feature_layer", "vision_feature_select_strategy", "tie_word_embeddings"),
-    *("num_frames", "pooling", "pooling_shape", "image_pooling_shape"),
+    "num_frames",
+    *POOLING_KEYS,
 )
 # What original code calls PLLaVA's `vision_feature_select_strategy`
 STRATEGIES = {"patch": "default", "cls_patch": "full"}

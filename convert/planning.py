@@ -15,7 +15,7 @@ from ..checkpoint_files import reading_config
 from ..configuration_pllava import PllavaConfig
 from ..model_pooling import choose_pooling, extended_rope
 from ..modeling_pllava import PllavaForConditionalGeneration
-from ..pooling_pllava import AveragePooling
+from ..pooling_pllava import POOLING_KEYS, AveragePooling
 from .reading import Kind, StoredCheckpoint, StoredTensor, directory_with, has_image_processor, read_checkpoint
 from .weight_names import EMBEDDINGS, HEAD, UNREAD_VISION_PARTS, VISION_LAYERS, pllava_name
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 DEFAULT_ALPHA = 4.0  # in all of the original's evaluation scripts
 IMAGE_FRAMES = 16  # per clip, as the paper has it, for a model that was trained on images only
-POOLING_KEYS = ("num_frames", "pooling", "pooling_shape", "image_pooling_shape")
+CLIP_KEYS = ("num_frames", *POOLING_KEYS)  # of the training, not of the architecture
 # May differ between a base model and what was trained on it
 NOT_ARCHITECTURE = {"dtype", "transformers_version", "vocab_size", "bos_token_id", "eos_token_id", "pad_token_id"}
 
@@ -162,7 +162,7 @@ def _compare_architectures(trained: StoredCheckpoint, base: StoredCheckpoint) ->
 
 def _config(checkpoint: StoredCheckpoint, model: StoredCheckpoint, tokenizer: PreTrainedTokenizerFast) -> PllavaConfig:
     """Return the config to write. A training output has the base's architecture, and its own frames and pooling."""
-    values = {**checkpoint.values, **{key: model.values[key] for key in model.values.keys() - POOLING_KEYS}}
+    values = {**checkpoint.values, **{key: model.values[key] for key in model.values.keys() - CLIP_KEYS}}
     config = PllavaConfig(
         **values,
         image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
@@ -187,7 +187,7 @@ def _set_pooling(config: PllavaConfig, kind: Kind, text: str | None, num_frames:
     if text is None and num_frames is None:
         return []
     pooling = choose_pooling(config, text or config.pooling, num_frames)
-    config.pooling, config.pooling_shape, config.num_frames = pooling.name, pooling.shape, pooling.num_frames
+    config.video_pooling, config.num_frames = pooling, pooling.num_frames
     PllavaConfig(**config.to_dict())  # raises an error if a value exceeds its maximum
     notes = [f"{config.num_frames} frames per clip, pooled by {pooling} to {pooling.num_tokens:,} tokens"]
     rope = extended_rope(config, pooling)

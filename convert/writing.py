@@ -23,6 +23,7 @@ from transformers.utils import ADAPTER_SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAM
 from ..files import is_disk_full
 from ..hub_cards.cards.model_card import write_model_card
 from ..origins import ModelSource
+from ..pooling_pllava import POOLING_KEYS
 from ..processing_pllava import PllavaProcessor
 from ..video_processing_pllava import PllavaVideoProcessor
 from .planning import Plan, plan_conversion
@@ -30,7 +31,6 @@ from .reading import Kind, StoredTensor
 from .weight_names import VOCABULARY
 
 MAX_SHARD_SIZE = 5_000_000_000  # bytes
-PROCESSOR_KEYS = ("pooling", "pooling_shape", "image_pooling_shape")
 IMAGE_KEYS = (
     *("do_resize", "size", "resample", "do_center_crop", "crop_size", "do_convert_rgb"),
     *("do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std"),
@@ -217,7 +217,7 @@ def _origin(plan: Plan) -> dict[str, Any]:
 
 
 def _processor(plan: Plan) -> PllavaProcessor:
-    config, pooling = plan.config, {key: getattr(plan.config, key) for key in PROCESSOR_KEYS}
+    config, pooling = plan.config, {key: getattr(plan.config, key) for key in POOLING_KEYS}
     if plan.checkpoint.kind is Kind.PLLAVA:
         processor = PllavaProcessor.from_pretrained(plan.model.directory, **pooling)
         processor.video_processor.num_frames = config.num_frames

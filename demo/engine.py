@@ -108,7 +108,7 @@ class Engine:
         """
         processor, pooling = copy.copy(self.processor), self.chosen_pooling(settings)
         if pooling is not None:  # the copy shares all else
-            processor.pooling, processor.pooling_shape = pooling.name, pooling.shape
+            processor.video_pooling = pooling
         media = media_of(turns)
         loaded = [self._load(medium, settings.num_frames) for medium in media]
         messages = to_messages(turns, settings.system, column, [pixels for pixels, _ in loaded])

@@ -61,7 +61,7 @@ def format_gains(metrics: Metrics, controls: dict[str, Metrics], measure: str) -
 
 def _place(value: float | str) -> tuple[float, str]:
     """The place of a swept value: that of a pooling is its number of tokens."""
-    return (parse_pooling(value, 1, 1).num_tokens, value) if isinstance(value, str) else (value, "")
+    return (parse_pooling(value).num_tokens, value) if isinstance(value, str) else (value, "")
 
 
 def _keep_comparable(results: dict[str, Metrics], run: Metrics, varied: str) -> tuple[dict[str, Metrics], str | None]:

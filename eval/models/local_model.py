@@ -226,7 +226,7 @@ class LocalModel(Answerer):
                 set_alpha(self.loaded, variant.alpha)
                 settings.callback(set_alpha, self.loaded, self.checkpoint.alpha)
             if variant.pooling not in (None, self.checkpoint.pooling):
-                pooling = parse_pooling(variant.pooling, self.processor.num_frames, self.model.config.patch_grid)
+                pooling = parse_pooling(variant.pooling, self.processor.num_frames)
                 settings.enter_context(pooled(self.model, pooling))
             yield
 

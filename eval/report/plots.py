@@ -160,7 +160,7 @@ def _draw_pooling(benchmark: Benchmark, points: Points, measure: str, theme: The
     """Over the tokens of a clip, with a line for each pooling; of one path, for each number of frames left."""
     lines: dict[str, Points] = {}
     for value, metrics in points:
-        pooling = parse_pooling(value, 1, 1)
+        pooling = parse_pooling(value)
         frames = f", {pooling.shapes[0][0]} frames" if pooling.num_paths == 1 else ""
         lines.setdefault(pooling.name + frames, []).append((pooling.num_tokens, metrics))
     figure = Figure(figsize=(WIDTH, 4), layout="constrained")

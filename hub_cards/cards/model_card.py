@@ -142,7 +142,7 @@ class Shape(PoolingMixin):
 def _shape(directory: Path, summary: TrainingSummary | None = None) -> Shape:
     if summary is not None:
         frames = summary.frames
-        pooling = parse_pooling(frames["pooling"], frames["num_frames"], 1)
+        pooling = parse_pooling(frames["pooling"])
         return Shape(frames["num_frames"], pooling.name, pooling.shape, frames["image_pooling_shape"])
     processor = read_object(directory / PROCESSOR_NAME, "pooling_shape", "video_processor")
     num_frames, name = processor["video_processor"]["num_frames"], processor.get("pooling", "average")
@@ -158,7 +158,7 @@ def _training_section(directory: Path, summary: TrainingSummary, base: ModelSour
         "training.md",
         summary=summary,
         base=name_source(base.to_dict() if base else summary.base),
-        pooled=describe_pooling(parse_pooling(summary.frames["pooling"], 1, 1)),
+        pooled=describe_pooling(parse_pooling(summary.frames["pooling"])),
         figure=figure,
     )
 

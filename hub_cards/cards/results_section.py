@@ -203,7 +203,7 @@ def _settings_text(results: BenchmarkResults) -> str | None:
     result = results.eval_results[0]
     settings, details = dict(result.dataset_args or {}), result.metric_args or {}
     if pooling := settings.get("pooling"):
-        settings["pooling"] = describe_pooling(parse_pooling(pooling, 1, 1))
+        settings["pooling"] = describe_pooling(parse_pooling(pooling))
     settings |= {name: f"{float(settings[name]):g}" for name in ("alpha", "judge_temperature") if name in settings}
     if "chance" in details:
         settings["chance"] = _format(result, details["chance"])

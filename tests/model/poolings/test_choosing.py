@@ -13,6 +13,7 @@ from transformers import CLIPVisionConfig, LlamaConfig
 
 from pllava import PllavaConfig, PllavaForConditionalGeneration, PllavaProcessor, lora_config, model_pooling
 from pllava.model_pooling import choose_pooling, extended_rope, fitting_rope, pooled, set_pooling
+from pllava.pooling_pllava import parse_pooling
 
 Pixels = Callable[..., torch.Tensor]
 LONG = "merge-24x5x5"  # 600 tokens of video, with 512 of text too many for a context of 1,024
@@ -66,6 +67,12 @@ def test_pooling_that_does_not_fit_the_model_is_refused(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         choose_pooling(config, text, frames)
+
+
+def test_a_preset_is_refused_where_the_patches_are_not_known() -> None:
+    assert str(parse_pooling("merge-8x3x3")) == "merge-8x3x3"
+    with pytest.raises(ValueError, match="needs its shape"):
+        parse_pooling("merge")
 
 
 def test_set_pooling_holds_for_the_model_and_its_processor(
