@@ -314,7 +314,8 @@ def test_published_rows_give_the_same_training_examples(hub, media, tmp_path):
     rows += [{"image": "red.png", "video": "2.mp4", "caption": "Red."}, asked("missing.mp4", "Again?")]
     rows += [{"video": "0.mp4", "caption": ""}]
     path = write_rows(tmp_path / "rows.jsonl", rows)
-    options = ["--media", media, "--max-shard-size", "25KB", "--license", "CC-BY-4.0"]
+    # Two of the clips take about 25 KB, and other two 28: an encoder's sizes differ a little from run to run
+    options = ["--media", media, "--max-shard-size", "27KB", "--license", "CC-BY-4.0"]
     result = run("pllava", "data", "push", path, "me/clips", *options, **environment)
     assert result.returncode == 0, result.stderr
     assert "3 samples with 3 clips and 1 images" in result.stdout
