@@ -28,11 +28,11 @@ ROOMS = [
     {"result_files": "result_files/*"},
     {"media": "media/*"},
     {"loading": "loading.py __init__.py"},
-    {"adapters": "adapters.py model_pooling.py"},
+    {"adapters": "adapters.py model_pooling.py", "generation": "generation.py"},
     {"origins": "origins.py"},
     {"model files": "*_pllava.py"},
     {"checkpoint_files": "checkpoint_files.py"},
-    {"workers": "workers.py"},
+    {"workers": "workers.py distributed.py"},
     {"files": "files.py"},
     {"extras": "extras.py environment.py"},
 ]

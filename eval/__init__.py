@@ -7,11 +7,11 @@ from ..loading import Checkpoint
 from ..result_files.folders import result_folders
 
 with needs_extra("eval"):
+    from ..distributed import join_processes
     from .benchmarks.benchmark import Benchmark, load_benchmark, load_benchmarks, load_prompts
     from .benchmarks.readers import read_samples
     from .benchmarks.samples import Sample
     from .controls_and_sweeps import CONTROL_VARIANTS, PLAIN, Variant, parse_sweep
-    from .distributed import join_processes
     from .models.endpoint import Endpoint
     from .models.local_chat_model import LocalChat
     from .models.local_model import LocalModel

@@ -18,13 +18,13 @@ from typing import Any
 
 from tqdm import tqdm
 
+from ..distributed import WorkClaims, join_processes
 from ..files import locked, replace_file
 from ..result_files.folders import read_metrics
 from .benchmarks.benchmark import Benchmark
 from .benchmarks.readers import MAX_UNREADABLE, read_samples
 from .benchmarks.samples import Sample, digest_samples
 from .controls_and_sweeps import PLAIN, Variant
-from .distributed import WorkClaims, join_processes
 from .models.answerer import Answerer, Timing, Work
 from .report.report import write_report
 from .scoring.judge import Judge

@@ -4,11 +4,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..distributed import join_processes
 from ..result_files.folders import Metrics, result_folders
 from .benchmarks.benchmark import Benchmark, load_benchmark
 from .benchmarks.samples import Sample
 from .controls_and_sweeps import PLAIN, Variant
-from .distributed import join_processes
 from .models.answerer import Answerer
 from .rescore import rescore
 from .run import collect, conclude, hold

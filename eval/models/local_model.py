@@ -21,6 +21,7 @@ from transformers import PreTrainedModel, ProcessorMixin
 
 from ...adapters import plain_model, set_alpha
 from ...chat_templates_pllava import CHAT_TEMPLATES
+from ...generation import Generator, Prompt, out_of_memory_error, split_prompt
 from ...loading import Checkpoint
 from ...media.batch import PUBLIC_HOSTS, gate_for
 from ...model_pooling import pooled
@@ -31,7 +32,6 @@ from ..controls_and_sweeps import Variant, choose_frames
 from .answerer import Answer, Answerer, Timing, Work
 from .batching import plan_batches
 from .clip_decoding import DecodedClip, decode_clips
-from .generation import Generator, Prompt, out_of_memory_error
 
 # The original's models, by their own templates: their prompts in evaluation differ from those of training. Others keep
 # their own template.
@@ -166,14 +166,10 @@ class LocalModel(Answerer):
         options = {"continue_final_message": True} if benchmark.primer else {"add_generation_prompt": True}
         template = self._template(benchmark)
         text = self.processor.apply_chat_template(chat, CHAT_TEMPLATES.get(template, template), **options)
-        tokenizer = self.processor.tokenizer
-        has_start = tokenizer.bos_token is not None and text.startswith(tokenizer.bos_token)
-        ids = tokenizer(text, add_special_tokens=not has_start).input_ids
-        video = self.processor.video_token_id
-        if ids.count(video) != with_video:
-            raise ValueError(f"{benchmark.title}: the chat template writes {ids.count(video)} <video> into {text!r}")
-        cut = ids.index(video) + 1 if with_video else 0
-        return ids[:cut], ids[cut:]
+        prefix, suffix = split_prompt(self.processor, text)
+        if bool(prefix) != with_video:
+            raise ValueError(f"{benchmark.title}: the chat template writes {int(bool(prefix))} <video> into {text!r}")
+        return prefix, suffix
 
     def _template(self, benchmark: Benchmark) -> str | None:
         """Return the benchmark's template for the model's template family; None keeps the model's own template."""
@@ -206,7 +202,8 @@ class LocalModel(Answerer):
                 for question in sample.questions
             ]
             with self._configured(variant):
-                results = iter(self.generator.answer(benchmark, prompts, shown) if prompts else ())
+                limits = benchmark.max_new_tokens, benchmark.stop
+                results = iter(self.generator.answer(prompts, shown, *limits) if prompts else ())
             answered = []
             for sample in batch:
                 clip = clips[sample.clip]

@@ -15,8 +15,8 @@ from transformers import AutoProcessor
 from typer.testing import CliRunner
 
 import pllava
+from pllava.distributed import WorkClaims
 from pllava.eval import LocalModel, Variant, collect, evaluate, join_processes, read_samples
-from pllava.eval.distributed import WorkClaims
 from pllava.files import read_lines
 from pllava.nano.data import render
 from pllava_cli import app

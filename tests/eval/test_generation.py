@@ -10,11 +10,11 @@ from benchmark_folders import benchmark, lines, scene
 from transformers import AutoProcessor, Cache, DynamicLayer
 
 import pllava
+from pllava import generation
 from pllava.chat_templates_pllava import CHAT_TEMPLATES
 from pllava.eval import LocalModel, Sample, evaluate, load_benchmark
-from pllava.eval.models import generation
 from pllava.eval.models.batching import plan_batches
-from pllava.eval.models.generation import Generator, Prompt
+from pllava.generation import Generator, Prompt
 from pllava.nano.data import render
 
 QUESTIONS = 8
@@ -37,7 +37,7 @@ def features(model):
 
 @torch.inference_mode()
 def answers(model, processor, prompts, features, batch_size=QUESTIONS):
-    return Generator(model, processor, batch_size).answer(benchmark("nano"), prompts, features)
+    return Generator(model, processor, batch_size).answer(prompts, features, benchmark("nano").max_new_tokens)
 
 
 def record_cache_sizes(monkeypatch, model):
@@ -102,7 +102,7 @@ def test_batch_size_is_halved_when_memory_runs_out(monkeypatch, caplog, model, p
     generator = Generator(model, processor, QUESTIONS)
     with torch.inference_mode(), caplog.at_level(logging.WARNING):
         for _ in range(2):
-            assert generator.answer(benchmark("nano"), prompts, features) == expected
+            assert generator.answer(prompts, features, benchmark("nano").max_new_tokens) == expected
     assert tried == [8, 4, 2, 2, 2, 2, 2, 2, 2, 2]
     assert [record.message for record in caplog.records] == [
         "Not enough memory for 8 questions at a time: 4 from here on",

@@ -1,9 +1,10 @@
 """
-Greedy decoding for many prompts at a time. All prompts begin with the video, which has most of their tokens: this
-prefix is computed once for all prompts about a clip, and its KV cache is stored once.
+Greedy decoding for many prompts at a time, for evaluation and captioning. All prompts begin with the video, which has
+most of their tokens: this prefix is computed once for all prompts about a clip, and its KV cache is stored once.
 """
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,8 +13,6 @@ from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from torch.nn.utils.rnn import pad_sequence
 from transformers import Cache, DynamicLayer, PreTrainedModel, ProcessorMixin
 from transformers.modeling_outputs import BaseModelOutputWithPooling
-
-from ..benchmarks.benchmark import Benchmark
 
 logger = logging.getLogger(__name__)
 
@@ -46,13 +45,21 @@ class Generator:
         self.model, self.processor, self.batch_size = model, processor, batch_size
 
     def answer(
-        self, benchmark: Benchmark, prompts: list[Prompt], features: list[torch.Tensor]
+        self,
+        prompts: list[Prompt],
+        features: list[torch.Tensor],
+        max_new_tokens: int,
+        stop: Sequence[str] = (),
+        **options: Any,
     ) -> list[tuple[str, bool]]:
         """
         Answer the prompts by greedy decoding. If memory runs out, the batch size is halved, and stays so.
 
         Args:
             features: The vision tower's output for each clip, `(frames, patches, C)`.
+            max_new_tokens: The length limit of an answer.
+            stop: Texts that end an answer, and are not part of it.
+            options: For `generate`, such as `repetition_penalty`.
 
         Returns:
             Each answer, and whether it was cut off at the length limit.
@@ -64,7 +71,7 @@ class Generator:
         while len(results) < len(prompts):
             part = prompts[len(results) : len(results) + self.batch_size]
             try:
-                results += self._generate(benchmark, part, features)
+                results += self._generate(part, features, max_new_tokens, stop, options)
                 continue
             except RuntimeError as error:
                 if not should_reduce_batch_size(error):
@@ -78,31 +85,37 @@ class Generator:
         return results
 
     def _generate(
-        self, benchmark: Benchmark, prompts: list[Prompt], features: list[torch.Tensor]
+        self,
+        prompts: list[Prompt],
+        features: list[torch.Tensor],
+        max_new_tokens: int,
+        stop: Sequence[str],
+        options: dict[str, Any],
     ) -> list[tuple[str, bool]]:
         tokenizer, device = self.processor.tokenizer, self.model.device
         pad = tokenizer.pad_token_id or 0
         ids, mask = _pad_left([prompt.suffix for prompt in prompts], pad, device)
-        inputs: dict[str, Any] = {}
+        inputs = dict(options)
         if prompts[0].prefix:
-            prefix_ids, prefix_mask, inputs = self._prefill_prefixes(prompts, features, pad)
+            prefix_ids, prefix_mask, cache = self._prefill_prefixes(prompts, features, pad)
+            inputs |= cache
             ids, mask = torch.cat([prefix_ids, ids], dim=1), torch.cat([prefix_mask, mask], dim=1)
-        if benchmark.stop:
-            inputs.update(stop_strings=list(benchmark.stop), tokenizer=tokenizer)
+        if stop:
+            inputs.update(stop_strings=list(stop), tokenizer=tokenizer)
         output = self.model.generate(
             input_ids=ids,
             attention_mask=mask,
             do_sample=False,
             num_beams=1,
-            max_new_tokens=benchmark.max_new_tokens,
+            max_new_tokens=max_new_tokens,
             **inputs,
         )[:, ids.shape[1] :]
         eos = self.model.generation_config.eos_token_id
         ends = [pad, *(eos if isinstance(eos, list) else [] if eos is None else [eos])]
-        at_limit = output.shape[1] == benchmark.max_new_tokens
+        at_limit = output.shape[1] == max_new_tokens
         results = []
         for text, row in zip(tokenizer.batch_decode(output, skip_special_tokens=True), output.tolist(), strict=True):
-            end = min([text.index(stop) for stop in benchmark.stop if stop in text], default=len(text))
+            end = min([text.index(each) for each in stop if each in text], default=len(text))
             results.append((text[:end].strip(), at_limit and end == len(text) and row[-1] not in ends))
         return results
 
@@ -135,6 +148,23 @@ class Generator:
         if keys != unique:
             share_prefixes(output[name], indices)
         return ids[indices], mask[indices], {name: output[name]}
+
+
+def split_prompt(processor: ProcessorMixin, text: str) -> tuple[list[int], list[int]]:
+    """
+    Return a prompt as token ids: up to and including the `<video>` placeholder, which is a single token here, and
+    after it. Without a placeholder, the first part is empty.
+
+    Raises:
+        ValueError: if there are several placeholders.
+    """
+    tokenizer, video = processor.tokenizer, processor.video_token_id
+    has_start = tokenizer.bos_token is not None and text.startswith(tokenizer.bos_token)
+    ids = tokenizer(text, add_special_tokens=not has_start).input_ids
+    if ids.count(video) > 1:
+        raise ValueError(f"The prompt has {ids.count(video)} <video>, of which there may be one: {text!r}")
+    cut = ids.index(video) + 1 if video in ids else 0
+    return ids[:cut], ids[cut:]
 
 
 class SharedPrefixLayer(DynamicLayer):

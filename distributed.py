@@ -1,4 +1,4 @@
-"""Share an evaluation among processes: join them, and let each claim pieces of the work."""
+"""Share an evaluation or captioning among processes: join them, and let each claim pieces of the work."""
 
 from datetime import timedelta
 from pathlib import Path
