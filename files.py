@@ -25,16 +25,17 @@ def read_lines(file: Path, *names: str) -> list[dict[str, Any]]:
     Read a JSON Lines file of objects that must have the keys `names`; an empty list if there is no file. Empty lines
     are skipped, and a truncated last one, which another process may be writing. Others are a `ValueError`.
     """
+    return list(iterate_lines(file, *names))
+
+
+def iterate_lines(file: Path, *names: str) -> Iterator[dict[str, Any]]:
+    """Yield the objects of a JSON Lines file, as [`read_lines`], with one line in memory at a time."""
     if not file.exists():
-        return []
-    *lines, last = file.read_bytes().split(b"\n")
-    if not _is_truncated(last):
-        lines.append(last)
-    return [
-        _parse_object(line, f"{file}, line {number}", names)
-        for number, line in enumerate(lines, start=1)
-        if line.strip()
-    ]
+        return
+    with file.open("rb") as lines:
+        for number, line in enumerate(lines, start=1):
+            if line.strip() and (line.endswith(b"\n") or not _is_truncated(line)):
+                yield _parse_object(line, f"{file}, line {number}", names)
 
 
 def read_object(file: Path, *names: str) -> dict[str, Any]:
@@ -59,6 +60,25 @@ def open_to_append(file: Path) -> TextIO:
                 _parse_object(last, f"{file}, line {len(lines) + 1}")
                 content.write(b"\n")
     return file.open("a", encoding="utf-8")
+
+
+def append_lines(file: Path, rows: Iterable[dict[str, Any]]) -> None:
+    """
+    Append rows to a JSON Lines file, in the only process that writes it: all of them or, if that fails, none. What a
+    killed process left of a line is cut off first, see [`open_to_append`].
+
+    Raises:
+        OSError: if they cannot be written.
+    """
+    with open_to_append(file) as lines:
+        size = lines.tell()
+        content = to_lines(rows).encode()
+        try:
+            while content:
+                content = content[os.write(lines.fileno(), content) :]
+        except OSError:
+            os.truncate(lines.fileno(), size)
+            raise
 
 
 def to_lines(rows: Iterable[dict[str, Any]]) -> str:

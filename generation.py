@@ -44,6 +44,21 @@ class Generator:
     def __init__(self, model: PreTrainedModel, processor: ProcessorMixin, batch_size: int):
         self.model, self.processor, self.batch_size = model, processor, batch_size
 
+    def encode_frames(self, pixels: torch.Tensor) -> torch.Tensor:
+        """
+        Run the vision tower: `(frames, 3, height, width)` -> `(frames, patches, C)`. One clip at a time, because
+        rounding would otherwise depend on which clips are encoded together.
+
+        Raises:
+            RuntimeError: if there is not enough memory for the frames.
+        """
+        try:
+            return self.model.model.encode_frames(pixels.to(self.model.device)).last_hidden_state
+        except RuntimeError as error:
+            if not should_reduce_batch_size(error):
+                raise
+            raise _out_of_memory_error(self.model, f"the {len(pixels)} frames of one clip", str(error)) from error
+
     def answer(
         self,
         prompts: list[Prompt],
@@ -79,7 +94,7 @@ class Generator:
                 message = str(error)
             clear_device_cache(garbage_collection=True)  # after `except`, whose traceback keeps tensors alive
             if len(part) == 1:
-                raise out_of_memory_error(self.model, "one question about a clip", message)
+                raise _out_of_memory_error(self.model, "one question about a clip", message)
             self.batch_size = len(part) // 2
             logger.warning("Not enough memory for %d questions at a time: %d from here on", len(part), self.batch_size)
         return results
@@ -205,7 +220,7 @@ def share_prefixes(cache: Cache, indices: torch.Tensor) -> None:
             layer.batch_select_indices(indices)
 
 
-def out_of_memory_error(model: PreTrainedModel, what: str, message: str) -> RuntimeError:
+def _out_of_memory_error(model: PreTrainedModel, what: str, message: str) -> RuntimeError:
     """Return the error for work that cannot be made any smaller."""
     return RuntimeError(
         f"There is not enough memory on {model.device} for {what}; --load-in-4bit takes less, --device-map auto uses "

@@ -1,49 +1,90 @@
-"""`pllava caption`: captions for many videos, in a JSON Lines file that a later run continues."""
+"""`pllava caption`: captions for many videos, each made once, in a file that a later run continues."""
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
-from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from . import captioning, options
-from .captioning import Row, name
+from . import options
 from .program import UsageError, refuse_passed
 
 if TYPE_CHECKING:
+    from pllava import PllavaProcessor
+    from pllava.caption import CaptionStore, LocalCaptioner, Row, Split
     from pllava.data.publishing.captions import CaptionPush
 
-NAMES = {"model", "adapter"}  # in a request: two names are the same model if their revisions are equal
-NOT_ALWAYS = {"start", "end", "served"}  # in a request only if they are given
-LOCAL = {"num_frames", "batch_size", *options.OF_LOCAL_MODELS}  # what an --endpoint decides itself
+# What an --endpoint decides itself, or does not tell
+LOCAL = {"num_frames", "batch_size", "retry_flagged", "near_duplicates", *options.OF_LOCAL_MODELS}
+SUFFIXES = (".jsonl", ".parquet", ".csv")
+PROMPT = "Describe the video."
+
 hub_option = partial(typer.Option, rich_help_panel="Hub")
+part_option = partial(typer.Option, rich_help_panel="Parts of videos")
+check_option = partial(typer.Option, rich_help_panel="Quality")
 
 
 def caption(
     context: typer.Context,
     paths: Annotated[
         list[str],
-        typer.Argument(help="Videos, folders of frames, and folders that are searched for both.", metavar="PATHS"),
+        typer.Argument(
+            help="Videos, folders of frames, folders that are searched for both, lists (.jsonl, .csv, .parquet) and "
+            "datasets on the Hub (hf://datasets/USER/NAME) with columns video, prompt, start, end.",
+            metavar="PATHS",
+        ),
     ],
     out: Annotated[
         Path,
-        typer.Option(help="The JSON Lines file; videos that have a caption there are skipped.", metavar="FILE.jsonl"),
+        typer.Option(
+            help="The JSON Lines file; what has a caption there is skipped. A .parquet or .csv is written at the end, "
+            "from the .jsonl beside it.",
+            metavar="FILE",
+        ),
     ],
     prompt: Annotated[
-        str, typer.Option(help="The question about each video.", metavar="TEXT")
-    ] = "Describe the video.",
+        list[str] | None,
+        typer.Option(
+            help="The question about each video. Repeat the option for several captions of each.",
+            metavar="TEXT",
+            show_default=PROMPT,
+        ),
+    ] = None,
     start: options.Start = None,
     end: options.End = None,
     num_frames: options.NumFrames = None,
+    window: Annotated[
+        float | None, part_option(min=0.1, help="Caption windows of this length.", metavar="SECONDS")
+    ] = None,
+    stride: Annotated[
+        float | None,
+        part_option(min=0.1, help="From one window to the next.", metavar="SECONDS", show_default="--window"),
+    ] = None,
+    scenes: Annotated[bool, part_option("--scenes", help="Caption scenes, found by PySceneDetect.")] = False,
     allowed_media_domains: options.AllowedMediaDomains = ["*"],  # noqa: B006 (typer copies it)
     max_new_tokens: options.MaxNewTokens = 256,
-    batch_size: Annotated[int, typer.Option(min=1, help="Videos captioned together.", metavar="N")] = 8,
+    batch_size: Annotated[int, typer.Option(min=1, help="Captions generated together.", metavar="N")] = 8,
+    workers: Annotated[
+        int | None,
+        typer.Option(min=1, help="Processes that decode.", metavar="N", show_default="the cores but one, at most 8"),
+    ] = None,
     endpoint: options.Endpoint = None,
     concurrency: options.Concurrency = 8,
+    retry_flagged: Annotated[
+        bool,
+        check_option(
+            "--retry-flagged",
+            help="Make captions that are empty, cut off or repetitive once more: with a repetition penalty, and up to "
+            "twice as long.",
+        ),
+    ] = False,
+    near_duplicates: Annotated[
+        bool,
+        check_option("--near-duplicates", help="Add to each caption the clip that looks most alike to the model."),
+    ] = False,
     push: Annotated[
         str | None,
         hub_option(help="Add the captions of the file to this dataset on the Hub.", metavar="USER/NAME"),
@@ -55,125 +96,103 @@ def caption(
     """
     Caption videos into a file that a later run continues.
 
-    A line has "video", its absolute "path" and "sha256", "caption", how it was made (prompt, model, frames...) and the
-    "time"; or the "error" if the video cannot be read. All captions of a file are made in the same way.
+    A caption is known by the content of its clip, the prompt, the model and the frames, and is made once. Its line has
+    these, the "path" and "sha256" of the clip and the "time". A clip that cannot be read gets a line with the "error".
+    `accelerate launch -m pllava.caption` shares the work among GPUs.
     """
-    from pllava.files import locked, read_lines
+    from pllava.caption import (
+        CaptionStore,
+        Decode,
+        Job,
+        LocalModel,
+        ServedModel,
+        count_clips,
+        default_workers,
+        find_clips,
+        hold,
+        run,
+    )
+    from pllava.distributed import join_processes
     from pllava.media.batch import gate_for
 
-    if out.suffix != ".jsonl":
-        raise UsageError(f"--out {out}: captions are written as JSON Lines; name a file that ends in .jsonl")
+    if out.suffix not in SUFFIXES:
+        raise UsageError(f"--out {out}: captions are written to a file that ends in {', '.join(SUFFIXES)}")
     if not push and (push_clips or private or license):
         raise UsageError("--push-clips, --private and --license are about a dataset on the Hub: name it with --push")
     publish_captions = _find_publisher(push) if push else None
     model: options.ModelOptions = context.obj
-    videos = {_identity(name(video)): video for video in chain.from_iterable(map(_find_videos, paths))}
-    gate = gate_for(videos.values(), allowed_media_domains)
-    request = {"prompt": prompt, "max_new_tokens": max_new_tokens}
-    request |= {bound: value for bound, value in {"start": start, "end": end}.items() if value is not None}
+    split, prompts = _find_split(window, stride, scenes), prompt or [PROMPT]
+    clips, total = find_clips(paths, prompts, (start, end)), count_clips(paths)
+    gate = gate_for(paths, allowed_media_domains, others=total is None)
+    settings: dict[str, Any] = {"max_new_tokens": max_new_tokens}
     if endpoint:
         refuse_passed(context, LOCAL, options.NO_EFFECT_ON_ENDPOINT)
-        server = options.chat_server(model.model, endpoint, concurrency)
-        request |= {"model": model.model, "served": True}
+        settings |= {"model": model.model, "served": True}
+        source = ServedModel(options.chat_server(model.model, endpoint, concurrency), settings, gate)
     else:
         refuse_passed(context, {"concurrency"}, "There is no --endpoint")
         checkpoint, processor = model.read(num_frames)
-        request |= {
-            **asdict(checkpoint),
-            "num_frames": num_frames or processor.num_frames,
-            "sampling": processor.video_processor.sampling,
-        }
-    with locked(out):
-        known = _known_rows(read_lines(out), request, out)
-        todo = [video for identity, video in videos.items() if "caption" not in known.get(identity, {})]
-        failed = 0
-        if todo and endpoint:
-            failed = _write(captioning.served_captions(server, todo, request, gate), len(todo), known, out)
-        elif todo:
-            pipe = model.load_pipeline(processor)
-            failed = _write(captioning.local_captions(pipe, todo, request, gate, batch_size), len(todo), known, out)
-        rows = list(_known_rows(read_lines(out), request, out).values()) if push else []
-    typer.echo(
-        f"{len(todo) - failed} captioned, {len(videos) - len(todo)} done before, {failed} failed"
-        + (f' (see the lines with "error" in {out})' if failed else "")
-    )
+        num_frames = num_frames or processor.num_frames
+        sampling = processor.video_processor.sampling
+        settings |= {**asdict(checkpoint), "num_frames": num_frames, "sampling": sampling}
+        load = partial(_load, model, processor, settings, batch_size, retry_flagged, near_duplicates)
+        source = LocalModel(load, Decode(processor, num_frames, gate))
+    lines, is_main = out.with_suffix(".jsonl"), join_processes().is_main_process
+    with hold(lines):
+        store = CaptionStore(lines, settings, join_processes().process_index, retry_flagged)
+        report = run(Job(clips, store, total, split, batch_size, workers or default_workers()), source)
+        rows = _finish(store, out, near_duplicates, bool(push)) if is_main else []
+    if not is_main:
+        return
+    typer.echo(report.summary() + (f' (see the lines with "error" in {lines})' if report.failed else ""))
+    for line in report.lines():
+        typer.echo(line)
     if push:
         _report_push(publish_captions(rows, push, push_clips, private, license))
-    if failed:
+    if report.failed and not _is_launched():
         raise typer.Exit(1)
 
 
-# --- the videos, and which of them have a caption --------------------------------------------------------------------
+def _find_split(window: float | None, stride: float | None, scenes: bool) -> "Split | None":
+    """Return what splits videos into parts, or None."""
+    from pllava.caption import Scenes, Windows
+
+    if stride and not window:
+        raise UsageError("--stride is from one window to the next: give their length with --window")
+    if scenes and window:
+        raise UsageError("Choose one of --scenes and --window")
+    if scenes:
+        return Scenes()
+    return Windows(window, stride or window) if window else None
 
 
-def _find_videos(path: str) -> list[str]:
-    """
-    Return the videos in a folder, or the path itself if it is not a folder.
+def _load(
+    model: options.ModelOptions,
+    processor: "PllavaProcessor",
+    settings: dict[str, Any],
+    batch_size: int,
+    retry_flagged: bool,
+    near_duplicates: bool,
+) -> "LocalCaptioner":
+    from pllava.caption import LocalCaptioner
 
-    Raises:
-        ValueError: if there are none.
-    """
-    videos = _search(Path(path)) if os.path.isdir(path) else [path]
-    if not videos:
-        raise ValueError(f"no videos in {path}")
-    return videos
-
-
-def _search(folder: Path) -> list[str]:
-    """Search a folder recursively; a folder of images is a video if there are no videos below it."""
-    from pllava.files import VIDEO_SUFFIXES
-    from pllava.video_images_pllava import IMAGE_SUFFIXES
-
-    videos, has_images = [], False
-    for path in sorted(folder.iterdir()):
-        if path.is_dir():
-            videos += [] if path.is_symlink() else _search(path)
-        elif path.suffix.lower() in VIDEO_SUFFIXES:
-            videos.append(str(path))
-        has_images |= path.suffix.lower() in IMAGE_SUFFIXES
-    return videos or ([str(folder)] if has_images else [])
+    return LocalCaptioner(model.load(processor), processor, settings, batch_size, retry_flagged, near_duplicates)
 
 
-def _identity(row: Row) -> str:
-    """Return what is the same for all names of a video: its absolute path, or its URL."""
-    return row.get("path", row["video"])
+def _finish(store: "CaptionStore", out: Path, near_duplicates: bool, with_rows: bool) -> list["Row"]:
+    """Merge the files of all processes, and write the table. Returns the rows with captions, if they are wanted."""
+    from pllava.caption import finish
+    from pllava.caption.export import write_table
+
+    finish(store, near_duplicates)
+    if out.suffix != ".jsonl":
+        write_table(store.rows(), out)
+    return [row for row in store.rows() if "caption" in row] if with_rows else []
 
 
-def _known_rows(rows: list[Row], request: Row, out: Path) -> dict[str, Row]:
-    """
-    Return the last row of each video by its identity.
-
-    Raises:
-        ValueError: if a caption was made in another way than is requested, or a row has no video.
-    """
-    for row in rows:
-        if not isinstance(row.get("video"), str):
-            raise ValueError(f'{out} has a line without a "video", so it is not of this command: name another --out')
-        if "caption" in row:
-            compared = request.keys() | NOT_ALWAYS
-            compared -= set() if "served" in request else NAMES
-            different = sorted(key for key in compared if row.get(key) != request.get(key))
-            if different:
-                old, new = ({key: values.get(key) for key in different} for values in (row, request))
-                raise ValueError(f"{out} has captions made with {old}, not with {new}: name another --out")
-    return {_identity(row): row for row in rows}
-
-
-def _write(batches: Iterable[list[Row]], total: int, known: dict[str, Row], out: Path) -> int:
-    """Append the rows that are not known, batch by batch; return how many have no caption."""
-    from tqdm import tqdm
-
-    from pllava.files import open_to_append, to_lines
-
-    failed = 0
-    with open_to_append(out) as lines, tqdm(total=total, desc="Captioning", unit="video") as bar:
-        for rows in batches:
-            lines.write(to_lines(row for row in rows if known.get(_identity(row)) != row))
-            lines.flush()
-            failed += sum("error" in row for row in rows)
-            bar.set_postfix(failed=failed, refresh=False)
-            bar.update(len(rows))
-    return failed
+def _is_launched() -> bool:
+    """Whether a launcher waits for this process: it would answer an exit code with a traceback."""
+    return "ACCELERATE_MIXED_PRECISION" in os.environ
 
 
 # --- the dataset on the Hub ------------------------------------------------------------------------------------------

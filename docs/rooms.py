@@ -18,10 +18,10 @@ PACKAGES = {"pllava.cli": "pllava_cli", "pllava.eval.lmms_eval_plugin": "pllava_
 # do not import each other.
 ROOMS = [
     {"nano": "nano/*"},
-    {"cli": "cli/* eval/__main__.py"},
+    {"cli": "cli/* eval/__main__.py caption/__main__.py"},
     {"demo": "demo/*", "gallery": "gallery/*", "serving": "serving/*"},
     {"nano's world": "nano/world.py nano/questions.py nano/drawing.py nano/data.py"},
-    {"train": "train/*"},
+    {"train": "train/*", "caption": "caption/*"},
     {"data": "data/*", "eval": "eval/*"},
     {"convert": "convert/*"},
     {"hub_cards": "hub_cards/*"},

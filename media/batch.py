@@ -33,12 +33,17 @@ def is_remote(video: Any) -> bool:
     return isinstance(video, str | os.PathLike) and scheme_of(os.fsdecode(video)) in ("http", "https")
 
 
-def gate_for(videos: Iterable[Any], allowed_media_domains: Iterable[str] = PUBLIC_HOSTS) -> MediaGate | None:
+def gate_for(
+    videos: Iterable[Any], allowed_media_domains: Iterable[str] = PUBLIC_HOSTS, others: bool = False
+) -> MediaGate | None:
     """
     Return the gate through which a job fetches what is remote of its videos, or None if nothing is.
+
+    Args:
+        others: Whether there may be other videos, such as those in lists that are read later.
 
     Raises:
         ValueError: if an entry of `allowed_media_domains` is not a host.
     """
     AllowedHosts(allowed_media_domains)  # an option is honoured or refused, even if it has no effect this time
-    return MediaGate(allowed_media_domains, (), FILM_LIMITS) if any(map(is_remote, videos)) else None
+    return MediaGate(allowed_media_domains, (), FILM_LIMITS) if others or any(map(is_remote, videos)) else None

@@ -15,13 +15,12 @@ from itertools import islice
 from typing import Any
 
 import torch
-from accelerate.utils.memory import should_reduce_batch_size
 from torch import nn
 from transformers import PreTrainedModel, ProcessorMixin
 
 from ...adapters import plain_model, set_alpha
 from ...chat_templates_pllava import CHAT_TEMPLATES
-from ...generation import Generator, Prompt, out_of_memory_error, split_prompt
+from ...generation import Generator, Prompt, split_prompt
 from ...loading import Checkpoint
 from ...media.batch import PUBLIC_HOSTS, gate_for
 from ...model_pooling import pooled
@@ -193,7 +192,7 @@ class LocalModel(Answerer):
         keys = list(dict.fromkeys(sample.clip for sample in readable))
         for key in keys:
             if key not in features:
-                features[key] = self._encode_frames(clips[key].pixels)
+                features[key] = self.generator.encode_frames(clips[key].pixels)
         for variant in variants:
             shown = [features[key][choose_frames(variant.control, len(features[key]), key)] for key in keys]
             prompts = [
@@ -226,18 +225,6 @@ class LocalModel(Answerer):
                 pooling = parse_pooling(variant.pooling, self.processor.num_frames)
                 settings.enter_context(pooled(self.model, pooling))
             yield
-
-    def _encode_frames(self, pixels: torch.Tensor) -> torch.Tensor:
-        """
-        Run the vision tower: `(frames, 3, height, width)` -> `(frames, patches, C)`. One clip at a time, because
-        rounding would otherwise depend on which clips are encoded together.
-        """
-        try:
-            return self.model.model.encode_frames(pixels.to(self.model.device)).last_hidden_state
-        except RuntimeError as error:
-            if not should_reduce_batch_size(error):
-                raise
-            raise out_of_memory_error(self.model, f"the {len(pixels)} frames of one clip", str(error)) from error
 
 
 def _checkpoint(model: PreTrainedModel, adapter: str | None) -> Checkpoint:

@@ -125,7 +125,7 @@ def test_clip_that_does_not_fit_into_memory_is_an_error(monkeypatch, model, proc
             raise error
 
         monkeypatch.setattr(model.model, "encode_frames", encode)
-        LocalModel(model, processor)._encode_frames(torch.zeros(4, 3, 48, 48))
+        LocalModel(model, processor).generator.encode_frames(torch.zeros(4, 3, 48, 48))
 
     with pytest.raises(RuntimeError, match="not enough memory on cpu for the 4 frames of one clip; --load-in-4bit"):
         fail(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 19.00 GiB."))

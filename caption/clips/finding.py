@@ -1,0 +1,85 @@
+"""From the arguments of the command to clips: videos, folders, and lists of videos."""
+
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
+from pathlib import Path
+
+from ...files import VIDEO_SUFFIXES
+from ...video_images_pllava import IMAGE_SUFFIXES
+from ...video_source_pllava import is_address
+from .clip import Bounds, Clip
+from .lists import HUB_SCHEME, LIST_SUFFIXES, read_dataset, read_list
+
+NAMED_IN_ERROR = 3
+
+
+def find_clips(places: Sequence[str], prompts: Sequence[str], bounds: Bounds = (None, None)) -> Iterator[Clip]:
+    """
+    Yield the clips at these places, each once: videos, addresses of videos, folders of frames, folders that are
+    searched for both, lists (JSON Lines, CSV, Parquet), and datasets on the Hub (`hf://datasets/USER/NAME`).
+
+    Args:
+        prompts: For the videos, and for the rows of lists without a prompt of their own.
+        bounds: Start and end in seconds, for the videos and for the rows without bounds of their own.
+
+    Raises:
+        ValueError: if a place does not exist, or has no videos: before the first clip.
+    """
+    missing = [place for place in places if not (is_address(place) or _is_dataset(place) or os.path.exists(place))]
+    if missing:
+        named = ", ".join(missing[:NAMED_IN_ERROR]) + (", ..." if len(missing) > NAMED_IN_ERROR else "")
+        patterns = any(set(place) & set("*?[") for place in missing)
+        advice = "; a pattern that matches nothing is passed on by the shell as it stands" if patterns else ""
+        raise ValueError(f"{len(missing)} of {len(places)} places do not exist: {named}{advice}")
+    parts = [_find(place, tuple(prompts), bounds) for place in places]
+    return _each_once(chain.from_iterable(parts))
+
+
+def count_clips(places: Sequence[str]) -> int | None:
+    """Return how many videos `find_clips` gives at most, or None if there is a list, which would have to be read."""
+    if any(_is_dataset(place) or _is_list(place) for place in places):
+        return None
+    return sum(len(_search(Path(place))) if os.path.isdir(place) else 1 for place in places)
+
+
+def _find(place: str, prompts: tuple[str, ...], bounds: Bounds) -> Iterable[Clip]:
+    if _is_dataset(place):
+        return read_dataset(place, prompts, bounds)
+    if _is_list(place):
+        return read_list(Path(place), prompts, bounds)
+    if not os.path.isdir(place):
+        return [Clip(place, prompts, *bounds)]
+    videos = _search(Path(place))
+    if not videos:
+        raise ValueError(f"no videos in {place}")
+    return (Clip(video, prompts, *bounds) for video in videos)
+
+
+def _is_dataset(place: str) -> bool:
+    return place.startswith(HUB_SCHEME)
+
+
+def _is_list(place: str) -> bool:
+    return Path(place).suffix.lower() in LIST_SUFFIXES and not is_address(place)
+
+
+def _search(folder: Path) -> list[str]:
+    """Search a folder recursively; a folder of images is a video if there are no videos below it."""
+    videos, has_images = [], False
+    for path in sorted(folder.iterdir()):
+        if path.is_dir():
+            videos += [] if path.is_symlink() else _search(path)
+        elif path.suffix.lower() in VIDEO_SUFFIXES:
+            videos.append(str(path))
+        has_images |= path.suffix.lower() in IMAGE_SUFFIXES
+    return videos or ([str(folder)] if has_images else [])
+
+
+def _each_once(clips: Iterable[Clip]) -> Iterator[Clip]:
+    seen = set()
+    for clip in clips:
+        key = hash((*clip.place, clip.prompts))  # a number takes little memory, for millions of clips
+        if key not in seen:
+            seen.add(key)
+            yield clip

@@ -1,0 +1,250 @@
+"""
+Caption clips, each once. A clip is
+
+- found by `clips/finding.py`, and claimed by one process;
+- identified by the hash of its content, and split into parts, in a worker (`clips/splitting.py`);
+- left out if the store (`store.py`) has its captions;
+- decoded in a worker and captioned by the model (`captioners/local.py`), or captioned by a server
+  (`captioners/served.py`) or a cluster (`captioners/cluster.py`);
+- appended to the store, and counted in the report (`report.py`).
+"""
+
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from itertools import groupby, islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol, TypeVar
+
+from accelerate.utils import gather_object
+from tqdm import tqdm
+
+from ..distributed import WorkClaims, join_processes
+from ..files import locked
+from ..media import MediaGate
+from ..workers import DECODE_TIMEOUT, ordered_map
+from .captioners.decoding import Decode, Decoded
+from .captioners.local import LocalCaptioner
+from .captioners.served import served_rows
+from .clips import Clip, Failed, Identify, Row, Split
+from .quality import nearest_clips
+from .report import Report
+from .rows import Settings
+from .store import CaptionStore
+
+if TYPE_CHECKING:
+    from ..eval import ChatServer
+
+MAX_WORKERS = 8  # by default, of each process
+SPLIT_TIMEOUT = 3600  # seconds: scenes are found by decoding a whole film
+Item = TypeVar("Item")
+Numbered = tuple[int, Clip | Failed]  # with the number of the piece of work that it belongs to
+
+
+@dataclass(frozen=True)
+class Job:
+    """
+    What is captioned.
+
+    Args:
+        clips: From [`find_clips`].
+        store: Where the captions go.
+        total: The number of videos, for the progress bar; None if it is not known.
+        split: Splits videos into parts.
+        piece: Videos that a process claims at a time.
+        num_workers: Processes that identify and decode clips.
+    """
+
+    clips: Iterable[Clip]
+    store: CaptionStore
+    total: int | None = None
+    split: Split | None = None
+    piece: int = 8
+    num_workers: int = 1
+
+
+def default_workers() -> int:
+    """Return the number of workers that leaves a core to each process's model."""
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    return max(1, min(MAX_WORKERS, (os.cpu_count() or 1) // processes - 1))
+
+
+@contextmanager
+def hold(file: Path) -> Iterator[None]:
+    """
+    Lock the file of captions, for all processes of this run.
+
+    Raises:
+        ValueError: if another run writes it.
+    """
+    with ExitStack() as locks:
+        if join_processes().is_main_process:
+            locks.enter_context(locked(file))
+        join_processes().wait_for_everyone()
+        yield
+
+
+class CaptionSource(Protocol):
+    """Where captions come from: a [`LocalModel`], or a [`ServedModel`]."""
+
+    def captions(self, clips: Iterator[Numbered], job: Job, report: Report) -> Iterator[list[Row]]:
+        """Yield the rows of clips as they come: for each clip its captions, or its error."""
+
+
+def run(job: Job, source: CaptionSource) -> Report:
+    """
+    Caption the clips that the store lacks. All processes call this, inside [`hold`].
+
+    Returns:
+        The figures of all processes.
+
+    Raises:
+        OSError: if captions cannot be written.
+    """
+    state, claims = join_processes(), WorkClaims(job.store.file.with_name(f"{job.store.file.stem}.claims"))
+    if state.is_main_process:
+        shutil.rmtree(claims.folder, ignore_errors=True)  # left by a killed run
+        claims.folder.mkdir(parents=True)
+    state.wait_for_everyone()
+    report = Report(workers=job.num_workers)
+    try:
+        with _Progress(job, report) as progress:
+            for rows in source.captions(_missing(job, claims, report), job, report):
+                job.store.append(rows)
+                report.add(rows)
+                progress.show()
+            report.stop()
+            progress.show()
+        reports = gather_object([report])
+    finally:
+        if state.is_main_process:
+            shutil.rmtree(claims.folder, ignore_errors=True)
+    return Report.total(reports)
+
+
+def finish(store: CaptionStore, near_duplicates: bool = False) -> None:
+    """Merge the files of all processes, and look for clips that look alike. Call it in the main process."""
+    store.merge(*((nearest_clips(store.rows()), True) if near_duplicates else ()))
+
+
+class _Progress:
+    """A bar over the clips, with the captions an hour and the failures. The other processes count as equally fast."""
+
+    def __init__(self, job: Job, report: Report):
+        state = join_processes()
+        self._processes, self._report = state.num_processes, report
+        total = job.total if job.split is None else None
+        self._bar = tqdm(total=total, desc="Captioning", unit="clip", disable=not state.is_main_process)
+
+    def __enter__(self) -> "_Progress":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._bar.close()
+
+    def show(self) -> None:
+        done, total = self._report.clips * self._processes, self._bar.total
+        captions = f"{self._report.captions_per_hour * self._processes:,.0f}"
+        self._bar.set_postfix({"captions/h": captions, "failed": self._report.failed}, refresh=False)
+        self._bar.update((done if total is None else min(done, total)) - self._bar.n)
+
+
+def _missing(job: Job, claims: WorkClaims, report: Report) -> Iterator[Numbered]:
+    """Yield the clips of this process that lack captions, each with the prompts that it lacks."""
+    store, numbers = job.store, []
+
+    def mine() -> Iterator[Clip]:
+        """Yield the videos to identify. Workers read ahead, so a piece is claimed when that begins."""
+        for number, piece in enumerate(_batches(job.clips, job.piece)):
+            if claims.claim(number):
+                for clip in map(store.recognise, piece):
+                    numbers.append(number)
+                    yield clip
+
+    identify, ahead = Identify(job.split), 2 * job.piece * job.num_workers
+    timeout = DECODE_TIMEOUT if job.split is None else SPLIT_TIMEOUT
+    identified = ordered_map(identify, mine(), job.num_workers, ahead, timeout, identify.lost)
+    for number, found in enumerate(identified):
+        if isinstance(found, Failed):
+            yield numbers[number], found
+            continue
+        for clip in found:
+            missing = store.claim(clip)
+            if missing is not None:
+                yield numbers[number], missing
+            elif store.is_copy(clip):
+                store.note_copy(clip)
+                report.copies += 1
+            else:
+                report.known += 1
+
+
+@dataclass(frozen=True)
+class LocalModel:
+    """
+    A model in this process. A batch is of one piece of work, so that it does not depend on the number of processes: in
+    floating point a caption may depend on its batch.
+
+    Args:
+        load: Loads the model; called for the first clip that can be read.
+        decode: Decodes clips in the workers.
+    """
+
+    load: Callable[[], LocalCaptioner]
+    decode: Decode
+
+    def captions(self, clips: Iterator[Numbered], job: Job, report: Report) -> Iterator[list[Row]]:
+        pieces: list[int] = []
+
+        def tasks() -> Iterator[Clip | Failed]:
+            for piece, clip in clips:
+                pieces.append(piece)
+                yield clip
+
+        ahead, captioner = 2 * job.piece, None
+        decoded = ordered_map(self.decode, tasks(), job.num_workers, ahead, DECODE_TIMEOUT, self.decode.lost)
+        numbered = _timed(((pieces[index], clip) for index, clip in enumerate(decoded)), report)
+        for _, piece in groupby(numbered, key=lambda pair: pair[0]):
+            for batch in _batches((clip for _, clip in piece), job.piece):
+                if captioner is None and any(isinstance(clip, Decoded) for clip in batch):
+                    with report.loading():
+                        captioner = self.load()
+                yield captioner(batch) if captioner else [clip.row for clip in batch]
+
+
+@dataclass(frozen=True)
+class ServedModel:
+    """
+    A model behind servers.
+
+    Args:
+        server: The client of the servers.
+        settings: What each row records.
+        gate: Fetches clips at addresses; None if there are none.
+    """
+
+    server: "ChatServer"
+    settings: Settings
+    gate: MediaGate | None
+
+    def captions(self, clips: Iterator[Numbered], job: Job, report: Report) -> Iterator[list[Row]]:
+        report.workers = 0  # the servers decode
+        return served_rows(self.server, (clip for _, clip in clips), self.settings, self.gate)
+
+
+def _batches(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
+    items = iter(items)
+    while batch := list(islice(items, size)):
+        yield batch
+
+
+def _timed(items: Iterator, report: Report) -> Iterator:
+    """Pass items on, and add the seconds spent waiting for them to the report."""
+    began = time.monotonic()
+    for item in items:
+        report.waited += time.monotonic() - began
+        yield item
+        began = time.monotonic()
