@@ -7,7 +7,7 @@ from .captioners.decoding import Decode, Decoded
 from .captioners.local import LocalCaptioner
 from .clips import Clip, Failed, Row, Scenes, Split, Windows, count_clips, find_clips
 from .report import Report
-from .run import Job, LocalModel, ServedModel, default_workers, finish, hold, run
+from .run import Job, LocalModel, ServedModel, caption_clips, default_workers, finish, hold
 from .store import CaptionStore
 
 __all__ = [
@@ -25,10 +25,10 @@ __all__ = [
     "ServedModel",
     "Split",
     "Windows",
+    "caption_clips",
     "count_clips",
     "default_workers",
     "find_clips",
     "finish",
     "hold",
-    "run",
 ]

@@ -13,6 +13,7 @@ from .clips import Row
 HOUR = 3600
 MAX_WAIT = 0.1  # of the time; beyond it, more workers would help
 REASONS_SHOWN = 5
+MIN_CLIPS = 50  # for a statement about speed
 
 
 @dataclass
@@ -105,12 +106,13 @@ class Report:
         if len(self.reasons) > REASONS_SHOWN:
             lines.append(f"failed: {len(self.reasons) - REASONS_SHOWN} other reasons, see the lines with an error")
         lines += [f"flagged: {count} {flag}" for flag, count in self.flags.most_common()]
-        if self.captioned:
-            lines.append(
-                f"{self.clips_per_hour:,.0f} clips an hour; a million clips at this rate: "
-                f"{1e6 / self.clips_per_hour:,.0f} hours"
-            )
-        if self.workers and self.seconds and (share := self.waited / self.seconds) > MAX_WAIT:
+        if self.captioned < MIN_CLIPS:
+            return lines
+        lines.append(
+            f"{self.clips_per_hour:,.0f} clips an hour; a million clips at this rate: "
+            f"{1e6 / self.clips_per_hour:,.0f} hours"
+        )
+        if self.workers and (share := self.waited / self.seconds) > MAX_WAIT:
             waited = f"the model waited {share:.0%} of the time for clips from {self.workers} workers"
             lines.append(f"{waited}; --workers sets their number")
         return lines

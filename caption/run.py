@@ -94,7 +94,7 @@ class CaptionSource(Protocol):
         """Yield the rows of clips as they come: for each clip its captions, or its error."""
 
 
-def run(job: Job, source: CaptionSource) -> Report:
+def caption_clips(job: Job, source: CaptionSource) -> Report:
     """
     Caption the clips that the store lacks. All processes call this, inside [`hold`].
 

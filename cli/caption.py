@@ -106,11 +106,11 @@ def caption(
         Job,
         LocalModel,
         ServedModel,
+        caption_clips,
         count_clips,
         default_workers,
         find_clips,
         hold,
-        run,
     )
     from pllava.distributed import join_processes
     from pllava.media.batch import gate_for
@@ -140,7 +140,7 @@ def caption(
     lines, is_main = out.with_suffix(".jsonl"), join_processes().is_main_process
     with hold(lines):
         store = CaptionStore(lines, settings, join_processes().process_index, retry_flagged)
-        report = run(Job(clips, store, total, split, batch_size, workers or default_workers()), source)
+        report = caption_clips(Job(clips, store, total, split, batch_size, workers or default_workers()), source)
         rows = _finish(store, out, near_duplicates, bool(push)) if is_main else []
     if not is_main:
         return
