@@ -1,5 +1,6 @@
 """`pllava caption`: captions for many videos, each made once, in a file that a later run continues."""
 
+import json
 import os
 from collections.abc import Callable
 from dataclasses import asdict
@@ -113,6 +114,7 @@ def caption(
         hold,
     )
     from pllava.distributed import join_processes
+    from pllava.files import replace_file
     from pllava.media.batch import gate_for
 
     if out.suffix not in SUFFIXES:
@@ -144,6 +146,7 @@ def caption(
         rows = _finish(store, out, near_duplicates, bool(push)) if is_main else []
     if not is_main:
         return
+    replace_file(lines.with_suffix(".report.json"), json.dumps(report.to_dict(), indent=2) + "\n")
     typer.echo(report.summary() + (f' (see the lines with "error" in {lines})' if report.failed else ""))
     for line in report.lines():
         typer.echo(line)

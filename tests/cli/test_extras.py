@@ -79,7 +79,7 @@ def test_what_needs_no_extra_works_and_what_needs_one_names_it_in_one_line(tmp_p
     assert done.returncode == 0, done.stderr
     results = json.loads(done.stdout)
     assert [code for code, _ in results[: len(WORK)]] == [0] * len(WORK), results
-    written = {"demo.mp4", "world", "captions.jsonl", "captions.jsonl.lock", "converted"}
+    written = {"demo.mp4", "world", "captions.jsonl", "captions.jsonl.lock", "captions.report.json", "converted"}
     assert {file.name for file in tmp_path.iterdir()} == written
     for (extra, command), (code, said) in zip(NEED, results[len(WORK) :], strict=True):
         assert code == 1, (command, code, said)
