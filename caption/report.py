@@ -5,7 +5,7 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 from .clips import Row
@@ -119,7 +119,7 @@ class Report:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the figures for a file."""
-        figures = {name: value for name, value in asdict(self).items() if name != "began"}
+        figures = {name: value for name, value in vars(self).items() if name != "began"}
         return {**figures, "clips_per_hour": round(self.clips_per_hour, 1)}
 
 
