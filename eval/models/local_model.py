@@ -125,9 +125,8 @@ class LocalModel(Answerer):
                     claimed.append((todo, list(clips)))
                     yield from clips.values()
 
-        dtype = getattr(torch, self.checkpoint.dtype)
         gate = gate_for((sample.video for sample in work.samples), self.allowed_media_domains)
-        decoded = self._timed(decode_clips(self.processor, sources(), dtype, self.num_workers, gate))
+        decoded = self._timed(decode_clips(self.processor, sources(), self.num_workers, gate))
         for first in decoded:
             todo, keys = claimed.popleft()
             clips = dict(zip(keys, [first, *islice(decoded, len(keys) - 1)], strict=True))
@@ -232,11 +231,12 @@ class LocalModel(Answerer):
 
     def _encode_frames(self, pixels: torch.Tensor) -> torch.Tensor:
         """
-        Run the vision tower: `(frames, 3, height, width)` -> `(frames, patches, C)`. One clip at a time, because
+        Run the vision tower: uint8 `(frames, 3, height, width)` -> `(frames, patches, C)`. One clip at a time, because
         rounding would otherwise depend on which clips are encoded together.
         """
         try:
-            return self.model.model.encode_frames(pixels.to(self.model.device)).last_hidden_state
+            frames = self.processor.video_processor.normalize_frames(pixels.to(self.model.device))
+            return self.model.model.encode_frames(frames).last_hidden_state
         except RuntimeError as error:
             if not should_reduce_batch_size(error):
                 raise
