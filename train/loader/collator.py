@@ -203,10 +203,12 @@ class VideoChatCollator:
         """
         for name in MEDIA & batch.keys():
             media = [item.to(device, non_blocking=True) for item in batch[name]]
-            if name == "pixel_values_videos":  # cached features have three dimensions
+            has_one_shape = len({item.shape for item in media}) == 1
+            media = [torch.stack(media)] if has_one_shape else [item[None] for item in media]
+            if name == "pixel_values_videos":  # of the videos, those that are cached features have a dimension less
                 normalize = self.processor.video_processor.normalize_frames
-                media = [normalize(video) if video.ndim == 4 else video for video in media]
-            batch[name] = media if len({item.shape for item in media}) > 1 else torch.stack(media)
+                media = [normalize(videos) if videos.ndim == 5 else videos for videos in media]
+            batch[name] = media[0] if has_one_shape else [item[0] for item in media]
         return batch
 
 
