@@ -46,14 +46,15 @@ class Generator:
 
     def encode_frames(self, pixels: torch.Tensor) -> torch.Tensor:
         """
-        Run the vision tower: `(frames, 3, height, width)` -> `(frames, patches, C)`. One clip at a time, because
-        rounding would otherwise depend on which clips are encoded together.
+        Run the vision tower: uint8 `(frames, 3, height, width)`, not normalised yet -> `(frames, patches, C)`. One
+        clip at a time, because rounding would otherwise depend on which clips are encoded together.
 
         Raises:
             RuntimeError: if there is not enough memory for the frames.
         """
         try:
-            return self.model.model.encode_frames(pixels.to(self.model.device)).last_hidden_state
+            frames = self.processor.video_processor.normalize_frames(pixels.to(self.model.device))
+            return self.model.model.encode_frames(frames).last_hidden_state
         except RuntimeError as error:
             if not should_reduce_batch_size(error):
                 raise

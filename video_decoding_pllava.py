@@ -5,7 +5,7 @@
 1. A pass over the packets, without decoding, finds the number of frames, their PTS and the keyframes
    (`video_index_pllava.py`).
 2. The frames that the sampler asks for are decoded by group of pictures (GOP), each from its keyframe to its last
-   wanted frame. Threads share the GOPs. GOPs without a wanted frame are skipped.
+   wanted frame. Threads share the GOPs, or the frames of a long one. GOPs without a wanted frame are skipped.
 3. Within a GOP, unwanted non-reference frames are skipped.
 
 Where the packets are not a reliable index (no PTS, hidden frames, damage), or the decoder contradicts it, everything
@@ -40,6 +40,7 @@ SKIPPING_CODECS = {"h264", "mpeg1video", "mpeg2video", "mpeg4"}
 MAX_THREADS = 4
 MAX_PIXELS_AT_ONCE = MAX_THREADS * 3840 * 2160  # in the frames that all threads decode; a decoder holds several frames
 MAX_UNCONVERTED = 2  # decoded frames that wait for their conversion to RGB
+FRAME_THREADS_COST = 1.5  # time with frame threads / time if they worked without waiting for each other
 PACKETS_PER_THREAD = 100  # opening the file once more for a thread takes about as long as decoding ten frames
 
 
@@ -187,8 +188,11 @@ def _decode_by_index(
     collector = new_collector(_metadata(stream, index, len(index.pts)))
     gops = list(index.gops(sorted(collector.rows)))
     source.check_work(sum(len(gop.packets) for gop in gops), stream.width, stream.height)
-    if len(gops) == 1:
-        _decode_one_gop(stream, index, gops[0], collector)
+    by_frames = _is_for_frame_threads(stream, index, gops)
+    if by_frames or len(gops) == 1:
+        stream.codec_context.thread_count = MAX_THREADS
+        stream.codec_context.thread_type = "AUTO" if by_frames else "SLICE"  # free where a frame is a single slice
+        _decode_in_order(stream, index, gops, collector)
     else:
         _decode_gops_in_threads(source, stream, index, gops, collector)
     if len(collector.collected) != len(collector.rows):
@@ -196,12 +200,18 @@ def _decode_by_index(
     return collector.result()
 
 
-def _decode_one_gop(stream: VideoStream, index: VideoIndex, gop: Gop, collector: FrameCollector) -> None:
-    """Decode in one thread and convert to RGB in a second one, since a single GOP cannot be split among threads."""
-    # Slice threads cost nothing where a frame is a single slice. Frame threads would wait for each other where
-    # non-reference frames, which they could decode meanwhile, are skipped; and each one holds frames of its own.
-    by_slices = _can_skip(stream) or MAX_THREADS * stream.width * stream.height > MAX_PIXELS_AT_ONCE
-    stream.codec_context.thread_type = "SLICE" if by_slices else "AUTO"
+def _is_for_frame_threads(stream: VideoStream, index: VideoIndex, gops: list[Gop]) -> bool:
+    """Return whether threads that share a GOP's frames are faster than threads that share the GOPs."""
+    # Skipping saves more, and leaves frames that wait for each other. Streams in display order have no B-frames, and
+    # hardly any other frames can be skipped.
+    skips = _can_skip(stream) and index.pts != index.display_order
+    is_large = MAX_THREADS * stream.width * stream.height > MAX_PIXELS_AT_ONCE  # each thread holds frames of its own
+    packets, threads = [len(gop.packets) for gop in gops], min(MAX_THREADS, os.cpu_count() or 1)
+    return not skips and not is_large and max(packets, default=0) > FRAME_THREADS_COST * sum(packets) / threads
+
+
+def _decode_in_order(stream: VideoStream, index: VideoIndex, gops: list[Gop], collector: FrameCollector) -> None:
+    """Decode one GOP after the other, and convert to RGB in a second thread."""
     convert = partial(collector.add_decoded, reformatter=VideoReformatter())
     with ThreadPoolExecutor(1) as pool:
         jobs: list[Future] = []
@@ -211,7 +221,8 @@ def _decode_one_gop(stream: VideoStream, index: VideoIndex, gop: Gop, collector:
                 jobs[-MAX_UNCONVERTED].result()
             jobs.append(pool.submit(convert, display_index, frame))
 
-        _decode_gop(stream, index, gop, collector, add)
+        for gop in gops:
+            _decode_gop(stream, index, gop, collector, add)
     for job in jobs:
         job.result()
 

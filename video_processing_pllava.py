@@ -26,6 +26,9 @@ STILL_IMAGE_SUFFIXES = tuple(suffix for suffix in IMAGE_SUFFIXES if suffix != ".
 
 READERS = ("pyav", "pil")  # `video_backend` of the frames that `load_frames` took
 
+# Options of a call that leave the last step to `normalize_frames`: uint8 frames have a quarter of the bytes
+UNNORMALIZED = {"do_rescale": False, "do_normalize": False}
+
 Resize = Callable[[torch.Tensor], torch.Tensor]  # of (frames, channels, height, width)
 
 
@@ -111,6 +114,16 @@ class PllavaVideoProcessor(BaseVideoProcessor):
             return lambda frames: frames
         size = self._standardize_kwargs(size=options["size"], default_to_square=options["default_to_square"])["size"]
         return lambda frames: self.resize(frames.to(options["device"]), size=size, resample=options["resample"])
+
+    def normalize_frames(self, frames: torch.Tensor) -> torch.Tensor:
+        """
+        Rescale and normalise frames `(..., 3, height, width)` that were prepared with `UNNORMALIZED`, on their device.
+        Returns what [`preprocess`] returns without that.
+        """
+        names = ("do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std")
+        options = {name: getattr(self, name) for name in names}
+        options |= self._standardize_kwargs(image_mean=self.image_mean, image_std=self.image_std)
+        return self.rescale_and_normalize(frames, **{name: options[name] for name in names})
 
     def sample_frames(self, metadata: VideoMetadata, num_frames: int | None = None, **kwargs) -> np.ndarray:
         """Return [`sample_frames`] of a video, by default for the processor's own `num_frames`."""

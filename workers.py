@@ -33,6 +33,7 @@ def ordered_map(
     ahead: int,
     seconds: float,
     lost: Callable[[Any, str], Any],
+    receive: Callable[[Any], Any] = lambda result: result,
 ) -> Iterator[Any]:
     """
     Yield `function(task)` for each task, in order, computed ahead by worker processes. A worker that crashes or times
@@ -43,12 +44,13 @@ def ordered_map(
         ahead: Maximum number of tasks that are running or finished in advance.
         seconds: Timeout per task.
         lost: Called with a task whose worker crashed or timed out, and the reason; returns the result to yield.
+        receive: Called in this process with each result, as soon as it arrives, in a thread; returns what to yield.
 
     Raises:
         RuntimeError: if `function` raises in a worker; the message has its traceback.
     """
     if not num_workers:
-        yield from map(function, tasks)
+        yield from (receive(function(task)) for task in tasks)
         return
     workers = [_Worker(function) for _ in range(num_workers)]
     idle: SimpleQueue[_Worker] = SimpleQueue()
@@ -58,7 +60,7 @@ def ordered_map(
     def run(task: Any) -> Any:
         worker = idle.get()
         try:
-            return worker.run(task, seconds, lost)
+            return receive(worker.run(task, seconds, lost))
         finally:
             idle.put(worker)
 

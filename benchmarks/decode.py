@@ -48,6 +48,7 @@ VP9 = {"deadline": "realtime", "cpu-used": "6", "b": "1000000", "g": "128"}
 # name: seconds, height, width, file suffix, codec, codec options
 CLIPS = {
     "h264 1080p 120 s, keyframe every 250": (120, 1080, 1920, "mp4", "libx264", {**X264, "g": "250"}),
+    "h264 360p 10 s, x264's defaults": (10, 360, 640, "mp4", "libx264", {}),
     "h264 360p 10 s, one GOP": (10, 360, 640, "mp4", "libx264", {**X264, "g": "600"}),
     "h264 360p 10 s, one GOP, two slices": (10, 360, 640, "mp4", "libx264", {**X264, "g": "600", "slices": "2"}),
     "h264 360p 10 s, three GOPs": (10, 360, 640, "mp4", "libx264", {**X264, "g": "100"}),

@@ -94,6 +94,7 @@ def main(config_class: type[SFTConfig] | type[DPOConfig] = SFTConfig) -> None:
         if not args.push_to_hub:
             trainer.save_model()
     trainer.accelerator.print(trainer.loader.skipped.summary())
+    trainer.accelerator.print(trainer.throughput.summary())
     if args.push_to_hub:
         with exit_if_disk_is_full(args.output_dir):
             commit = trainer.push_to_hub()  # saves the model before

@@ -1,6 +1,7 @@
 """What a run logs and shows about itself: epoch, throughput, gradient norms, and the progress bar."""
 
 import math
+import os
 import time
 from collections import defaultdict
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from transformers import ProgressCallback, Trainer, TrainerCallback, TrainerStat
 from .arguments import global_batch_size
 from .loader.stream_loader import StreamLoader
 
+MAX_WAIT = 0.05  # share of a run's time that it may wait for data without advice
 TRAINED_PARTS = {"lora": "lora_", "projector": "multi_modal_projector"}  # and a part of their weights' names
 
 
@@ -38,6 +40,8 @@ class Throughput:
 
     def __init__(self, loader: StreamLoader):
         self.loader, self.tokens = loader, 0
+        self.total_seconds = self.total_waited = 0.0  # after the first call of `read`; the mean of all processes
+        self._is_started = False
         self._start, self._waited = time.perf_counter(), loader.waited
 
     @contextmanager
@@ -61,13 +65,39 @@ class Throughput:
             for name, value in figures.items():
                 total[name] += value
         skipped.check(int(total["seen"]), int(total["unreadable"]))
-        seconds = now - self._start
+        seconds, waited = now - self._start, total["waited"] / world_size
+        if self._is_started:
+            self.total_seconds, self.total_waited = self.total_seconds + seconds, self.total_waited + waited
+        self._is_started = True
         self.tokens, self._start, self._waited = 0, now, self.loader.waited
         return {
-            "data_wait": total["waited"] / seconds / world_size,
+            "data_wait": waited / seconds,
             "tokens_per_second": total["tokens"] / seconds,
             **{f"skipped/{name}": int(total[name]) for name in ("unreadable", "too_long", "lost_turns")},
         }
+
+    def summary(self) -> str:
+        """Return a line about the waits for data after the first log, with advice if they are long."""
+        cores = max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+        return describe_waits(self.total_waited, self.total_seconds, self.loader.num_workers, cores)
+
+
+def describe_waits(waited: float, seconds: float, workers: int, cores: int) -> str:
+    """Say how long a run waited for data, and how many workers would be enough. `cores` are those of one process."""
+    if not seconds:
+        return "The run was too short to measure how long it waits for data."
+    share = waited / seconds
+    line = f"The model waited for data in {share:.0%} of {seconds:,.0f} s"
+    if share < MAX_WAIT:
+        return f"{line}."
+    # With more workers, each decodes as fast as before; the rest of a step takes as long as before
+    needed = math.ceil((workers or share) / max(1 - share, 1e-3))
+    if needed <= cores:
+        return f"{line}: raise `dataloader_num_workers` from {workers} to {needed}."
+    if workers < cores:
+        line += f": raise `dataloader_num_workers` from {workers} to {cores}, the number of cores"
+    copies = "copies of the clips at the model's frame size, with a keyframe per second"
+    return f"{line}. Decoding in time would take {needed} cores: make {copies}."
 
 
 class GradientNormCallback(TrainerCallback):

@@ -102,6 +102,7 @@ class StreamingMixin(PickleFreeMixin):
         self._batch = {name: inputs.pop(name) for name in ("source", "id", "feature_keys")}
         if (cache := self.loader.collator.features) is not None:
             cache.expect(self._batch["feature_keys"])
+        inputs = self.loader.collator.to_device(inputs, self.args.device)
         return super().training_step(model, inputs, num_items_in_batch)
 
     def _clip_grad_norm(self, model: nn.Module) -> Any:

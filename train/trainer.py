@@ -115,7 +115,12 @@ def build_trainer(
     seed = args.seed if args.data_seed is None else args.data_seed
     stream = RowStream(mixture, seed, shuffle_buffer_size, args.process_index, args.world_size)
     loader = StreamLoader(
-        stream, collator, args.train_batch_size, args.dataloader_num_workers, args.dataloader_prefetch_factor
+        stream,
+        collator,
+        args.train_batch_size,
+        args.dataloader_num_workers,
+        args.dataloader_prefetch_factor,
+        pin_memory=args.dataloader_pin_memory and args.device.type == "cuda",
     )
     trainer = (PllavaDPOTrainer if is_preference else PllavaSFTTrainer)(
         model=model,

@@ -11,6 +11,7 @@ from ...adapters import plain_model
 from ...generation import Generator, Prompt, split_prompt
 from ...media import AS_SAMPLED
 from ...processing_pllava import PllavaProcessor
+from ...video_processing_pllava import UNNORMALIZED
 from ..clips import Failed, Row
 from ..quality import RETRY_LENGTH, RETRY_OPTIONS, embed, find_flags
 from ..rows import Settings, caption_row, text_hash
@@ -71,7 +72,8 @@ class LocalCaptioner:
         return rows
 
     def _pixels(self, clip: Decoded) -> torch.Tensor:
-        options = AS_SAMPLED["videos_kwargs"]
+        """Return the frames as the vision tower takes them, but not normalised yet."""
+        options = {**AS_SAMPLED["videos_kwargs"], **UNNORMALIZED}
         return self.processor.video_processor(clip.frames, return_tensors="pt", **options)["pixel_values_videos"][0]
 
     def _encode_prompt(self, prompt: str) -> tuple[str, list[int], list[int]]:

@@ -11,6 +11,7 @@ from transformers import BatchFeature, ProcessorMixin
 from ...media import AS_SAMPLED, MediaGate, MediaRefused
 from ...media.batch import is_remote
 from ...media.decoding import collecting_damages
+from ...video_processing_pllava import UNNORMALIZED
 from ...video_source_pllava import VideoDecodeError, is_address, public_name
 from ...workers import DECODE_TIMEOUT, ordered_map
 
@@ -21,7 +22,7 @@ CLIPS_AHEAD = 8  # per worker
 class DecodedClip:
     """
     Args:
-        pixels: `(frames, 3, height, width)`, as the vision tower takes them; None if the clip cannot be read.
+        pixels: uint8 `(frames, 3, height, width)`, not normalised yet; None if the clip cannot be read.
         error: Why it cannot be read.
         damaged: What is wrong with a clip that is read only in part.
         seconds: Time for decoding and preprocessing.
@@ -36,7 +37,6 @@ class DecodedClip:
 def decode_clips(
     processor: ProcessorMixin,
     sources: Iterable[dict[str, Any]],
-    dtype: torch.dtype,
     num_workers: int,
     gate: MediaGate | None = None,
 ) -> Iterator[DecodedClip]:
@@ -44,20 +44,19 @@ def decode_clips(
     Decode `sources`, dicts as the video processor takes them, in order. A few are read ahead. Those whose "path" is an
     http(s) address come through the gate (see `media/batch.py`).
     """
-    decode, ahead = _Decoder(processor, dtype, gate), CLIPS_AHEAD * num_workers
+    decode, ahead = _Decoder(processor, gate), CLIPS_AHEAD * num_workers
     return ordered_map(decode, sources, num_workers, ahead, DECODE_TIMEOUT, decode.lost)
 
 
 class _Decoder:
-    def __init__(self, processor: ProcessorMixin, dtype: torch.dtype, gate: MediaGate | None):
-        self.processor, self.dtype, self.gate = processor, dtype, gate
+    def __init__(self, processor: ProcessorMixin, gate: MediaGate | None):
+        self.processor, self.gate = processor, gate
 
     def __call__(self, source: dict[str, Any]) -> DecodedClip:
         start, pixels, error = time.perf_counter(), None, None
         with collecting_damages() as damages:
             try:
-                processed = self._process(source)
-                pixels = processed["pixel_values_videos"][0].to(self.dtype)
+                pixels = self._process(source)["pixel_values_videos"][0]
             except (MediaRefused, VideoDecodeError) as problem:
                 error = str(problem)
         return DecodedClip(pixels, error, damages[0] if damages else None, time.perf_counter() - start)
@@ -65,9 +64,9 @@ class _Decoder:
     def _process(self, source: dict[str, Any]) -> BatchFeature:
         process = self.processor.video_processor
         if not is_remote(source["path"]):
-            return process(source, return_tensors="pt")
+            return process(source, return_tensors="pt", **UNNORMALIZED)
         frames, _ = self.gate.load_video(source["path"], process, None, source.get("start"), source.get("end"))
-        return process(frames, **AS_SAMPLED["videos_kwargs"], return_tensors="pt")
+        return process(frames, return_tensors="pt", **AS_SAMPLED["videos_kwargs"], **UNNORMALIZED)
 
     def lost(self, source: dict[str, Any], reason: str) -> DecodedClip:
         path = source["path"]

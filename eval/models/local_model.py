@@ -124,9 +124,8 @@ class LocalModel(Answerer):
                     claimed.append((todo, list(clips)))
                     yield from clips.values()
 
-        dtype = getattr(torch, self.checkpoint.dtype)
         gate = gate_for((sample.video for sample in work.samples), self.allowed_media_domains)
-        decoded = self._timed(decode_clips(self.processor, sources(), dtype, self.num_workers, gate))
+        decoded = self._timed(decode_clips(self.processor, sources(), self.num_workers, gate))
         for first in decoded:
             todo, keys = claimed.popleft()
             clips = dict(zip(keys, [first, *islice(decoded, len(keys) - 1)], strict=True))

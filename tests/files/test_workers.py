@@ -76,7 +76,16 @@ def _is_alive(process):
         return False
 
 
-def prepare(source, return_tensors):
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_each_result_is_received_in_this_process(num_workers):
+    def receive(result):
+        return *result, os.getpid()
+
+    results = list(ordered_map(work, range(6), num_workers, 4, 30.0, lambda task, reason: (task, reason), receive))
+    assert [(task, here) for task, _, here in results] == [(task, os.getpid()) for task in range(6)]
+
+
+def prepare(source, **options):
     work(source["path"])
     return {"pixel_values_videos": torch.ones(1, 2, 3, 4, 4)}
 
@@ -85,8 +94,8 @@ def test_an_evaluated_clip_that_hangs_or_crashes_has_an_error(monkeypatch):
     monkeypatch.setattr(clip_decoding, "DECODE_TIMEOUT", 1.0)
     processor = SimpleNamespace(video_processor=prepare)
     sources = [{"path": path} for path in ("a.mp4", "hang", "crash", "b.mp4")]
-    first, hung, crashed, last = clip_decoding.decode_clips(processor, sources, torch.bfloat16, num_workers=2)
-    assert first.pixels.dtype == last.pixels.dtype == torch.bfloat16 and first.error is last.error is None
+    first, hung, crashed, last = clip_decoding.decode_clips(processor, sources, num_workers=2)
+    assert first.pixels.shape == last.pixels.shape == (2, 3, 4, 4) and first.error is last.error is None
     assert hung.pixels is None and hung.error == "hang: it took more than 1 seconds, and was given up"
     assert crashed.pixels is None and crashed.error == "crash: the worker ended (-6)"
 

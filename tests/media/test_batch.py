@@ -67,8 +67,9 @@ def test_evaluation_decodes_addresses_as_files(clips, num_workers):
         gate = gate_for([url], [server.place])
         sources = [{"path": str(clips[0])}, {"path": url}, {"path": url, "start": 1.0, "end": 1.5}]
         sources += [{"path": str(clips[0]), "start": 1.0, "end": 1.5}, {"path": f"http://{server.place}/missing"}]
-        decoded = list(decode_clips(processor, sources, torch.float32, num_workers, gate))
+        decoded = list(decode_clips(processor, sources, num_workers, gate))
     file, fetched, fetched_part, part, missing = decoded
+    assert file.pixels.dtype == torch.uint8
     assert fetched.pixels.equal(file.pixels) and fetched_part.pixels.equal(part.pixels)
     assert missing.pixels is None and missing.error.startswith(f"Cannot fetch http://{server.place}/missing: ")
 

@@ -23,6 +23,15 @@ def test_labels_are_the_assistants_words_and_end_tokens(processor, clip):
     assert batch["attention_mask"][1, -1] == 0  # padded on the right
 
 
+def test_workers_send_a_quarter_of_the_bytes_of_normalised_frames(processor, clip):
+    example = {"messages": conversation(("What?", "red"), media=["video"]), "videos": [clip]}
+    collator = VideoChatCollator(processor, sampling="uniform")
+    (sent,), batch = collator.encode(example)["pixel_values_videos"], collator([example])
+    expected = processor.video_processor(clip, return_tensors="pt")["pixel_values_videos"]
+    assert torch.equal(batch["pixel_values_videos"], expected)
+    assert sent.nbytes == expected.nbytes / 4
+
+
 def test_random_sampling_is_random_and_uniform_is_not(processor, clip):
     example = {"messages": conversation(("What?", "red"), media=["video"]), "videos": [clip]}
     random, uniform = VideoChatCollator(processor), VideoChatCollator(processor, sampling="uniform")

@@ -19,6 +19,7 @@ from trl import DPOConfig, SFTConfig
 
 from pllava import NANO, lora_config
 from pllava.train import PreferenceCollator, VideoChatCollator, build_trainer
+from pllava.train.callbacks import describe_waits
 from pllava.train.loader.skipped import SkippedExamples, read_skipped
 from pllava.train.predictions_callback import PredictionsCallback
 
@@ -94,6 +95,46 @@ def test_logged_figures(processor, checkpoint, four_clips, tmp_path):
     )
     assert 0 <= first["data_wait"] <= 1 and first["tokens_per_second"] > 0 and first["epoch"] == 1
     assert list((tmp_path / "out").rglob("events.out.tfevents*"))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_the_model_gets_the_video_processors_pixels(processor, checkpoint, four_clips, tmp_path, workers):
+    model = AutoModelForImageTextToText.from_pretrained(checkpoint)
+    args = sft_config(tmp_path / "out", max_steps=4, per_device_train_batch_size=1, dataloader_num_workers=workers)
+    trainer = build_trainer(model, processor, four_clips, args, lora_config(r=4), sampling="uniform")
+    seen = []
+    trainer.model.register_forward_pre_hook(
+        lambda module, args, kwargs: seen.append(kwargs["pixel_values_videos"]), with_kwargs=True
+    )
+    trainer.train()
+    clips = [clip for videos in four_clips["videos"] for clip in videos]
+    expected = processor.video_processor(clips, return_tensors="pt")["pixel_values_videos"]
+    assert len(seen) == 4
+    assert all(sum(torch.equal(pixels[0], other) for pixels in seen) == 1 for other in expected)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="only CUDA has pinned memory")
+def test_examples_are_pinned_for_a_gpu(processor, checkpoint, four_clips, tmp_path):
+    model = AutoModelForImageTextToText.from_pretrained(checkpoint)
+    args = sft_config(tmp_path / "out", use_cpu=False, dataloader_num_workers=1)
+    trainer = build_trainer(model, processor, four_clips, args, lora_config(r=4))
+    batch = next(iter(trainer.get_train_dataloader()))
+    assert all(video.is_pinned() and video.dtype == torch.uint8 for video in batch["pixel_values_videos"])
+
+
+@pytest.mark.parametrize(
+    ("waited", "workers", "cores", "expected"),
+    [
+        (2, 2, 8, "The model waited for data in 2% of 100 s."),
+        (35, 2, 8, "The model waited for data in 35% of 100 s: raise `dataloader_num_workers` from 2 to 4."),
+        (30, 0, 8, "The model waited for data in 30% of 100 s: raise `dataloader_num_workers` from 0 to 1."),
+        (75, 2, 4, "from 2 to 4, the number of cores. Decoding in time would take 8 cores: make copies of the clips"),
+        (75, 4, 4, "in 75% of 100 s. Decoding in time would take 16 cores: make copies of the clips at the model's"),
+        (100, 1, 4, "from 1 to 4, the number of cores. Decoding in time would take 1000 cores"),
+    ],
+)
+def test_waits_lead_to_advice_on_workers(waited, workers, cores, expected):
+    assert expected in describe_waits(waited, 100, workers, cores)
 
 
 def test_cached_features_give_the_same_losses(processor, checkpoint, four_clips, tmp_path):

@@ -47,6 +47,8 @@ INDEXED = {
     "h264 mp4, one GOP": encoded("mp4", g=1000),
     "h264 mp4, b-frames": encoded("mp4", g=12, bf=8, x264_params="b-adapt=0:b-pyramid=normal:scenecut=0"),
     "h264 mp4, no b-frames": encoded("mp4", g=12, bf=0),
+    "h264 mp4, no b-frames, one GOP": encoded("mp4", g=1000, bf=0, x264_params="scenecut=0"),
+    "h264 mp4, no b-frames, a long and a short GOP": encoded("mp4", g=45, bf=0, x264_params="scenecut=0"),
     "h264 mp4, keyframes only": encoded("mp4", g=1),
     "h264 mp4, open GOP": encoded("mp4", g=12, x264_params="open-gop=1:bframes=4:b-adapt=0:scenecut=0"),
     "h264 mp4, variable rate": encoded("mp4", g=12, times=UNEVEN_TIMES),
@@ -119,13 +121,14 @@ def clip(tmp_path_factory) -> Callable[[str], Path]:
 
 @pytest.fixture
 def calls(monkeypatch) -> dict[str, int]:
-    """Counts of opened files, decoded GOPs, frames that these yielded, and full decodes."""
-    counts = dict.fromkeys(("opened", "gops", "decoded", "full decodes"), 0)
+    """Counts of opened files, decoded GOPs, those by frame threads, frames that they yielded, and full decodes."""
+    counts = dict.fromkeys(("opened", "gops", "gops by frame threads", "decoded", "full decodes"), 0)
     frames_of_gop = decoding._frames_of_gop
 
-    def count_frames(*args):
+    def count_frames(stream, *args):
         counts["gops"] += 1
-        for frame in frames_of_gop(*args):
+        counts["gops by frame threads"] += stream.codec_context.thread_type.name == "AUTO"
+        for frame in frames_of_gop(stream, *args):
             counts["decoded"] += 1
             yield frame
 
@@ -208,6 +211,27 @@ def test_threads_share_the_gops(tmp_path, calls, monkeypatch):
     assert np.array_equal(frames, decode_all(path)[50::50])
     assert calls["opened"] == 2 and calls["full decodes"] == 0
     assert threading.active_count() == before
+
+
+@pytest.mark.parametrize(
+    ("cores", "options", "by_frame_threads"),
+    [
+        (2, {"g": 1000, "bf": 0}, True),
+        (2, {"g": 90, "bf": 0}, True),  # a long GOP and a short one
+        (2, {"g": 25, "bf": 0}, False),  # enough GOPs for all threads
+        (2, {"g": 1000, "bf": 3}, False),  # non-reference frames are skipped instead
+        (1, {"g": 1000, "bf": 0}, False),
+    ],
+)
+def test_frame_threads_where_gops_cannot_be_shared_and_frames_not_skipped(
+    tmp_path, calls, monkeypatch, cores, options, by_frame_threads
+):
+    monkeypatch.setattr(os, "cpu_count", lambda: cores)
+    path = write_video(tmp_path / "clip.mp4", moving_frames(100), x264_params="scenecut=0", **options)
+    wanted = midpoints(100)
+    frames, _ = load_frames(path, take(wanted))
+    assert np.array_equal(frames, decode_all(path)[wanted])
+    assert calls["gops by frame threads"] == (calls["gops"] if by_frame_threads else 0)
 
 
 def test_wrong_index_leads_to_a_full_decode(clip, calls, monkeypatch):
@@ -354,6 +378,23 @@ def test_damaged_file_gives_frames_or_an_error(clip, name):
         assert frames.shape == (16, metadata.height, metadata.width, 3)
         loaded += 1
     assert loaded > 3
+
+
+def test_frame_threads_conceal_no_damage(tmp_path, monkeypatch):
+    """They repair damaged frames in another way than a plain decode, which has to be repeated then."""
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    path = write_video(tmp_path / "clip.mp4", FRAMES, g=1000, bf=0, x264_params="scenecut=0")
+    sizes = [packet.size for packet in av.open(str(path)).demux(video=0)]
+    content, start = path.read_bytes(), path.read_bytes().index(b"mdat") + 4 + sizes[0]
+    rng = random.Random(0)
+    for _ in range(10):
+        damaged = bytearray(content)
+        damaged[rng.randrange(start, start + sum(sizes[1:]))] ^= 1 << rng.randrange(8)
+        path.write_bytes(damaged)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", VideoTruncatedWarning)
+            frames, _ = load_frames(path)
+        assert np.array_equal(frames, decode_all(path, keep_going=True))
 
 
 def test_decoding_leaks_no_memory_threads_or_files(clip):

@@ -15,6 +15,7 @@ from transformers.video_utils import VideoMetadata
 from video_files import decode_all, moving_frames, write_video
 
 from pllava import PllavaProcessor, PllavaVideoProcessor
+from pllava.video_processing_pllava import UNNORMALIZED
 from pllava.video_source_pllava import VideoDecodeError
 
 VIDEO_TOKENS = 36  # 4 x 3 x 3
@@ -310,6 +311,24 @@ def test_call_options_override_the_processor(processor: PllavaProcessor, clips: 
     assert (metadata.total_num_frames, metadata.fps, metadata.duration) == (20, 10.0, 2.0)
     raw = video_processor(clips[0], do_normalize=False, do_rescale=False, return_tensors="pt")["pixel_values_videos"]
     assert raw.max() > 200
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"image_mean": [0.5, 0.4, 0.3], "image_std": [0.2, 0.3, 0.4]},
+        {"do_normalize": False},
+        {"do_rescale": False},
+    ],
+)
+def test_frames_normalised_later_equal_those_of_one_call(clips: list[Path], options: dict) -> None:
+    processor = PllavaVideoProcessor(size=48, num_frames=4, **options)
+    frames = processor(clips[0], return_tensors="pt", **UNNORMALIZED)["pixel_values_videos"]
+    assert frames.dtype == torch.uint8
+    pixels = processor(clips[0], return_tensors="pt")["pixel_values_videos"]
+    assert torch.equal(processor.normalize_frames(frames), pixels)
+    assert torch.equal(processor.normalize_frames(frames[0]), pixels[0])
 
 
 @pytest.mark.parametrize("layout", ["channels_first", "channels_last"])

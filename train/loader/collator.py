@@ -17,12 +17,14 @@ from transformers import ProcessorMixin
 from ...data.media import fetch, find_medium
 from ...video_decoding_pllava import VideoTruncatedWarning
 from ...video_images_pllava import read_image
+from ...video_processing_pllava import UNNORMALIZED
 from ...workers import with_retries
 from .feature_cache import FeatureCache
 from .skipped import Skipped, SkippedExamples
 
 IGNORE_INDEX = -100
 PREFERENCES = ("chosen", "rejected")
+MEDIA = {"pixel_values_videos", "pixel_values"}
 
 
 @dataclass
@@ -72,7 +74,7 @@ class VideoChatCollator:
         """
         results = [self.skipped.count(self.try_encode(example)) for example in examples]
         self.skipped.check(self.skipped.seen, self.skipped.unreadable)
-        return self.pad([result for result in results if not isinstance(result, Skipped)])
+        return self.to_device(self.pad([result for result in results if not isinstance(result, Skipped)]))
 
     def try_encode(self, example: dict[str, Any], seed: int | None = None) -> dict[str, Any] | Skipped:
         """Return [`encode`] of the example, or what is wrong with it."""
@@ -93,10 +95,11 @@ class VideoChatCollator:
             seed: For the sampling of frames; by default torch's generator is used as it is.
 
         Returns:
-            `input_ids` and `labels`, int64 `(sequence)`; lists of the videos (`pixel_values_videos`, `(frames, 3,
-            height, width)` each) and images (`pixel_values`, `(3, height, width)` each); `feature_keys` of the videos
-            (see [`read_video`]); `lost_turns`, how many of the assistant's turns did not fit. Only media are tensors,
-            which workers send in shared memory, at the cost of a file descriptor each; the rest are NumPy arrays.
+            `input_ids` and `labels`, int64 `(sequence)`; lists of the videos (`pixel_values_videos`, uint8 `(frames,
+            3, height, width)` each, not normalised yet) and images (`pixel_values`, float32 `(3, height, width)`
+            each); `feature_keys` of the videos (see [`read_video`]); `lost_turns`, how many of the assistant's turns
+            did not fit. Only media are tensors, which workers send in shared memory, at the cost of a file descriptor
+            each; the rest are NumPy arrays.
 
         Raises:
             VideoDecodeError: if a video cannot be read.
@@ -163,8 +166,8 @@ class VideoChatCollator:
 
     def read_video(self, source: dict[str, Any]) -> tuple[torch.Tensor, str | None]:
         """
-        Return the frames of a video, `(frames, 3, height, width)`, and the key under which the feature cache is to
-        save their features; or, if the cache has these, the features, `(frames, patches, C)`, and no key.
+        Return the frames of a video, uint8 `(frames, 3, height, width)`, and the key under which the feature cache is
+        to save their features; or, if the cache has these, the features, `(frames, patches, C)`, and no key.
         """
         medium, key = find_medium(source), None
         with warnings.catch_warnings():
@@ -175,11 +178,11 @@ class VideoChatCollator:
                 if (features := self.features.load(key)) is not None:
                     return features, None
             clip = {"video": medium.content, **medium.bounds}
-            inputs = self.processor.video_processor(clip, sampling=self.sampling, return_tensors="pt")
+            inputs = self.processor.video_processor(clip, sampling=self.sampling, return_tensors="pt", **UNNORMALIZED)
         return inputs["pixel_values_videos"][0], key
 
     def pad(self, encoded: list[dict[str, Any]]) -> dict[str, Any]:
-        """Collate results of [`encode`] into a batch (see [`__call__`])."""
+        """Collate results of [`encode`] into a batch; its media are still lists, for [`to_device`]."""
         pad_id = self.processor.tokenizer.pad_token_id
         ids = [torch.from_numpy(example["input_ids"]) for example in encoded] or [torch.tensor([pad_id])]
         labels = [torch.from_numpy(example["labels"]) for example in encoded] or [torch.tensor([IGNORE_INDEX])]
@@ -188,9 +191,24 @@ class VideoChatCollator:
             "attention_mask": pad_sequence([torch.ones_like(row) for row in ids], batch_first=True),
             "labels": pad_sequence(labels, batch_first=True, padding_value=IGNORE_INDEX),
         }
-        for name in ("pixel_values_videos", "pixel_values"):
+        for name in MEDIA:
             if media := [item for example in encoded for item in example[name]]:
-                batch[name] = _stack(media)
+                batch[name] = media
+        return batch
+
+    def to_device(self, batch: dict[str, Any], device: torch.device | str = "cpu") -> dict[str, Any]:
+        """
+        Move the media of a result of [`pad`] to the device, normalise frames there, and stack media of one shape (see
+        [`__call__`]). Changes and returns the batch. The copies are asynchronous, if from pinned memory to a GPU.
+        """
+        for name in MEDIA & batch.keys():
+            media = [item.to(device, non_blocking=True) for item in batch[name]]
+            has_one_shape = len({item.shape for item in media}) == 1
+            media = [torch.stack(media)] if has_one_shape else [item[None] for item in media]
+            if name == "pixel_values_videos":  # of the videos, those that are cached features have a dimension less
+                normalize = self.processor.video_processor.normalize_frames
+                media = [normalize(videos) if videos.ndim == 5 else videos for videos in media]
+            batch[name] = media[0] if has_one_shape else [item[0] for item in media]
         return batch
 
 
@@ -219,7 +237,7 @@ class PreferenceCollator(VideoChatCollator):
     def pad(self, encoded: list[dict[str, Any]]) -> dict[str, Any]:
         """
         Returns:
-            A batch like [`VideoChatCollator.__call__`]'s, with the rows of the chosen answers before the rejected
+            A batch like [`VideoChatCollator.pad`]'s, with the rows of the chosen answers before the rejected
             ones', and `completion_mask` in place of `labels`: int64 `(batch, sequence)`, 1 on the answers.
         """
         batch = super().pad([example[name] for name in PREFERENCES for example in encoded])
@@ -257,12 +275,3 @@ def _add_source(part: dict[str, Any], sources: dict[str, Any]) -> dict[str, Any]
     content = find_medium(part).content
     is_file = isinstance(content, (str, os.PathLike, bytes))
     return {"type": kind, "image": read_image(content) if is_file else content}
-
-
-def _stack(media: list[torch.Tensor]) -> torch.Tensor | list[torch.Tensor]:
-    """Return one tensor, or the list if the shapes differ."""
-    if len({item.shape for item in media}) > 1:
-        return media
-    if media[0].dtype == torch.bfloat16:  # cached features; NumPy does not have this dtype
-        return torch.stack(media)
-    return torch.from_numpy(np.stack(media))  # single-threaded: torch's threads would wait for the workers' cores

@@ -6,6 +6,9 @@ from collections.abc import Iterator
 from time import perf_counter
 from typing import Any
 
+import torch
+from accelerate.utils import recursively_apply
+
 from ...data.mixture import Mixture
 from ...workers import DECODE_TIMEOUT, ordered_map, with_retries
 from .collator import VideoChatCollator
@@ -23,6 +26,7 @@ class StreamLoader:
         num_workers: Processes that read and decode; with 0 this one does. A worker that crashes, or needs more than
             three minutes for an example, is replaced, and its example skipped; all processes wait for it meanwhile.
         prefetch_factor: Number of batches that all workers together decode in advance; 2 by default.
+        pin_memory: Whether examples are copied into pinned memory when they arrive, while the model is at work.
     """
 
     def __init__(
@@ -32,14 +36,17 @@ class StreamLoader:
         batch_size: int,
         num_workers: int = 0,
         prefetch_factor: int | None = None,
+        pin_memory: bool = False,
     ):
         self.stream, self.collator, self.batch_size = stream, collator, batch_size
+        self.pin_memory = pin_memory
         self.num_workers, self.prefetch_factor = num_workers, prefetch_factor
         self.skipped: SkippedExamples = collator.skipped
         self.waited = 0.0  # seconds in which the next batch was not ready, since the start
         self.cursor = stream.cursor  # behind the last example
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
+        """Yield batches whose media are not on the device yet (see [`VideoChatCollator.to_device`])."""
         cursors: deque[dict[str, Any]] = deque()
 
         def tasks() -> Iterator[tuple[dict[str, Any], int, int]]:
@@ -50,7 +57,8 @@ class StreamLoader:
         encode = _RowEncoder(self.stream.mixture, self.collator, self.stream.seed)
         ahead = max(2 * self.num_workers, (self.prefetch_factor or 2) * self.batch_size)
         examples, start = [], perf_counter()
-        for result in ordered_map(encode, tasks(), self.num_workers, ahead, DECODE_TIMEOUT, encode.skip):
+        receive = pin_tensors if self.pin_memory else lambda example: example
+        for result in ordered_map(encode, tasks(), self.num_workers, ahead, DECODE_TIMEOUT, encode.skip, receive):
             self.cursor = cursors.popleft()
             if isinstance(self.skipped.count(result), Skipped):
                 continue
@@ -83,6 +91,11 @@ def redistribute(states: list[dict[str, Any]], rank: int) -> dict[str, Any]:
     # The counts of all earlier processes go to the first one
     skipped = {name: 0 if rank else sum(state["skipped"][name] for state in states) for name in states[0]["skipped"]}
     return {"place": {**first, "done": done}, "skipped": skipped}
+
+
+def pin_tensors(example: dict[str, Any] | Skipped) -> dict[str, Any] | Skipped:
+    """Return the example with its tensors in pinned memory."""
+    return recursively_apply(torch.Tensor.pin_memory, example)
 
 
 class _RowEncoder:
