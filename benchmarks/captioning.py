@@ -4,8 +4,8 @@ process, by two, on a Ray cluster, by a server, and by processes that are killed
 
     python benchmarks/captioning.py --clips 2000 --write    # the figures go to docs/captioning.md
 
-It also computes what a million clips would take on GPUs: the work of a clip is counted on the real modules, the speeds
-of the cards are their makers', and the share of them that is reached is the one measured in docs/performance.md.
+It also computes what a million clips would take on GPUs. The work of a clip, and the shares of the processor's speeds
+that it reaches, are those measured with a 7B model (docs/real_size.md); the speeds of the cards are their maker's.
 """
 
 import json
@@ -35,12 +35,16 @@ from pllava.nano.data import render
 from pllava.result_files.formatting import markdown_table
 
 ROOT = Path(__file__).parents[1]
+REAL_SIZE = ROOT / "benchmarks" / "results" / "real_size.json"
 RESULTS, PAGE = ROOT / "benchmarks" / "results" / "captioning.json", ROOT / "docs" / "captioning.md"
 CAPTION = [sys.executable, "-m", "pllava.caption"]
 LAUNCH = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "-m", "pllava.caption"]
 SERVE = [str(Path(sys.executable).with_name("pllava")), "serve", "nano"]
 BEGIN, END = "<!-- from here: benchmarks/captioning.py -->", "<!-- to here -->"
 START_SECONDS = 120  # of a server
+# Dense bfloat16 operations and bytes of memory per second, from NVIDIA's data sheets
+CARDS = {"L4": (121e12, 300e9), "A100 80 GB": (312e12, 2039e9), "H100 SXM": (989e12, 3350e9)}
+TOKENS, BATCH, GPUS, CLIPS = 128, 16, (1, 8, 64), 1_000_000  # of the computed captions
 
 
 @contextmanager
@@ -150,10 +154,34 @@ def section(measured: dict[str, Any]) -> str:
     )
 
 
-def write_page(measured: dict[str, Any]) -> None:
+def computed(real_size: dict[str, Any]) -> str:
+    """Return the part of the page about a million clips, from what was measured with a 7B model on a CPU."""
+    flops, limits, facts, steps = (real_size[name] for name in ("flops", "limits", "facts", "steps"))
+    operations, seconds = sum(flops.values()), sum(steps[name]["seconds"] for name in flops)
+    bytes_per_token, token = facts["weights_per_token"], steps["decode"]["seconds"] / facts["decoded_tokens"]
+    of_matmul, of_copy = operations / limits["matmul"] / seconds, bytes_per_token / limits["copy"] / token
+    rows = []
+    for card, (peak, bandwidth) in CARDS.items():
+        prefill = operations / peak / of_matmul
+        decode = TOKENS * bytes_per_token / bandwidth / of_copy / BATCH
+        hours = CLIPS * (prefill + decode) / 3600
+        rows.append([card, f"{prefill:.2f}", f"{decode:.2f}", *(f"{hours / count:,.0f}" for count in GPUS)])
+    heads = ["card", "read a clip, s", f"write {TOKENS} tokens, s", *(f"hours on {count}" for count in GPUS)]
+    return (
+        f"**Computed, not measured**: a million clips by a 7B model in bfloat16. A clip takes {operations / 1e12:.1f} "
+        f"TFLOP, and a token {bytes_per_token / 1e9:.1f} GB of weights, which {BATCH} captions share. Cards are "
+        f"assumed to reach the shares of their data sheets that a CPU reached of its own speeds "
+        f"([measured](real_size.md)): {of_matmul:.0%} of the products, {of_copy:.0%} of the memory. The time for "
+        f"keys and values, and for clips that are not decoded in time, is left out.\n\n{markdown_table(heads, rows)}"
+    )
+
+
+def write_page() -> None:
+    """Write the figures of both files to the page."""
+    parts = [section(read_object(RESULTS)), computed(read_object(REAL_SIZE))]
     text = PAGE.read_text(encoding="utf-8")
     before, rest = text.split(BEGIN)
-    replace_file(PAGE, f"{before}{BEGIN}\n\n{section(measured)}\n\n{END}{rest.split(END)[1]}")
+    replace_file(PAGE, "\n\n".join([f"{before}{BEGIN}", *parts, f"{END}{rest.split(END)[1]}"]))
 
 
 def main(
@@ -166,7 +194,7 @@ def main(
     print(section(measured))
     if write:
         replace_file(RESULTS, json.dumps(measured, indent=2) + "\n")
-        write_page(measured)
+        write_page()
 
 
 if __name__ == "__main__":
