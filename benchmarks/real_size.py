@@ -348,7 +348,6 @@ def measure(
         drop_from_cache(converted)
         question = ["chat", clip, QUESTION, "--model", converted, "--max-new-tokens", tokens]
         commands["pllava chat"] = run_measured(pllava, *question)
-        commands["pllava chat, files cached"] = run_measured(pllava, *question)
         drop_from_cache(converted)
         answered = json.loads(run_measured(*script, "answer", converted, clip, "--tokens", tokens)["output"])
         bytes_of = {folder.name: sum(f.stat().st_size for f in folder.glob("*.safetensors")) for folder in (official, converted)}

@@ -30,7 +30,7 @@ from .planning import Plan, plan_conversion
 from .reading import Kind, StoredTensor
 from .weight_names import VOCABULARY
 
-MAX_SHARD_SIZE = 5_000_000_000  # bytes
+MAX_SHARD_SIZE = 1_000_000_000  # bytes, which a conversion holds in memory
 IMAGE_KEYS = (
     *("do_resize", "size", "resample", "do_center_crop", "crop_size", "do_convert_rgb"),
     *("do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std"),
