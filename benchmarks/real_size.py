@@ -8,9 +8,7 @@ Before each command, the checkpoint is dropped from the system's cache of files:
 """
 
 import json
-import math
 import os
-import platform
 import shutil
 import subprocess
 import sys
@@ -24,128 +22,14 @@ import typer
 
 ROOT = Path(__file__).parents[1]
 RESULT, DOC = ROOT / "benchmarks" / "results" / "real_size.json", ROOT / "docs" / "real_size.md"
-# Text model: hidden and intermediate size, layers, heads. Tower: hidden and intermediate size, layers, heads, image size
-SIZES = {
-    "7b": ((4096, 11008, 32, 32), (1024, 4096, 24, 16, 336), (16, 12, 12)),
-    "tiny": ((64, 128, 2, 4), (32, 64, 3, 2, 56), (4, 2, 2)),
-}
-VOCABULARY, IMAGE, PADDING, ROWS = 32000, 32000, 32001, 32064  # the tokenizer's, two tokens more, and embeddings
-RANK, PATCH = 128, 14
-SHARD = "5GB"
-SCALE = 0.02  # standard deviation of random weights
+OFFICIAL_LAYOUT = ROOT / "benchmarks" / "official_layout.py"
 QUESTION = "What happens in the video?"
 CLIP = {"seconds": 10, "fps": 25, "width": 640, "height": 360}
 GB = 1e9
+SIDE = 2048  # of the matrices that measure the limits
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-Size = Annotated[str, typer.Option(help=f"Of the model: {' or '.join(SIZES)}.")]
-Layers = Annotated[int | None, typer.Option(min=1, help="Of the text model; by default all of its size.")]
 Tokens = Annotated[int, typer.Option(min=2, help="Tokens of the answer.")]
-
-# --- the checkpoint --------------------------------------------------------------------------------------------------
-
-
-@app.command()
-def write_official(directory: Path, size: Size = "7b", layers: Layers = None) -> None:
-    """Write a model with random bfloat16 weights in the published layout, in memory for one shard."""
-    import torch
-    from huggingface_hub import split_torch_state_dict_into_shards
-    from safetensors.torch import save_file
-
-    directory.mkdir(parents=True)
-    config = official_config(size, layers)
-    tensors = official_tensors(config)
-    split = split_torch_state_dict_into_shards(tensors, max_shard_size=SHARD)
-    torch.manual_seed(0)
-    for file, names in split.filename_to_tensors.items():
-        shard = {name: random_weight(name, tensors[name].shape) for name in names}
-        save_file(shard, directory / file, metadata={"format": "pt"})
-    index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
-    (directory / "model.safetensors.index.json").write_text(json.dumps(index))
-    (directory / "config.json").write_text(json.dumps(config))
-    write_processing_files(directory, config["vision_config"]["image_size"])
-
-
-def official_config(size: str, layers: int | None) -> dict[str, Any]:
-    """Return config.json as the published checkpoints have it."""
-    (hidden, inner, text_layers, heads), (tower, tower_inner, tower_layers, tower_heads, image), pooling = SIZES[size]
-    return {
-        "architectures": ["PllavaForConditionalGeneration"],
-        "model_type": "llava",
-        "image_token_index": IMAGE,
-        "num_frames": pooling[0],
-        "pooling_method": "avg",
-        "pooling_shape": pooling,
-        "projector_hidden_act": "gelu",
-        "text_config": {
-            "model_type": "llama",
-            "hidden_size": hidden,
-            "intermediate_size": inner,
-            "num_hidden_layers": layers or text_layers,
-            "num_attention_heads": heads,
-            "num_key_value_heads": heads,
-            "max_position_embeddings": 4096,
-            "vocab_size": ROWS,
-        },
-        "torch_dtype": "bfloat16",
-        "use_pooling": True,
-        "vision_config": {
-            "model_type": "clip_vision_model",
-            "hidden_size": tower,
-            "intermediate_size": tower_inner,
-            "num_hidden_layers": tower_layers,
-            "num_attention_heads": tower_heads,
-            "image_size": image,
-            "patch_size": PATCH,
-        },
-        "vision_feature_layer": -2,
-        "vision_feature_select_strategy": "default",
-    }
-
-
-def official_tensors(config: dict[str, Any]) -> dict[str, Any]:
-    """Return all tensors on the meta device, by the names that they have in the original: PEFT wraps the text model."""
-    import torch
-    from peft import LoraConfig, get_peft_model
-    from transformers import CLIPVisionConfig, CLIPVisionModel, LlamaConfig, LlamaForCausalLM
-    from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
-
-    text, vision = LlamaConfig(**config["text_config"]), CLIPVisionConfig(**config["vision_config"])
-    with torch.device("meta"):
-        lora = LoraConfig(r=RANK, target_modules=["q_proj", "v_proj"])
-        language_model = get_peft_model(LlamaForCausalLM(text), lora, low_cpu_mem_usage=True).to(torch.bfloat16)
-        tower = CLIPVisionModel(vision).to(torch.bfloat16)
-        linear = {1: torch.nn.Linear(vision.hidden_size, text.hidden_size, dtype=torch.bfloat16)}
-        linear[2] = torch.nn.Linear(text.hidden_size, text.hidden_size, dtype=torch.bfloat16)
-    parts = {"language_model.": language_model, "vision_tower.vision_model.": getattr(tower, "vision_model", tower)}
-    parts |= {f"multi_modal_projector.linear_{number}.": layer for number, layer in linear.items()}
-    return {prefix + name: tensor for prefix, module in parts.items() for name, tensor in module.state_dict().items()}
-
-
-def random_weight(name: str, shape: tuple[int, ...]) -> Any:
-    """Return a random matrix; the vectors are norms, which are 1, and biases, which are 0."""
-    import torch
-
-    if len(shape) == 1 and "class_embedding" not in name:
-        return torch.full(shape, float("norm" in name and name.endswith("weight")), dtype=torch.bfloat16)
-    return torch.empty(shape, dtype=torch.bfloat16).normal_(std=SCALE)
-
-
-def write_processing_files(directory: Path, image_size: int) -> None:
-    """Write a byte-level tokenizer that has all ids of the published one, and CLIP's image processor."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-    from transformers import CLIPImageProcessor, PreTrainedTokenizerFast
-
-    words = ["<unk>", "<s>", "</s>", *sorted(pre_tokenizers.ByteLevel.alphabet())]
-    words += [f"word{number}" for number in range(len(words), VOCABULARY)]
-    tokenizer = Tokenizer(models.BPE({word: number for number, word in enumerate(words)}, [], unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens(["<unk>", "<s>", "</s>", "<image>", "<pad>"])
-    tokens = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, **tokens).save_pretrained(directory)
-    crop = {"height": image_size, "width": image_size}
-    CLIPImageProcessor(size={"shortest_edge": image_size}, crop_size=crop).save_pretrained(directory)
 
 
 def write_clip(file: Path) -> None:
@@ -179,8 +63,8 @@ def transfers(pid: int | str = "self") -> dict[str, int]:
     return {name: int(value) for name, value in (line.split(": ") for line in lines) if not name.startswith("sys")}
 
 
-def run_measured(*command: Any) -> dict[str, Any]:
-    """Run a command to its end; return its output and figures. Its peak of memory is looked up 20 times a second."""
+def run_measured(*command: Any) -> tuple[dict[str, Any], str]:
+    """Run a command; return its figures and its output. The peak of its memory is looked up 20 times a second."""
     start, peak = time.perf_counter(), 0
     with subprocess.Popen([*map(str, command)], stdout=subprocess.PIPE, text=True) as process:
         while os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
@@ -190,7 +74,7 @@ def run_measured(*command: Any) -> dict[str, Any]:
         output = process.stdout.read()
     if process.returncode:
         raise typer.Exit(process.returncode)
-    return {"seconds": seconds, "peak": peak, **moved, "output": output}
+    return {"seconds": seconds, "peak": peak, **moved}, output
 
 
 class Steps(dict):
@@ -203,7 +87,7 @@ class Steps(dict):
         yield
         seconds, after = time.perf_counter() - start, transfers()
         moved = {key: after[key] - before[key] for key in after}
-        self[name] = {"seconds": seconds, "peak": memory("VmHWM"), "anonymous": memory("RssAnon"), **moved}
+        self[name] = {"seconds": seconds, "peak": memory("VmHWM"), "own": memory("RssAnon"), **moved}
 
 
 def drop_from_cache(directory: Path) -> None:
@@ -274,9 +158,9 @@ def answer(model_name: str, clip: str, tokens: Tokens = 8) -> None:
     facts = {
         "parameters": model.num_parameters(),
         "weights": sum(weight.nbytes for weight in model.parameters()),
-        "weights read per token": sum(weight.nbytes for weight in read),
-        "prompt tokens": inputs["input_ids"].shape[1],
-        "decoded tokens": tokens - 1,
+        "weights_per_token": sum(weight.nbytes for weight in read),
+        "prompt_tokens": inputs["input_ids"].shape[1],
+        "decoded_tokens": tokens - 1,
         "dtype": str(model.dtype).removeprefix("torch."),
     }
     print(json.dumps({"steps": steps, "flops": flops, "facts": facts}))
@@ -299,17 +183,30 @@ def count_flops(flops: dict[str, int], name: str) -> Iterator[None]:
 
 
 @app.command()
-def limits(directory: Path, side: int = 4096) -> None:
-    """Measure what bounds every step, with the same threads, and print it as JSON."""
+def limits(directory: Path) -> None:
+    """Measure what bounds every step, by as many threads, and print it as JSON; bytes and operations per second."""
     import torch
 
-    a, b = (torch.randn(side, side, dtype=torch.bfloat16) for _ in range(2))
-    source = torch.ones(1 << 28, dtype=torch.bfloat16)
-    target = torch.empty_like(source)
-    flops = 2 * side**3 / best(lambda: a @ b)
-    copied = 2 * source.nbytes / best(lambda: target.copy_(source))
-    file = max(directory.glob("*.safetensors"), key=lambda each: each.stat().st_size)
-    start, buffer = time.perf_counter(), bytearray(1 << 24)
+    a, b = (torch.randn(SIDE, SIDE, dtype=torch.bfloat16) for _ in range(2))
+    large = torch.randn(8 * SIDE, SIDE, dtype=torch.bfloat16)  # does not fit a processor's cache
+    target = torch.empty_like(large)
+    print(
+        json.dumps(
+            {
+                "matmul": 2 * SIDE**3 / best(lambda: a @ b),
+                "copy": 2 * large.nbytes / best(lambda: target.copy_(large)),
+                "matrix_times_vector": large.nbytes / best(lambda: torch.nn.functional.linear(a[:1], large)),
+                **disk_limits(directory),
+                "threads": torch.get_num_threads(),
+            }
+        )
+    )
+
+
+def disk_limits(directory: Path) -> dict[str, float]:
+    """Return the bytes per second of reading the largest shard, and of writing 512 MiB."""
+    file, buffer = max(directory.glob("*.safetensors"), key=lambda each: each.stat().st_size), bytearray(1 << 24)
+    start = time.perf_counter()
     with file.open("rb", buffering=0) as content:
         while content.readinto(buffer):
             pass
@@ -319,44 +216,184 @@ def limits(directory: Path, side: int = 4096) -> None:
         for _ in range(32):
             content.write(buffer)
         os.fsync(content.fileno())
-    written = 32 * len(buffer) / (time.perf_counter() - start)
-    (directory / "written").unlink()
-    names = ("bfloat16 matrix product, FLOP/s", "copy in memory, bytes read and written/s", "disk read, bytes/s")
-    print(json.dumps(dict(zip((*names, "disk write, bytes/s"), (flops, copied, read, written), strict=True))))
+    return {"disk_read": read, "disk_write": 32 * len(buffer) / (time.perf_counter() - start)}
 
 
 @app.command()
 def measure(
-    size: Size = "7b",
-    layers: Layers = None,
+    size: Annotated[str, typer.Option(help="Of the model, see benchmarks/official_layout.py.")] = "7b",
+    layers: Annotated[int | None, typer.Option(min=1, help="Of the text model; by default all of its size.")] = None,
     tokens: Tokens = 8,
-    work: Annotated[Path, typer.Option(help="Folder for the models, removed at the end.")] = Path("real_size"),
+    work: Annotated[Path, typer.Option(help="New folder for the models, removed at the end.")] = Path("real_size"),
     write: Annotated[bool, typer.Option("--write", help="Rewrite the JSON file and docs/real_size.md.")] = False,
 ) -> None:
-    """Measure every step."""
-    official, converted, clip = work / "official", work / "converted", work / "clip.mp4"
-    script, pllava = (sys.executable, __file__), Path(sys.executable).with_name("pllava")
+    """Measure every step, and print the page."""
     work.mkdir(parents=True)
     try:
-        write_clip(clip)
-        shape = ["--size", size, *(["--layers", layers] if layers else [])]
-        commands = {"write the official layout": run_measured(*script, "write-official", official, *shape)}
-        drop_from_cache(official)
-        measured = json.loads(run_measured(*script, "limits", official)["output"])
-        drop_from_cache(official)
-        commands["pllava convert"] = run_measured(pllava, "convert", official, converted)
-        drop_from_cache(converted)
-        question = ["chat", clip, QUESTION, "--model", converted, "--max-new-tokens", tokens]
-        commands["pllava chat"] = run_measured(pllava, *question)
-        drop_from_cache(converted)
-        answered = json.loads(run_measured(*script, "answer", converted, clip, "--tokens", tokens)["output"])
-        bytes_of = {folder.name: sum(f.stat().st_size for f in folder.glob("*.safetensors")) for folder in (official, converted)}
+        result = {"size": size, "layers": layers, "machine": machine(), **measure_in(work, size, layers, tokens)}
     finally:
         shutil.rmtree(work)
-    result = {"size": size, "layers": layers, "limits": measured, "commands": commands, "bytes": bytes_of, **answered}
     if write:
+        RESULT.parent.mkdir(exist_ok=True)
         RESULT.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    print(json.dumps(result, indent=2))
+        DOC.write_text(markdown(result), encoding="utf-8")
+    print(markdown(result))
+
+
+def measure_in(work: Path, size: str, layers: int | None, tokens: int) -> dict[str, Any]:
+    official, converted, clip = work / "official", work / "converted", work / "clip.mp4"
+    script, pllava = (sys.executable, __file__), Path(sys.executable).with_name("pllava")
+    write_clip(clip)
+    shape = ["--size", size, *(["--layers", layers] if layers else [])]
+    commands = {"write the official layout": run_measured(sys.executable, OFFICIAL_LAYOUT, official, *shape)[0]}
+    drop_from_cache(official)
+    limit = json.loads(run_measured(*script, "limits", official)[1])
+    drop_from_cache(official)
+    commands["pllava convert"] = run_measured(pllava, "convert", official, converted)[0]
+    drop_from_cache(converted)
+    question = ("chat", clip, QUESTION, "--model", converted, "--max-new-tokens", tokens)
+    commands["pllava chat"] = run_measured(pllava, *question)[0]
+    drop_from_cache(converted)
+    answered = json.loads(run_measured(*script, "answer", converted, clip, "--tokens", tokens)[1])
+    files = {
+        folder.name: [file.stat().st_size for file in folder.glob("*.safetensors")] for folder in (official, converted)
+    }
+    return {"limits": limit, "commands": commands, "files": files, **answered}
+
+
+def machine() -> dict[str, Any]:
+    import torch
+    import transformers
+
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    name = next(line.split(": ")[1] for line in lines if line.startswith("model name"))
+    instructions = sorted({"avx512_bf16", "amx_bf16"} & set(" ".join(lines).split()))
+    return {
+        "processor": name,
+        "instructions": instructions,
+        "versions": {"torch": torch.__version__.split("+")[0], "transformers": transformers.__version__},
+    }
+
+
+# --- the page --------------------------------------------------------------------------------------------------------
+
+COLUMNS = {
+    "memory": lambda each: f"{each['peak'] / GB:.2f}",
+    "read": lambda each: f"{each['rchar'] / GB:.2f}",
+    "written": lambda each: f"{each['wchar'] / GB:.2f}",
+    "from disk": lambda each: f"{each['read_bytes'] / GB:.2f}",
+    "to disk": lambda each: f"{each['write_bytes'] / GB:.2f}",
+}
+
+
+def shares(result: dict[str, Any]) -> dict[str, tuple[str, float]]:
+    """Return what bounds a command or a step, and the share of this limit that it reaches."""
+    limit, facts, steps = result["limits"], result["facts"], result["steps"]
+    seconds = {name: each["seconds"] for name, each in {**result["commands"], **steps}.items()}
+    on_disk = {name: sum(sizes) for name, sizes in result["files"].items()}
+    converting = on_disk["official"] / limit["disk_read"] + on_disk["converted"] / limit["disk_write"]
+    loading = seconds["load the weights"] + seconds["check the model"]
+    decoded = facts["weights_per_token"] * facts["decoded_tokens"] / seconds["decode"]
+    products = {
+        name: ("matrix product", flops / seconds[name] / limit["matmul"]) for name, flops in result["flops"].items()
+    }
+    return {
+        "pllava convert": ("reading and writing the disk", converting / seconds["pllava convert"]),
+        "load the weights, check the model": ("reading the disk", on_disk["converted"] / limit["disk_read"] / loading),
+        **products,
+        "decode": ("matrix times vector", decoded / limit["matrix_times_vector"]),
+        "decode, of the memory": ("copy", decoded / limit["copy"]),
+    }
+
+
+def markdown(result: dict[str, Any]) -> str:
+    """Return docs/real_size.md, all figures of which are in `result`."""
+    facts, limit, machine = result["facts"], result["limits"], result["machine"]
+    layers = f" with {result['layers']} layers" if result["layers"] else ""
+    official, converted = (result["files"][name] for name in ("official", "converted"))
+    times = {"time": lambda each: f"{each['seconds']:.1f}"}
+    per_token = result["steps"]["decode"]["seconds"] / facts["decoded_tokens"]
+    return f"""# A model of real size on a CPU
+
+Written by `python benchmarks/real_size.py measure --write`; do not edit.
+
+A model of the size {result["size"]}{layers} with random weights is written in the layout of the published PLLaVA,
+converted, loaded, and asked about one clip.
+
+{
+        table(
+            ["", ""],
+            [
+                ["parameters", f"{facts['parameters'] / 1e9:.2f} billion, {facts['dtype']}"],
+                ["official checkpoint", f"{sum(official) / GB:.2f} GB, files: {len(official)}"],
+                ["converted checkpoint", f"{sum(converted) / GB:.2f} GB, files: {len(converted)}"],
+                ["clip", "{seconds} s, {width} x {height}, {fps} frames a second, H.264".format(**CLIP)],
+                ["prompt and answer", f"{facts['prompt_tokens']:,} and {facts['decoded_tokens'] + 1} tokens"],
+                ["processor", f"{machine['processor']}, {limit['threads']} threads"],
+                ["its instructions for bfloat16", ", ".join(machine["instructions"]) or "none"],
+                ["versions", ", ".join(f"{name} {version}" for name, version in machine["versions"].items())],
+            ],
+        )
+    }
+
+Times are in seconds and bytes in GB (10^9). "Memory" is the peak, with the mapped pages of files, which the system can
+drop; "own" is the memory without them, at the end of a step. "Read" and "written" go through system calls, "from disk"
+and "to disk" are what reached the disk, mapped files included. Before each command, and before the steps, the files
+that they read are dropped from the system's cache.
+
+## Commands
+
+{figure_table("command", result["commands"], times | COLUMNS)}
+
+## Steps of an answer
+
+What `pllava chat` does, in one process. Mapped weights are read from the disk when they are first used.
+
+{figure_table("step", result["steps"], times | {"own": lambda each: f"{each['own'] / GB:.2f}"} | COLUMNS)}
+
+## Limits
+
+Measured in the same run:
+
+{
+        table(
+            ["limit", "", ""],
+            [
+                [
+                    "matrix product",
+                    f"{limit['matmul'] / GB:.0f}",
+                    f"GFLOP/s, bfloat16, {SIDE} x {SIDE} by {SIDE} x {SIDE}",
+                ],
+                ["copy", f"{limit['copy'] / GB:.1f}", "GB/s in memory, read and written"],
+                [
+                    "matrix times vector",
+                    f"{limit['matrix_times_vector'] / GB:.1f}",
+                    f"GB/s of a matrix in bfloat16, {8 * SIDE} x {SIDE}",
+                ],
+                ["reading the disk", f"{limit['disk_read'] / GB:.2f}", "GB/s, a whole shard"],
+                ["writing the disk", f"{limit['disk_write'] / GB:.2f}", "GB/s"],
+            ],
+        )
+    }
+
+The share of the limit that each reaches:
+
+{table(["", "limit", "share"], [[name, bound, f"{share:.0%}"] for name, (bound, share) in shares(result).items()])}
+
+A conversion reads the official checkpoint and writes the converted one. Operations are those of matrix products:
+{result["flops"]["encode the video"] / 1e12:.2f} TFLOP to encode the video and {
+        result["flops"]["prefill"] / 1e12:.2f} TFLOP
+to prefill. Each token takes {per_token:.2f} s, and reads {facts["weights_per_token"] / GB:.2f} GB of weights.
+"""
+
+
+def figure_table(name: str, rows: dict[str, dict[str, Any]], columns: dict[str, Callable[[dict], str]]) -> str:
+    return table([name, *columns], [[row, *(show(each) for show in columns.values())] for row, each in rows.items()])
+
+
+def table(head: list[str], rows: list[list[str]]) -> str:
+    rule = ["---", *["---:"] * (len(head) - 1)]
+    return "\n".join("| " + " | ".join(row) + " |" for row in [head, rule, *rows])
 
 
 if __name__ == "__main__":
