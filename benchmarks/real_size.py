@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -163,7 +164,7 @@ def answer(model_name: str, clip: str, tokens: Tokens = 8) -> None:
         "decoded_tokens": tokens - 1,
         "dtype": str(model.dtype).removeprefix("torch."),
     }
-    print(json.dumps({"steps": steps, "flops": flops, "facts": facts}))
+    print(json.dumps({"steps": steps, "flops": flops, "facts": facts, "limits": processor_limits()}))
 
 
 @contextmanager
@@ -182,29 +183,28 @@ def count_flops(flops: dict[str, int], name: str) -> Iterator[None]:
     flops[name] = counter.get_total_flops()
 
 
-@app.command()
-def limits(directory: Path) -> None:
-    """Measure what bounds every step, by as many threads, and print it as JSON; bytes and operations per second."""
+def processor_limits() -> dict[str, float]:
+    """Measure what bounds the computation, in bytes and operations per second, by as many threads as it has."""
     import torch
+
+    @torch.backends.mkldnn.flags(enabled=False)
+    def without_onednn() -> torch.Tensor:
+        return torch.nn.functional.linear(a[:1], large)
 
     a, b = (torch.randn(SIDE, SIDE, dtype=torch.bfloat16) for _ in range(2))
     large = torch.randn(8 * SIDE, SIDE, dtype=torch.bfloat16)  # does not fit a processor's cache
     target = torch.empty_like(large)
-    print(
-        json.dumps(
-            {
-                "matmul": 2 * SIDE**3 / best(lambda: a @ b),
-                "copy": 2 * large.nbytes / best(lambda: target.copy_(large)),
-                "matrix_times_vector": large.nbytes / best(lambda: torch.nn.functional.linear(a[:1], large)),
-                **disk_limits(directory),
-                "threads": torch.get_num_threads(),
-            }
-        )
-    )
+    return {
+        "matmul": 2 * SIDE**3 / best(lambda: a @ b),
+        "copy": 2 * large.nbytes / best(lambda: target.copy_(large)),
+        "matrix_times_vector": large.nbytes / best(lambda: torch.nn.functional.linear(a[:1], large)),
+        "without_onednn": large.nbytes / best(without_onednn),
+        "threads": torch.get_num_threads(),
+    }
 
 
 def disk_limits(directory: Path) -> dict[str, float]:
-    """Return the bytes per second of reading the largest shard, and of writing 512 MiB."""
+    """Measure the bytes per second of reading the largest shard, and of writing 512 MiB."""
     file, buffer = max(directory.glob("*.safetensors"), key=lambda each: each.stat().st_size), bytearray(1 << 24)
     start = time.perf_counter()
     with file.open("rb", buffering=0) as content:
@@ -230,7 +230,7 @@ def measure(
     """Measure every step, and print the page."""
     work.mkdir(parents=True)
     try:
-        result = {"size": size, "layers": layers, "machine": machine(), **measure_in(work, size, layers, tokens)}
+        result = {"size": size, "layers": layers, **measure_in(work, size, layers, tokens)}
     finally:
         shutil.rmtree(work)
     if write:
@@ -242,36 +242,32 @@ def measure(
 
 def measure_in(work: Path, size: str, layers: int | None, tokens: int) -> dict[str, Any]:
     official, converted, clip = work / "official", work / "converted", work / "clip.mp4"
-    script, pllava = (sys.executable, __file__), Path(sys.executable).with_name("pllava")
+    pllava, shape = (
+        Path(sys.executable).with_name("pllava"),
+        ("--size", size, *(["--layers", layers] if layers else [])),
+    )
     write_clip(clip)
-    shape = ["--size", size, *(["--layers", layers] if layers else [])]
     commands = {"write the official layout": run_measured(sys.executable, OFFICIAL_LAYOUT, official, *shape)[0]}
     drop_from_cache(official)
-    limit = json.loads(run_measured(*script, "limits", official)[1])
+    disk = disk_limits(official)
     drop_from_cache(official)
     commands["pllava convert"] = run_measured(pllava, "convert", official, converted)[0]
     drop_from_cache(converted)
-    question = ("chat", clip, QUESTION, "--model", converted, "--max-new-tokens", tokens)
-    commands["pllava chat"] = run_measured(pllava, *question)[0]
+    question = (clip, QUESTION, "--model", converted, "--max-new-tokens", tokens)
+    commands["pllava chat"] = run_measured(pllava, "chat", *question)[0]
     drop_from_cache(converted)
-    answered = json.loads(run_measured(*script, "answer", converted, clip, "--tokens", tokens)[1])
-    files = {
-        folder.name: [file.stat().st_size for file in folder.glob("*.safetensors")] for folder in (official, converted)
-    }
-    return {"limits": limit, "commands": commands, "files": files, **answered}
+    answered = json.loads(run_measured(sys.executable, __file__, "answer", converted, clip, "--tokens", tokens)[1])
+    answered["limits"] |= disk
+    files = {each.name: [file.stat().st_size for file in each.glob("*.safetensors")] for each in (official, converted)}
+    return {"machine": machine(), "commands": commands, "files": files, **answered}
 
 
 def machine() -> dict[str, Any]:
-    import torch
-    import transformers
-
     lines = Path("/proc/cpuinfo").read_text().splitlines()
-    name = next(line.split(": ")[1] for line in lines if line.startswith("model name"))
-    instructions = sorted({"avx512_bf16", "amx_bf16"} & set(" ".join(lines).split()))
     return {
-        "processor": name,
-        "instructions": instructions,
-        "versions": {"torch": torch.__version__.split("+")[0], "transformers": transformers.__version__},
+        "processor": next(line.split(": ")[1] for line in lines if line.startswith("model name")),
+        "instructions": sorted({"avx512_bf16", "amx_bf16"} & set(" ".join(lines).split())),
+        "versions": {name: version(name) for name in ("torch", "transformers")},
     }
 
 
@@ -286,105 +282,95 @@ COLUMNS = {
 }
 
 
-def shares(result: dict[str, Any]) -> dict[str, tuple[str, float]]:
-    """Return what bounds a command or a step, and the share of this limit that it reaches."""
-    limit, facts, steps = result["limits"], result["facts"], result["steps"]
-    seconds = {name: each["seconds"] for name, each in {**result["commands"], **steps}.items()}
-    on_disk = {name: sum(sizes) for name, sizes in result["files"].items()}
-    converting = on_disk["official"] / limit["disk_read"] + on_disk["converted"] / limit["disk_write"]
-    loading = seconds["load the weights"] + seconds["check the model"]
-    decoded = facts["weights_per_token"] * facts["decoded_tokens"] / seconds["decode"]
-    products = {
-        name: ("matrix product", flops / seconds[name] / limit["matmul"]) for name, flops in result["flops"].items()
-    }
-    return {
-        "pllava convert": ("reading and writing the disk", converting / seconds["pllava convert"]),
-        "load the weights, check the model": ("reading the disk", on_disk["converted"] / limit["disk_read"] / loading),
-        **products,
-        "decode": ("matrix times vector", decoded / limit["matrix_times_vector"]),
-        "decode, of the memory": ("copy", decoded / limit["copy"]),
-    }
-
-
 def markdown(result: dict[str, Any]) -> str:
     """Return docs/real_size.md, all figures of which are in `result`."""
-    facts, limit, machine = result["facts"], result["limits"], result["machine"]
     layers = f" with {result['layers']} layers" if result["layers"] else ""
-    official, converted = (result["files"][name] for name in ("official", "converted"))
-    times = {"time": lambda each: f"{each['seconds']:.1f}"}
-    per_token = result["steps"]["decode"]["seconds"] / facts["decoded_tokens"]
+    time_and_own = {"time": lambda each: f"{each['seconds']:.1f}", "own": lambda each: f"{each['own'] / GB:.2f}"}
     return f"""# A model of real size on a CPU
 
 Written by `python benchmarks/real_size.py measure --write`; do not edit.
 
-A model of the size {result["size"]}{layers} with random weights is written in the layout of the published PLLaVA,
-converted, loaded, and asked about one clip.
+A model in the shape of the {result["size"]}{layers}, with random weights, is written in the layout of the published
+PLLaVA, converted, loaded, and asked about one clip.
 
-{
-        table(
-            ["", ""],
-            [
-                ["parameters", f"{facts['parameters'] / 1e9:.2f} billion, {facts['dtype']}"],
-                ["official checkpoint", f"{sum(official) / GB:.2f} GB, files: {len(official)}"],
-                ["converted checkpoint", f"{sum(converted) / GB:.2f} GB, files: {len(converted)}"],
-                ["clip", "{seconds} s, {width} x {height}, {fps} frames a second, H.264".format(**CLIP)],
-                ["prompt and answer", f"{facts['prompt_tokens']:,} and {facts['decoded_tokens'] + 1} tokens"],
-                ["processor", f"{machine['processor']}, {limit['threads']} threads"],
-                ["its instructions for bfloat16", ", ".join(machine["instructions"]) or "none"],
-                ["versions", ", ".join(f"{name} {version}" for name, version in machine["versions"].items())],
-            ],
-        )
-    }
+{table(["", ""], model_rows(result))}
 
-Times are in seconds and bytes in GB (10^9). "Memory" is the peak, with the mapped pages of files, which the system can
-drop; "own" is the memory without them, at the end of a step. "Read" and "written" go through system calls, "from disk"
+Times are in seconds, bytes in GB (10^9). "Memory" is the peak, with the mapped pages of files, which the system can
+drop; "own" is the memory without them, at the end of a step. "Read" and "written" go through system calls; "from disk"
 and "to disk" are what reached the disk, mapped files included. Before each command, and before the steps, the files
 that they read are dropped from the system's cache.
 
 ## Commands
 
-{figure_table("command", result["commands"], times | COLUMNS)}
+{figure_table("command", result["commands"], {"time": time_and_own["time"]} | COLUMNS)}
 
 ## Steps of an answer
 
-What `pllava chat` does, in one process. Mapped weights are read from the disk when they are first used.
+What `pllava chat` does, in one process. Weights are mapped when they are loaded, and read when they are first used.
 
-{figure_table("step", result["steps"], times | {"own": lambda each: f"{each['own'] / GB:.2f}"} | COLUMNS)}
+{figure_table("step", result["steps"], time_and_own | COLUMNS)}
 
 ## Limits
 
 Measured in the same run:
 
-{
-        table(
-            ["limit", "", ""],
-            [
-                [
-                    "matrix product",
-                    f"{limit['matmul'] / GB:.0f}",
-                    f"GFLOP/s, bfloat16, {SIDE} x {SIDE} by {SIDE} x {SIDE}",
-                ],
-                ["copy", f"{limit['copy'] / GB:.1f}", "GB/s in memory, read and written"],
-                [
-                    "matrix times vector",
-                    f"{limit['matrix_times_vector'] / GB:.1f}",
-                    f"GB/s of a matrix in bfloat16, {8 * SIDE} x {SIDE}",
-                ],
-                ["reading the disk", f"{limit['disk_read'] / GB:.2f}", "GB/s, a whole shard"],
-                ["writing the disk", f"{limit['disk_write'] / GB:.2f}", "GB/s"],
-            ],
-        )
-    }
+{table(["limit", "", ""], limit_rows(result["limits"]))}
 
-The share of the limit that each reaches:
+What each step reaches of the limit that bounds it:
 
-{table(["", "limit", "share"], [[name, bound, f"{share:.0%}"] for name, (bound, share) in shares(result).items()])}
-
-A conversion reads the official checkpoint and writes the converted one. Operations are those of matrix products:
-{result["flops"]["encode the video"] / 1e12:.2f} TFLOP to encode the video and {
-        result["flops"]["prefill"] / 1e12:.2f} TFLOP
-to prefill. Each token takes {per_token:.2f} s, and reads {facts["weights_per_token"] / GB:.2f} GB of weights.
+{table(["", "work", "limit", "share"], share_rows(result))}
 """
+
+
+def model_rows(result: dict[str, Any]) -> list[list[str]]:
+    facts, machine = result["facts"], result["machine"]
+    files = {name: f"{sum(sizes) / GB:.2f} GB, files: {len(sizes)}" for name, sizes in result["files"].items()}
+    return [
+        ["weights", f"{facts['parameters'] / 1e9:.2f} billion, {facts['dtype']}"],
+        ["official checkpoint", files["official"]],
+        ["converted checkpoint", files["converted"]],
+        ["clip", "{seconds} s, {width} x {height}, {fps} frames/s, H.264".format(**CLIP)],
+        ["prompt, answer", f"{facts['prompt_tokens']:,} tokens, {facts['decoded_tokens'] + 1} tokens"],
+        ["processor", f"{machine['processor']}, threads: {result['limits']['threads']}"],
+        ["its instructions for bfloat16", ", ".join(machine["instructions"]) or "none"],
+        ["versions", ", ".join(f"{name} {version}" for name, version in machine["versions"].items())],
+    ]
+
+
+def limit_rows(limit: dict[str, float]) -> list[list[str]]:
+    matrix = f"{8 * SIDE} x {SIDE}, bfloat16"
+    return [
+        ["matrix product", f"{limit['matmul'] / GB:.0f} GFLOP/s", f"{SIDE} x {SIDE} by {SIDE} x {SIDE}, bfloat16"],
+        ["copy", f"{limit['copy'] / GB:.1f} GB/s", "in memory, bytes read and written"],
+        ["matrix times vector", f"{limit['matrix_times_vector'] / GB:.1f} GB/s", matrix],
+        ["the same without oneDNN", f"{limit['without_onednn'] / GB:.1f} GB/s", matrix],
+        ["disk, reading", f"{limit['disk_read'] / GB:.2f} GB/s", "a whole shard"],
+        ["disk, writing", f"{limit['disk_write'] / GB:.2f} GB/s", "512 MiB, until they are on the disk"],
+    ]
+
+
+def share_rows(result: dict[str, Any]) -> list[list[str]]:
+    limit, facts, steps = result["limits"], result["facts"], result["steps"]
+    official, converted = (sum(result["files"][name]) for name in ("official", "converted"))
+    loading = steps["load the weights"]["seconds"] + steps["check the model"]["seconds"]
+    moving = official / limit["disk_read"] + converted / limit["disk_write"]
+    token = steps["decode"]["seconds"] / facts["decoded_tokens"]
+    weights = facts["weights_per_token"]
+    both = f"{official / GB:.2f} GB read, {converted / GB:.2f} GB written"
+    rows = [["pllava convert", both, "disk", moving / result["commands"]["pllava convert"]["seconds"]]]
+    first_use = "load the weights, check the model"
+    rows.append(
+        [first_use, f"{converted / GB:.2f} GB read", "disk, reading", converted / limit["disk_read"] / loading]
+    )
+    for name, flops in result["flops"].items():
+        share = flops / limit["matmul"] / steps[name]["seconds"]
+        rows.append([name, f"{flops / 1e12:.2f} TFLOP", "matrix product", share])
+    decoded = f"{weights / GB:.2f} GB of weights a token, {token:.2f} s"
+    rows += [
+        ["decode", decoded, "matrix times vector", weights / limit["matrix_times_vector"] / token],
+        ["decode", decoded, "copy", weights / limit["copy"] / token],
+    ]
+    return [[name, work, bound, f"{share:.0%}"] for name, work, bound, share in rows]
 
 
 def figure_table(name: str, rows: dict[str, dict[str, Any]], columns: dict[str, Callable[[dict], str]]) -> str:

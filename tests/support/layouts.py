@@ -90,6 +90,42 @@ def with_placeholders(ids: torch.Tensor, count: int, fill: int = VIDEO_TOKEN) ->
     return wide.masked_fill(wide == IMAGE_TOKEN, fill)
 
 
+def official_shapes(
+    hidden: int, layers: int, intermediate: int, heads: int, kv_heads: int, vocabulary: int, rank: int = 128
+) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of an official checkpoint, as `recordings/training_output` and the image base have them."""
+    width, kv = hidden, hidden // heads * kv_heads
+    text = "language_model.base_model.model."
+    shapes = {f"{text}model.embed_tokens.weight": (vocabulary, width), f"{text}lm_head.weight": (vocabulary, width)}
+    shapes[f"{text}model.norm.weight"] = (width,)
+    for layer in range(layers):
+        prefix = f"{text}model.layers.{layer}."
+        shapes |= {f"{prefix}{name}_layernorm.weight": (width,) for name in ("input", "post_attention")}
+        shapes |= {f"{prefix}mlp.{name}_proj.weight": (intermediate, width) for name in ("gate", "up")}
+        shapes[f"{prefix}mlp.down_proj.weight"] = (width, intermediate)
+        shapes |= {f"{prefix}self_attn.k_proj.weight": (kv, width), f"{prefix}self_attn.o_proj.weight": (width, width)}
+        for name, rows in (("q", width), ("v", kv)):
+            shapes[f"{prefix}self_attn.{name}_proj.base_layer.weight"] = (rows, width)
+            shapes[f"{prefix}self_attn.{name}_proj.lora_A.default.weight"] = (rank, width)
+            shapes[f"{prefix}self_attn.{name}_proj.lora_B.default.weight"] = (rows, rank)
+    for number, columns in ((1, 1024), (2, width)):
+        shapes[f"multi_modal_projector.linear_{number}.weight"] = (width, columns)
+        shapes[f"multi_modal_projector.linear_{number}.bias"] = (width,)
+    tower = "vision_tower.vision_model."
+    shapes[f"{tower}embeddings.class_embedding"] = (1024,)
+    shapes[f"{tower}embeddings.patch_embedding.weight"] = (1024, 3, 14, 14)
+    shapes[f"{tower}embeddings.position_embedding.weight"] = (577, 1024)
+    norms = [f"{tower}pre_layrnorm", f"{tower}post_layernorm"]
+    for layer in range(24):
+        prefix = f"{tower}encoder.layers.{layer}."
+        norms += [f"{prefix}layer_norm1", f"{prefix}layer_norm2"]
+        for name, (rows, columns) in {"mlp.fc1": (4096, 1024), "mlp.fc2": (1024, 4096)}.items() | {
+            (f"self_attn.{part}_proj", (1024, 1024)) for part in ("q", "k", "v", "out")
+        }:
+            shapes[f"{prefix}{name}.weight"], shapes[f"{prefix}{name}.bias"] = (rows, columns), (rows,)
+    return shapes | {f"{norm}.{part}": (1024,) for norm in norms for part in ("weight", "bias")}
+
+
 def write_sparse(file: Path, shapes: dict[str, tuple[int, ...]], filled: tuple[str, ...] = ()) -> None:
     """Write a sparse safetensors file of bfloat16 zeros; tensors in `filled` begin with two ones."""
     header, size = {}, 0
