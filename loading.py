@@ -49,8 +49,8 @@ def load_model(
         alpha: The adapter's strength (see [`set_alpha`]); by default the one in its config.
         check: Whether to run [`check_model`].
         is_trainable: Whether to train the adapter further.
-        kwargs: For `from_pretrained`: `dtype`, `device_map="auto"`, `quantization_config`, `revision` (the model's),
-            ...; `variant` is not supported.
+        kwargs: For `from_pretrained`: `dtype` (by default [`auto_dtype`]), `device_map="auto"`, `quantization_config`,
+            `revision` (the model's), ...; `variant` is not supported.
 
     Raises:
         ValueError: if the model is not a PLLaVA, one of its files is broken or refers to a file elsewhere, the adapter
@@ -101,6 +101,15 @@ def load_config(name: str, **kwargs: Any) -> PllavaConfig:
     return config
 
 
+def auto_dtype(config: PllavaConfig) -> str:
+    """
+    Return the dtype in which a model is loaded unless another one is asked for: that of its saved weights; without a
+    GPU bfloat16 instead of float16, whose matrix products take a CPU several times longer.
+    """
+    saved = str(config.dtype or "auto").removeprefix("torch.")
+    return "bfloat16" if saved == "float16" and not torch.accelerator.is_available() else saved
+
+
 def _load_base_model(name: str, **kwargs: Any) -> PllavaForConditionalGeneration:
     find = partial(cached_file, name, **{key: kwargs[key] for key in HUB_OPTIONS & kwargs.keys()})
     config = load_config(name, **find.keywords)
@@ -112,6 +121,8 @@ def _load_base_model(name: str, **kwargs: Any) -> PllavaForConditionalGeneration
     commit = getattr(config, "_commit_hash", None)
     if commit is not None:
         kwargs["revision"] = commit
+    if kwargs.get("dtype", "auto") == "auto":
+        kwargs["dtype"] = auto_dtype(config)
     model = PllavaForConditionalGeneration.from_pretrained(name, use_safetensors=True, **kwargs)
     model.config._commit_hash = commit
     return model
@@ -226,7 +237,7 @@ class Checkpoint:
         if pooling is not None:
             config.video_pooling = choose_pooling(config, pooling, num_frames)
         config.quantization_config = getattr(config, "quantization_config", quantization_config)
-        dtype = str(config.dtype).removeprefix("torch.") if dtype == "auto" else dtype
+        dtype = auto_dtype(config) if dtype == "auto" else dtype
         return cls.of(config, dtype, adapter, lora.lora_alpha if lora and alpha is None else alpha)
 
     @classmethod

@@ -57,7 +57,11 @@ Alpha = Annotated[
     option(help="Strength of the adapter: W = W0 + alpha / r * B A.", metavar="NUMBER", show_default="its own"),
 ]
 Dtype = Annotated[
-    str, option(help="float32, bfloat16, float16, or auto: as the checkpoint was saved.", metavar="NAME")
+    str,
+    option(
+        help="float32, bfloat16, float16, or auto: as the checkpoint was saved; without a GPU bfloat16 for float16.",
+        metavar="NAME",
+    ),
 ]
 Device = Annotated[
     str | None, option(help="cpu, cuda, cuda:1, mps.", metavar="NAME", show_default="a GPU if there is one")

@@ -230,6 +230,19 @@ def test_a_hub_adapter_has_the_same_revision_before_and_after_loading(checkpoint
     assert announced.adapter_revision == fingerprint(adapter)
 
 
+# --- dtypes ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(torch.accelerator.is_available(), reason="a GPU multiplies float16 as fast as bfloat16")
+def test_float16_weights_are_bfloat16_on_a_cpu_unless_float16_is_asked_for(checkpoint, tmp_path):
+    load_model(checkpoint, dtype=torch.float16).save_pretrained(tmp_path)
+    for options in ({}, {"dtype": "auto"}):
+        assert load_model(tmp_path, **options).dtype == torch.bfloat16
+        assert Checkpoint.read(tmp_path, **options).dtype == "bfloat16"
+    assert load_model(tmp_path, dtype="float16").dtype == torch.float16
+    assert Checkpoint.read(tmp_path, dtype="float16").dtype == "float16"
+
+
 # --- quantisation and devices ----------------------------------------------------------------------------------------
 
 TEXT_ONLY = ["model.vision_tower", "model.multi_modal_projector", "lm_head"]
