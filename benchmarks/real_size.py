@@ -113,7 +113,7 @@ def best(function: Callable[[], Any], rounds: int = 5) -> float:
 # --- steps -----------------------------------------------------------------------------------------------------------
 
 
-@app.command()
+@app.command(hidden=True)
 def answer(model_name: str, clip: str, tokens: Tokens = 8) -> None:
     """Answer a question as `pllava chat` does, step by step, and print the figures as JSON."""
     steps = Steps()
@@ -145,12 +145,13 @@ def answer(model_name: str, clip: str, tokens: Tokens = 8) -> None:
             return_tensors="pt",
             processor_kwargs=AS_SAMPLED,
         )
-    prompt, flops = {"input_ids": inputs["input_ids"]}, {}
+    flops: dict[str, int] = {}
     with torch.no_grad():
         with steps.step("encode the video"), count_flops(flops, "encode the video"):
             encoded = model.get_video_features(inputs["pixel_values_videos"])
         with steps.step("prefill"), count_flops(flops, "prefill"):
-            output = model(**prompt, mm_encoder_outputs={"video": encoded}, use_cache=True, logits_to_keep=1)
+            text = {"input_ids": inputs["input_ids"], "mm_encoder_outputs": {"video": encoded}}
+            output = model(**text, use_cache=True, logits_to_keep=1)
         with steps.step("decode"):
             for _ in range(tokens - 1):
                 word = output.logits[:, -1:].argmax(-1)
@@ -158,7 +159,6 @@ def answer(model_name: str, clip: str, tokens: Tokens = 8) -> None:
     read = [*model.model.language_model.layers.parameters(), *model.lm_head.parameters()]
     facts = {
         "parameters": model.num_parameters(),
-        "weights": sum(weight.nbytes for weight in model.parameters()),
         "weights_per_token": sum(weight.nbytes for weight in read),
         "prompt_tokens": inputs["input_ids"].shape[1],
         "decoded_tokens": tokens - 1,
@@ -173,10 +173,9 @@ def count_flops(flops: dict[str, int], name: str) -> Iterator[None]:
     import torch
     from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
-    def attention(query: Any, key: Any, value: Any, *_, **__) -> int:
-        return sdpa_flop_count(query.shape, key.shape, value.shape)
+    def attention(query: tuple, key: tuple, value: tuple, *_, **__) -> int:  # of shapes
+        return sdpa_flop_count(query, key, value)
 
-    attention._get_raw = True
     operator = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
     with FlopCounterMode(display=False, custom_mapping={operator: attention}) as counter:
         yield
