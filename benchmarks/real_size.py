@@ -64,18 +64,30 @@ def transfers(pid: int | str = "self") -> dict[str, int]:
     return {name: int(value) for name, value in (line.split(": ") for line in lines) if not name.startswith("sys")}
 
 
+def cpu_seconds(pid: int | str = "self") -> float:
+    """Return the seconds that all threads of a process have computed."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()
+    return sum(map(int, fields[11:13])) / os.sysconf("SC_CLK_TCK")
+
+
 def run_measured(*command: Any) -> tuple[dict[str, Any], str]:
-    """Run a command; return its figures and its output. The peak of its memory is looked up 20 times a second."""
+    """
+    Run a command; return its figures and its output. The peak of its memory is looked up 20 times a second.
+
+    Raises:
+        CalledProcessError: if it fails or is killed.
+    """
     start, peak = time.perf_counter(), 0
     with subprocess.Popen([*map(str, command)], stdout=subprocess.PIPE, text=True) as process:
         while os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
             peak = max(peak, memory("VmHWM", process.pid))
             time.sleep(0.05)
-        seconds, moved = time.perf_counter() - start, transfers(process.pid)
+        figures = {"seconds": time.perf_counter() - start, "cpu": cpu_seconds(process.pid), "peak": peak}
+        figures |= transfers(process.pid)
         output = process.stdout.read()
     if process.returncode:
-        raise typer.Exit(process.returncode)
-    return {"seconds": seconds, "peak": peak, **moved}, output
+        raise subprocess.CalledProcessError(process.returncode, process.args)
+    return figures, output
 
 
 class Steps(dict):
@@ -84,11 +96,15 @@ class Steps(dict):
     @contextmanager
     def step(self, name: str) -> Iterator[None]:
         Path("/proc/self/clear_refs").write_text("5")  # the peak starts from what the process has now
-        before, start = transfers(), time.perf_counter()
+        before = self.counters()
         yield
-        seconds, after = time.perf_counter() - start, transfers()
-        moved = {key: after[key] - before[key] for key in after}
-        self[name] = {"seconds": seconds, "peak": memory("VmHWM"), "own": memory("RssAnon"), **moved}
+        after = self.counters()
+        used = {key: after[key] - before[key] for key in after}
+        self[name] = {**used, "peak": memory("VmHWM"), "own": memory("RssAnon")}
+
+    @staticmethod
+    def counters() -> dict[str, float]:
+        return {"seconds": time.perf_counter(), "cpu": cpu_seconds(), **transfers()}
 
 
 def drop_from_cache(directory: Path) -> None:
@@ -273,6 +289,8 @@ def machine() -> dict[str, Any]:
 # --- the page --------------------------------------------------------------------------------------------------------
 
 COLUMNS = {
+    "time": lambda each: f"{each['seconds']:.1f}",
+    "CPU time": lambda each: f"{each['cpu']:.1f}",
     "memory": lambda each: f"{each['peak'] / GB:.2f}",
     "read": lambda each: f"{each['rchar'] / GB:.2f}",
     "written": lambda each: f"{each['wchar'] / GB:.2f}",
@@ -284,7 +302,7 @@ COLUMNS = {
 def markdown(result: dict[str, Any]) -> str:
     """Return docs/real_size.md, all figures of which are in `result`."""
     layers = f" with {result['layers']} layers" if result["layers"] else ""
-    time_and_own = {"time": lambda each: f"{each['seconds']:.1f}", "own": lambda each: f"{each['own'] / GB:.2f}"}
+    own = {"own": lambda each: f"{each['own'] / GB:.2f}"}
     return f"""# A model of real size on a CPU
 
 Written by `python benchmarks/real_size.py measure --write`; do not edit.
@@ -294,20 +312,20 @@ PLLaVA, converted, loaded, and asked about one clip.
 
 {table(["", ""], model_rows(result))}
 
-Times are in seconds, bytes in GB (10^9). "Memory" is the peak, with the mapped pages of files, which the system can
+Times are in seconds, that of the CPU summed over threads; bytes in GB (10^9). "Memory" is the peak, with the mapped pages of files, which the system can
 drop; "own" is the memory without them, at the end of a step. "Read" and "written" go through system calls; "from disk"
 and "to disk" are what reached the disk, mapped files included. Before each command, and before the steps, the files
 that they read are dropped from the system's cache.
 
 ## Commands
 
-{figure_table("command", result["commands"], {"time": time_and_own["time"]} | COLUMNS)}
+{figure_table("command", result["commands"], COLUMNS)}
 
 ## Steps of an answer
 
 What `pllava chat` does, in one process. Weights are mapped when they are loaded, and read when they are first used.
 
-{figure_table("step", result["steps"], time_and_own | COLUMNS)}
+{figure_table("step", result["steps"], COLUMNS | own)}
 
 ## Limits
 
