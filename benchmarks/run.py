@@ -8,35 +8,30 @@ Times each job of this package beside its peers, at equal shapes, and beside the
 The first run encodes the clips, in a few minutes, and keeps them in the cache.
 """
 
+# Each measured process loads this file, too: what takes long to import is imported where it is used
 import json
 import os
 import platform
 from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-import performance_page
-import torch
 import typer
-from jobs import JOBS
-from jobs.models import SHAPES
-from measuring import Setting, measure_job
-from results import format_table
 
-from pllava.environment import library_versions
-from pllava.files import replace_file
+if TYPE_CHECKING:
+    from measuring import Setting
 
-LIBRARIES = ("torch", "transformers", "av", "peft", "trl", "bitsandbytes", "torchcodec", "decord", "vllm")
 CACHE = Path.home() / ".cache" / "pllava-benchmarks"
-Size = StrEnum("Size", {name: name for name in SHAPES})
+LIBRARIES = ("torch", "transformers", "av", "peft", "trl", "bitsandbytes", "torchcodec", "decord", "vllm")
+Size = StrEnum("Size", {name: name for name in ("tiny", "small", "1b", "7b")})
 Device = StrEnum("Device", ["cpu", "cuda"])
 Dtype = StrEnum("Dtype", ["float32", "bfloat16"])
 
 
 def main(
-    job: Annotated[str, typer.Option(help=f"Some of {', '.join(JOBS)}.", metavar="JOB,...")] = "",
-    all_jobs: Annotated[bool, typer.Option("--all", help="All of them.")] = False,
+    job: Annotated[str, typer.Option(help="Some of the jobs; a wrong name lists them.", metavar="JOB,...")] = "",
+    all_jobs: Annotated[bool, typer.Option("--all", help="All jobs.")] = False,
     size: Annotated[
         Size, typer.Option(help="Shapes of the models; `small` is CLIP-L/336 and 8 layers x 1024.")
     ] = Size.tiny,
@@ -52,11 +47,17 @@ def main(
     ] = False,
 ) -> None:
     """Time each job of this package beside its peers, at equal shapes, and beside the limit of the hardware."""
+    import torch
+    from measuring import Setting
+    from report import JOBS, write_page
+
+    from pllava.files import replace_file
+
     names = list(JOBS) if all_jobs else [name for name in job.split(",") if name]
     if unknown := set(names) - JOBS.keys():
         raise typer.BadParameter(f"{', '.join(sorted(unknown))}: there are {', '.join(JOBS)}", param_hint="--job")
     if not names and not write:
-        raise typer.BadParameter("name jobs, or pass --all", param_hint="--job")
+        raise typer.BadParameter(f"name some of {', '.join(JOBS)}, or pass --all", param_hint="--job")
     if device == Device.cuda and not torch.cuda.is_available():
         raise typer.BadParameter("torch finds no CUDA GPU", param_hint="--device")
     if names:
@@ -65,11 +66,16 @@ def main(
             json_file.parent.mkdir(parents=True, exist_ok=True)
             replace_file(json_file, json.dumps(measured, indent=1) + "\n")
     if write:
-        performance_page.write()
+        write_page()
 
 
-def run(names: list[str], setting: Setting, rounds: int) -> dict[str, Any]:
+def run(names: list[str], setting: "Setting", rounds: int) -> dict[str, Any]:
     """Measure jobs, print their tables, and return all values with what they were measured on."""
+    from measuring import measure_job
+    from report import JOBS, format_table
+
+    from pllava.environment import library_versions
+
     measured = {
         "machine": machine(setting.device),
         "versions": library_versions(LIBRARIES),
@@ -87,6 +93,8 @@ def run(names: list[str], setting: Setting, rounds: int) -> dict[str, Any]:
 
 def machine(device: str) -> dict[str, Any]:
     """Describe the processor and the GPU."""
+    import torch
+
     lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     model = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
     description = {"processor": model, "cores": os.cpu_count(), "threads": torch.get_num_threads()}

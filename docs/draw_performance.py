@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator, StrMethodFormatter
 from measuring import FLOOR, OURS
-from results import rows
+from report import rows
 
 TICKS = (0.05, 0.1, 0.2, 0.5, 1, 2)
 ROW, MARGIN, TEXT = 21, 110, 8  # CSS pixels of a line, and of what is around them; points

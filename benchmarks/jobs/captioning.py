@@ -48,7 +48,7 @@ def prepare(name: str, setting: Setting) -> Step:
         peak = 1024 * resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
         return {"peak": peak, "result": json.dumps(captions, sort_keys=True)}
 
-    return Step(run)
+    return Step(run, whole_program=True)
 
 
 def command(name: str, folder: Path, out: Path, setting: Setting) -> list[str]:
