@@ -64,12 +64,12 @@ class Step:
         run: Does it once. It may return values that replace the measured ones ("seconds", "peak" in bytes), and a
             "result", which contenders are expected to share.
         moved: Bytes that have to be read or written, where the copy bandwidth is the limit.
-        whole_program: It starts a program, and is run once, without a warm-up.
+        once: It is run once, without a warm-up: it starts a program or processes, which is part of its time.
     """
 
     run: Callable[[], Round | None]
     moved: int = 0
-    whole_program: bool = False
+    once: bool = False
 
 
 Contender = Callable[[Setting], Step]
@@ -137,11 +137,11 @@ def measure(contender: Contender, setting: Setting) -> Round:
     step = contender(setting)
     built = _memory("now", setting.device)
     with FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION) as counter:
-        if not step.whole_program:
+        if not step.once:
             step.run()
     _memory("now", setting.device)
     times: list[float] = []
-    while not times or (sum(times) < LONG_ENOUGH and len(times) < MOST_RUNS and not step.whole_program):
+    while not times or (sum(times) < LONG_ENOUGH and len(times) < MOST_RUNS and not step.once):
         started = time.perf_counter()
         returned = step.run() or {}
         _synchronize(setting.device)

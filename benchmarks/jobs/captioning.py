@@ -25,7 +25,7 @@ import pllava
 from transformers import pipeline
 
 folder, out, device, dtype, prompt, max_new_tokens = sys.argv[1:]
-pipe = pipeline("video-text-to-text", model=pllava.NANO, device=device, dtype=dtype)
+pipe = pipeline("video-text-to-text", model=pllava.NANO, device=device, dtype=dtype, trust_remote_code=True)
 with open(out, "w") as lines:
     for clip in sorted(Path(folder).iterdir()):
         answer = pipe(str(clip), text=prompt, max_new_tokens=int(max_new_tokens), do_sample=False)
@@ -40,15 +40,18 @@ def prepare(name: str, setting: Setting) -> Step:
         with TemporaryDirectory() as directory:
             out = Path(directory) / "captions.jsonl"
             hidden = {"CUDA_VISIBLE_DEVICES": ""} if setting.device == "cpu" else {}
-            subprocess.run(
-                command(name, folder, out, setting), env={**os.environ, **hidden}, check=True, capture_output=True
+            environment = {**os.environ, **hidden}
+            ended = subprocess.run(
+                command(name, folder, out, setting), env=environment, capture_output=True, text=True
             )
+            if ended.returncode:
+                raise RuntimeError(ended.stderr.strip().splitlines()[-1])
             rows = map(json.loads, out.read_text(encoding="utf-8").splitlines())
             captions = {Path(row["video"]).name: row["caption"].strip() for row in rows}
         peak = 1024 * resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
         return {"peak": peak, "result": json.dumps(captions, sort_keys=True)}
 
-    return Step(run, whole_program=True)
+    return Step(run, once=True)
 
 
 def command(name: str, folder: Path, out: Path, setting: Setting) -> list[str]:
@@ -70,4 +73,5 @@ JOB = Job(
     "decodes each clip once.",
     "floor",
     cases,
+    slow={OURS: "Starting the program and the model take most of the time; the floor only decodes the clips."},
 )

@@ -203,3 +203,5 @@ DIFFERS = {
     "transformers, Video-LLaVA": "does not pool: it reads four frames instead of 16 and gets about as many tokens, so "
     "its tower has a quarter of the work",
 }
+# Why a row is far from the limit
+SMALL = "These matrices are too small to fill the processor: calls and element-wise work take the rest."

@@ -3,9 +3,9 @@
 from functools import partial
 
 import torch
-from measuring import Contender, Job, Setting, Step
+from measuring import OURS, Contender, Job, Setting, Step
 
-from jobs.models import BUILDERS, DIFFERS
+from jobs.models import BUILDERS, DIFFERS, SMALL
 
 
 def prepare(name: str, setting: Setting) -> Step:
@@ -31,6 +31,9 @@ JOB = Job(
     cases,
     DIFFERS,
     {
+        OURS: SMALL,
+        "transformers, LLaVA-NeXT-Video": "It pools before the projector, which then has a quarter of the tokens; for "
+        "PLLaVA's weights that would give other values.",
         "transformers, Video-LLaVA": "It reads a quarter of the frames.",
     },
 )

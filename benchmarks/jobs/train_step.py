@@ -14,7 +14,7 @@ from torch import nn
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 import pllava
-from jobs.models import DIFFERS, FRAMES, SHAPES, build_ours, build_stand_in, make_inputs
+from jobs.models import DIFFERS, FRAMES, SHAPES, SMALL, build_ours, build_stand_in, make_inputs
 
 LABELLED = 20
 STAND_IN, CACHED, QLORA = "original's graph (stand-in)", "ours, cached features", "ours, QLoRA"
@@ -129,4 +129,5 @@ JOB = Job(
     "matmul",
     cases,
     {STAND_IN: DIFFERS[STAND_IN], CACHED: "reads the tower's features from a file, as from a feature cache"},
+    {OURS: SMALL},
 )
