@@ -42,10 +42,8 @@ lint: .venv/installed $(if $(NPM), $(PAGE_PACKAGES))
 benchmark: .venv/installed
 	$(BIN)/python benchmarks/imports.py
 	$(BIN)/python benchmarks/convert.py
-	$(BIN)/python benchmarks/decode.py
+	$(BIN)/python benchmarks/run.py --all
 	$(BIN)/python benchmarks/media_gate.py
-	$(BIN)/python benchmarks/train_step.py
-	$(BIN)/python benchmarks/evaluate.py
 	$(BIN)/python benchmarks/gallery.py
 
 $(PAGE): $(PAGE_PACKAGES) $(PAGE_SOURCES)

@@ -17,6 +17,7 @@ from .model_card_pllava import CardOnPush
 from .pooling_pllava import Pooling
 
 FRAMES_PER_CHUNK = 64  # that are encoded together
+CPU_CHUNK_BYTES = 10_000_000  # of the vision tower's widest activation: a CPU's cache holds it
 UNREAD_PARTS = ("post_layernorm", "head")  # of vision towers, after the last layer
 TOWER_OPTIONS = ("vision_feature_layer", "vision_feature_select_strategy")  # arguments of LLaVA; here the config's
 
@@ -60,11 +61,8 @@ def cut_patches(frames: Tensor, size: int) -> dict[str, Tensor]:
     patches = frames.unfold(2, size, size).unfold(3, size, size).permute(0, 2, 3, 4, 5, 1)
     shapes = torch.tensor([patches.shape[1:3]] * len(frames), device=frames.device)
     patches = patches.flatten(3).flatten(1, 2)
-    return {
-        "pixel_values": patches,
-        "spatial_shapes": shapes,
-        "pixel_attention_mask": patches.new_ones(patches.shape[:2]),
-    }
+    mask = patches.new_ones(patches.shape[:2])
+    return {"pixel_values": patches, "spatial_shapes": shapes, "pixel_attention_mask": mask}
 
 
 class NormedProjector(LlavaMultiModalProjector):
@@ -139,10 +137,11 @@ class PllavaModel(PllavaPreTrainedModel, LlavaModel):
                 raise ValueError(f"The tower was built for another {name}: load the model for {value or configured!r}")
         # With gradient checkpointing the embeddings require a gradient, and a frozen tower would keep its activations
         needs_grad = any(tensor.requires_grad for tensor in [frames, *self.vision_tower.parameters()])
-        # Chunks save memory, but distributed processes must call the tower equally often
-        size = len(frames) if self.training or is_deepspeed_zero3_enabled() else FRAMES_PER_CHUNK
+        # Distributed processes must call the tower equally often
+        distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+        whole = is_deepspeed_zero3_enabled() or (self.training and distributed)
         with torch.set_grad_enabled(torch.is_grad_enabled() and needs_grad):
-            chunks = [self.encode_chunk(chunk, **kwargs) for chunk in frames.split(size)]
+            chunks = [self.encode_chunk(part, **kwargs) for part in ([frames] if whole else self.split_frames(frames))]
         outputs = chunks[0]
         for name, first in outputs.items() if len(chunks) > 1 else ():
             parts = [chunk[name] for chunk in chunks]
@@ -150,9 +149,13 @@ class PllavaModel(PllavaPreTrainedModel, LlavaModel):
             outputs[name] = tuple(map(torch.cat, zip(*parts, strict=True))) if layers else torch.cat(parts)
         return outputs
 
-    def encode_chunk(
-        self, frames: Tensor, output_hidden_states: bool | None = None, **kwargs
-    ) -> BaseModelOutputWithPooling:
+    def split_frames(self, frames: Tensor) -> tuple[Tensor, ...]:
+        """Split frames into chunks. They save memory, and on a CPU time: its cache then holds the activations."""
+        widest = self.config.patch_grid**2 * self.config.vision_config.intermediate_size * self.dtype.itemsize
+        most = CPU_CHUNK_BYTES // widest if frames.device.type == "cpu" else FRAMES_PER_CHUNK
+        return frames.split(min(FRAMES_PER_CHUNK, max(1, most)))
+
+    def encode_chunk(self, frames: Tensor, output_hidden_states: bool = False, **kwargs) -> BaseModelOutputWithPooling:
         vision, layers = self.config.vision_config, self.config.vision_layers
         tower, pixels = VISION_TOWERS[vision.model_type], frames.to(self.vision_tower.dtype)
         inputs = cut_patches(pixels, vision.patch_size) if tower.takes_patches else {"pixel_values": pixels}
@@ -176,7 +179,7 @@ class PllavaModel(PllavaPreTrainedModel, LlavaModel):
         pooled = []
         for frames, pooling in zip(features, poolings or [self.config.video_pooling] * len(features), strict=True):
             side = round(frames.shape[1] ** 0.5)
-            chunks = (project(chunk).unflatten(1, (side, side)) for chunk in frames.split(FRAMES_PER_CHUNK))
+            chunks = (project(chunk).unflatten(1, (side, side)) for chunk in self.split_frames(frames))
             pooled.append(pooling(chunks))
         return pooled
 

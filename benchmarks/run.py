@@ -1,0 +1,105 @@
+"""
+Times each job of this package beside its peers, at equal shapes, and beside the limit of the hardware.
+
+    python benchmarks/run.py --all --size tiny --json benchmarks/results/tiny.json
+    python benchmarks/run.py --job prefill,train_step --size small --dtype bfloat16
+    python benchmarks/run.py --write    # docs/performance.md and its figures, from benchmarks/results
+
+The first run encodes the clips, in a few minutes, and keeps them in the cache.
+"""
+
+# Each measured process loads this file, too: what takes long to import is imported where it is used
+import json
+import os
+import platform
+from datetime import UTC, datetime
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from measuring import Setting
+
+CACHE = Path.home() / ".cache" / "pllava-benchmarks"
+LIBRARIES = ("torch", "transformers", "av", "peft", "trl", "bitsandbytes", "torchcodec", "decord", "vllm")
+Size = StrEnum("Size", {name: name for name in ("tiny", "small", "1b", "7b")})
+Device = StrEnum("Device", ["cpu", "cuda"])
+Dtype = StrEnum("Dtype", ["float32", "bfloat16"])
+
+
+def main(
+    job: Annotated[str, typer.Option(help="Some of the jobs; a wrong name lists them.", metavar="JOB,...")] = "",
+    all_jobs: Annotated[bool, typer.Option("--all", help="All jobs.")] = False,
+    size: Annotated[
+        Size, typer.Option(help="Shapes of the models; `small` is CLIP-L/336 and 8 layers x 1024.")
+    ] = Size.tiny,
+    device: Device = Device.cpu,
+    dtype: Dtype = Dtype.float32,
+    rounds: Annotated[int, typer.Option(min=1, help="Each runs every contender once.")] = 3,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Write all measured values.", metavar="FILE")
+    ] = None,
+    cache: Annotated[Path, typer.Option(help="Of clips.")] = CACHE,
+    write: Annotated[
+        bool, typer.Option("--write", help="Write docs/performance.md, from benchmarks/results.")
+    ] = False,
+) -> None:
+    """Time each job of this package beside its peers, at equal shapes, and beside the limit of the hardware."""
+    import torch
+    from measuring import Setting
+    from report import JOBS, write_page
+
+    from pllava.files import replace_file
+
+    names = list(JOBS) if all_jobs else [name for name in job.split(",") if name]
+    if unknown := set(names) - JOBS.keys():
+        raise typer.BadParameter(f"{', '.join(sorted(unknown))}: there are {', '.join(JOBS)}", param_hint="--job")
+    if not names and not write:
+        raise typer.BadParameter(f"name some of {', '.join(JOBS)}, or pass --all", param_hint="--job")
+    if device == Device.cuda and not torch.cuda.is_available():
+        raise typer.BadParameter("torch finds no CUDA GPU", param_hint="--device")
+    if names:
+        measured = run(names, Setting(size, device, dtype, cache.resolve()), rounds)
+        if json_file:
+            json_file.parent.mkdir(parents=True, exist_ok=True)
+            replace_file(json_file, json.dumps(measured, indent=1) + "\n")
+    if write:
+        write_page()
+
+
+def run(names: list[str], setting: "Setting", rounds: int) -> dict[str, Any]:
+    """Measure jobs, print their tables, and return all values with what they were measured on."""
+    from measuring import measure_job
+    from report import JOBS, format_table
+
+    from pllava.environment import library_versions
+
+    measured = {
+        "machine": machine(setting.device),
+        "versions": library_versions(LIBRARIES),
+        "date": datetime.now(UTC).date().isoformat(),
+        "setting": {"size": setting.size, "device": setting.device, "dtype": setting.dtype, "rounds": rounds},
+        "jobs": {},
+    }
+    for name in names:
+        measured["jobs"][name] = found = measure_job(JOBS[name], setting, rounds)
+        typer.echo(f"\n{name}: {JOBS[name].title}\n\n{format_table(name, found)}")
+        for contender, reason in found["left_out"].items():
+            typer.echo(f"left out: {contender}: {reason}")
+    return measured
+
+
+def machine(device: str) -> dict[str, Any]:
+    """Describe the processor and the GPU."""
+    import torch
+
+    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    model = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+    description = {"processor": model, "cores": os.cpu_count(), "threads": torch.get_num_threads()}
+    return description | ({"gpu": torch.cuda.get_device_name()} if device == "cuda" else {})
+
+
+if __name__ == "__main__":
+    typer.run(main)
