@@ -11,6 +11,7 @@ driver collects the next one.
 import logging
 import os
 import pickle
+import socket
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
 LOCAL = "local"  # the address of a cluster that is started for this run, on this machine
 FIRST_ROUND, LONGEST_ROUND = 64, 16384  # batches
+CONNECT_SECONDS = 10
 MAX_ROUND_BYTES = 4 << 30  # of clips that are not files, but in the rows of a dataset: they pass through the driver
 
 PackedBatch = dict[str, bytes]  # a row of Ray Data
@@ -107,7 +109,13 @@ class ClusterModel(CaptionSource):
 
 @contextmanager
 def _connected(address: str) -> Iterator[None]:
-    """Connect to a cluster, or start one that ends with the block. Ray's own messages are not shown."""
+    """
+    Connect to a cluster, or start one that ends with the block. Ray's own messages are not shown.
+
+    Raises:
+        ConnectionError: if there is no cluster.
+        RuntimeError: if a stage fails.
+    """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     import ray
@@ -115,6 +123,7 @@ def _connected(address: str) -> Iterator[None]:
 
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # what ends the run is raised as well
     options = {"include_dashboard": False} if address == LOCAL else {}
+    _check_port(address)
     ray.init(address, logging_level=logging.CRITICAL, log_to_driver=False, **options)
     try:
         yield
@@ -123,6 +132,16 @@ def _connected(address: str) -> Iterator[None]:
         raise RuntimeError(f"On the cluster: {cause}") from error
     finally:
         ray.shutdown()
+
+
+def _check_port(address: str) -> None:
+    """Raise a `ConnectionError` if nothing listens at HOST:PORT: Ray itself would try for minutes."""
+    host, colon, port = address.rpartition(":")
+    try:
+        if colon:
+            socket.create_connection((host, int(port)), CONNECT_SECONDS).close()
+    except (OSError, ValueError) as error:
+        raise ConnectionError(f"There is no Ray cluster at {address}: {error}") from error
 
 
 # --- rounds ----------------------------------------------------------------------------------------------------------
