@@ -207,9 +207,10 @@ def ray_processes():
         ("--ray auto --endpoint http://nowhere/v1 --model served", "Choose one of --ray and --endpoint"),
         ("--ray auto --workers 2 --device cpu", "leave --device, --workers out"),
         ("--ray ray://head:10001", "does not run over the Ray Client"),
+        ("--ray 127.0.0.1:1", "There is no Ray cluster at 127.0.0.1:1"),
     ],
 )
-def test_options_that_do_not_go_together_are_refused(clips, tmp_path, options, message):
+def test_wrong_options_are_refused(clips, tmp_path, options, message):
     arguments = ["caption", str(clips[0]), "--out", str(tmp_path / "out.jsonl"), *options.split()]
     refused = CliRunner().invoke(app, arguments, prog_name="pllava")
     assert refused.exit_code in (1, 2) and message in refused.stderr, refused.stderr
