@@ -6,6 +6,7 @@ prompt and the frames, and recorded with these. `pllava caption` is the command.
 from .captioners.decoding import Decode, Decoded
 from .captioners.local import LocalCaptioner
 from .clips import Clip, Failed, Row, Scenes, Split, Windows, count_clips, find_clips
+from .cluster import ClusterModel
 from .report import Report
 from .run import Job, LocalModel, ServedModel, caption_clips, default_workers, finish, hold
 from .store import CaptionStore
@@ -13,6 +14,7 @@ from .store import CaptionStore
 __all__ = [
     "CaptionStore",
     "Clip",
+    "ClusterModel",
     "Decode",
     "Decoded",
     "Failed",

@@ -5,7 +5,7 @@ Caption clips, each once. A clip is
 - identified by the hash of its content, and split into parts, in a worker (`clips/splitting.py`);
 - left out if the store (`store.py`) has its captions;
 - decoded in a worker and captioned by the model (`captioners/local.py`), or captioned by a server
-  (`captioners/served.py`) or a cluster (`captioners/cluster.py`);
+  (`captioners/served.py`); a cluster (`cluster.py`) identifies, decodes and captions on its machines;
 - appended to the store, and counted in the report (`report.py`).
 """
 
@@ -65,6 +65,11 @@ class Job:
     piece: int = 8
     num_workers: int = 1
 
+    @property
+    def identify_timeout(self) -> int:
+        """Seconds for identifying one video."""
+        return DECODE_TIMEOUT if self.split is None else SPLIT_TIMEOUT
+
 
 def default_workers() -> int:
     """Return the number of workers that leaves a core to each process's model."""
@@ -88,7 +93,12 @@ def hold(file: Path) -> Iterator[None]:
 
 
 class CaptionSource(Protocol):
-    """Where captions come from: a [`LocalModel`], or a [`ServedModel`]."""
+    """Where captions come from: a [`LocalModel`], a [`ServedModel`], or a [`ClusterModel`]."""
+
+    def identify(self, clips: Iterator[Clip], job: Job) -> Iterator[list[Clip] | Failed]:
+        """Yield the parts of each clip with its hash, or why it cannot be read, in the order of the clips."""
+        identify, ahead = Identify(job.split), 2 * job.piece * job.num_workers
+        return ordered_map(identify, clips, job.num_workers, ahead, job.identify_timeout, identify.lost)
 
     def captions(self, clips: Iterator[Numbered], job: Job, report: Report) -> Iterator[list[Row]]:
         """Yield the rows of clips as they come: for each clip its captions, or its error."""
@@ -112,7 +122,7 @@ def caption_clips(job: Job, source: CaptionSource) -> Report:
     report = Report(workers=job.num_workers)
     try:
         with _Progress(job, report) as progress:
-            for rows in source.captions(_missing(job, claims, report), job, report):
+            for rows in source.captions(_missing(job, source, claims, report), job, report):
                 job.store.append(rows)
                 report.add(rows)
                 progress.show()
@@ -152,22 +162,19 @@ class _Progress:
         self._bar.update((done if total is None else min(done, total)) - self._bar.n)
 
 
-def _missing(job: Job, claims: WorkClaims, report: Report) -> Iterator[Numbered]:
+def _missing(job: Job, source: CaptionSource, claims: WorkClaims, report: Report) -> Iterator[Numbered]:
     """Yield the clips of this process that lack captions, each with the prompts that it lacks."""
     store, numbers = job.store, []
 
     def mine() -> Iterator[Clip]:
         """Yield the videos to identify. Workers read ahead, so a piece is claimed when that begins."""
-        for number, piece in enumerate(_batches(job.clips, job.piece)):
+        for number, piece in enumerate(batches(job.clips, job.piece)):
             if claims.claim(number):
                 for clip in map(store.recognise, piece):
                     numbers.append(number)
                     yield clip
 
-    identify, ahead = Identify(job.split), 2 * job.piece * job.num_workers
-    timeout = DECODE_TIMEOUT if job.split is None else SPLIT_TIMEOUT
-    identified = ordered_map(identify, mine(), job.num_workers, ahead, timeout, identify.lost)
-    for number, found in enumerate(identified):
+    for number, found in enumerate(source.identify(mine(), job)):
         if isinstance(found, Failed):
             yield numbers[number], found
             continue
@@ -183,10 +190,9 @@ def _missing(job: Job, claims: WorkClaims, report: Report) -> Iterator[Numbered]
 
 
 @dataclass(frozen=True)
-class LocalModel:
+class LocalModel(CaptionSource):
     """
-    A model in this process. A batch is of one piece of work, so that it does not depend on the number of processes: in
-    floating point a caption may depend on its batch.
+    A model in this process.
 
     Args:
         load: Loads the model; called for the first clip that can be read.
@@ -207,16 +213,15 @@ class LocalModel:
         ahead, captioner = 2 * job.piece, None
         decoded = ordered_map(self.decode, tasks(), job.num_workers, ahead, DECODE_TIMEOUT, self.decode.lost)
         numbered = _timed(((pieces[index], clip) for index, clip in enumerate(decoded)), report)
-        for _, piece in groupby(numbered, key=lambda pair: pair[0]):
-            for batch in _batches((clip for _, clip in piece), job.piece):
-                if captioner is None and any(isinstance(clip, Decoded) for clip in batch):
-                    with report.loading():
-                        captioner = self.load()
-                yield captioner(batch) if captioner else [clip.row for clip in batch]
+        for batch in batches_of_pieces(numbered, job.piece):
+            if captioner is None and any(isinstance(clip, Decoded) for clip in batch):
+                with report.loading():
+                    captioner = self.load()
+            yield captioner(batch) if captioner else [clip.row for clip in batch]
 
 
 @dataclass(frozen=True)
-class ServedModel:
+class ServedModel(CaptionSource):
     """
     A model behind servers.
 
@@ -235,7 +240,17 @@ class ServedModel:
         return served_rows(self.server, (clip for _, clip in clips), self.settings, self.gate)
 
 
-def _batches(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
+def batches_of_pieces(numbered: Iterable[tuple[int, Item]], size: int) -> Iterator[list[Item]]:
+    """
+    Yield batches, each of one piece of work, so that they do not depend on the number of processes: in floating point
+    a caption may depend on its batch.
+    """
+    for _, piece in groupby(numbered, key=lambda pair: pair[0]):
+        yield from batches((item for _, item in piece), size)
+
+
+def batches(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
+    """Yield lists of `size` items; the last one may be shorter."""
     items = iter(items)
     while batch := list(islice(items, size)):
         yield batch

@@ -20,11 +20,13 @@ if TYPE_CHECKING:
 
 # What an --endpoint decides itself, or does not tell
 LOCAL = {"num_frames", "batch_size", "retry_flagged", "near_duplicates", *options.OF_LOCAL_MODELS}
+OF_THIS_MACHINE = {"workers", "device", "device_map"}
 SUFFIXES = (".jsonl", ".parquet", ".csv")
 PROMPT = "Describe the video."
 
 hub_option = partial(typer.Option, rich_help_panel="Hub")
 part_option = partial(typer.Option, rich_help_panel="Parts of videos")
+cluster_option = partial(typer.Option, rich_help_panel="Cluster")
 check_option = partial(typer.Option, rich_help_panel="Quality")
 
 
@@ -74,6 +76,18 @@ def caption(
     ] = None,
     endpoint: options.Endpoint = None,
     concurrency: options.Concurrency = 8,
+    ray: Annotated[
+        str | None,
+        cluster_option(
+            help="Caption on a Ray cluster: auto, or its HOST:PORT, on a machine of the cluster; local starts one on "
+            "this machine.",
+            metavar="ADDRESS",
+        ),
+    ] = None,
+    actors: Annotated[
+        int | None,
+        cluster_option(min=1, help="Models on the cluster.", metavar="N", show_default="its GPUs, or 1"),
+    ] = None,
     retry_flagged: Annotated[
         bool,
         check_option(
@@ -103,6 +117,7 @@ def caption(
     """
     from pllava.caption import (
         CaptionStore,
+        ClusterModel,
         Decode,
         Job,
         LocalModel,
@@ -123,6 +138,7 @@ def caption(
         raise UsageError("--push-clips, --private and --license are about a dataset on the Hub: name it with --push")
     publish_captions = _find_publisher(push) if push else None
     model: options.ModelOptions = context.obj
+    _check_cluster(context, ray, endpoint)
     split, prompts = _find_split(window, stride, scenes), prompt or [PROMPT]
     clips, total = find_clips(paths, prompts, (start, end)), count_clips(paths)
     gate = gate_for(paths, allowed_media_domains, others=total is None)
@@ -138,7 +154,8 @@ def caption(
         sampling = processor.video_processor.sampling
         settings |= {**asdict(checkpoint), "num_frames": num_frames, "sampling": sampling}
         load = partial(_load, model, processor, settings, batch_size, retry_flagged, near_duplicates)
-        source = LocalModel(load, Decode(processor, num_frames, gate))
+        decode = Decode(processor, num_frames, gate)
+        source = ClusterModel(load, decode, ray, actors) if ray else LocalModel(load, decode)
     lines, is_main = out.with_suffix(".jsonl"), join_processes().is_main_process
     with hold(lines):
         store = CaptionStore(lines, settings, join_processes().process_index, retry_flagged)
@@ -167,6 +184,20 @@ def _find_split(window: float | None, stride: float | None, scenes: bool) -> "Sp
     if scenes:
         return Scenes()
     return Windows(window, stride or window) if window else None
+
+
+def _check_cluster(context: typer.Context, ray: str | None, endpoint: str | None) -> None:
+    """Refuse options that do not go with --ray, or that need it."""
+    from pllava.distributed import join_processes
+
+    if not ray:
+        refuse_passed(context, {"actors"}, "There is no --ray")
+        return
+    if endpoint:
+        raise UsageError("Choose one of --ray and --endpoint")
+    refuse_passed(context, OF_THIS_MACHINE, "Ray decides how many clips are decoded at a time, and where models run")
+    if join_processes().num_processes > 1:
+        raise UsageError("Ray starts the processes of --ray: run the command itself, without a launcher")
 
 
 def _load(

@@ -7,7 +7,7 @@ import sys
 from layouts import IMAGE_BASE
 
 HIDDEN = ["bitsandbytes", "datasets", "evaluate", "matplotlib", "openai", "pycocoevalcap", "rouge_score", "torchao"]
-HIDDEN += ["gradio", "pyarrow", "tensorboard", "trl"]
+HIDDEN += ["gradio", "pyarrow", "ray", "tensorboard", "trl"]
 
 # Runs commands one after the other where modules cannot be found; prints their exit codes and what they said is wrong.
 RUN = """
@@ -66,6 +66,7 @@ NEED = [
     ("train", ["pllava", "data", "inspect", "rows.jsonl"]),
     ("train", ["pllava", "data", "push", "rows.jsonl", "me/rows"]),
     ("train", ["pllava", "caption", "demo.mp4", "--out", "pushed.jsonl", "--push", "me/captions"]),
+    ("ray", ["pllava", "caption", "demo.mp4", "--out", "cluster.jsonl", "--ray", "auto"]),
     ("train", ["pllava.train", "--config", "train/recipes/nano.yaml"]),
     ("train", ["pllava.train.dpo", "--config", "train/recipes/pllava-7b-dpo.yaml"]),
     ("train", ["pllava.nano", "train"]),
