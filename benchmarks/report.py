@@ -3,6 +3,7 @@
 import json
 import statistics
 import sys
+import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -127,7 +128,7 @@ of one large matrix product, the bytes a second of one large copy, or a contende
 nobody can leave out. Memory is the peak of the process or of the GPU; "above" is without what was there before the
 work, such as the weights. "As ours" compares the result: the frames bit for bit, the answers, the captions. A row that
 takes less than {SLOWER - 1:.0%} longer than a peer is called equal; all others, and rows below {FAR:.0%} of the limit,
-are explained.
+are explained. [Real size](real_size.md) has a whole model of 7B.
 
 <p><picture>
   <source media="(prefers-color-scheme: dark)" srcset="figures/performance_dark.png">
@@ -157,18 +158,20 @@ def circumstances(measured: dict[str, Any]) -> str:
     machine = measured["machine"]
     hardware = machine.get("gpu") or f"{machine['processor']}, {machine['cores']} cores, {machine['threads']} threads"
     versions = ", ".join(f"{name} {version}" for name, version in measured["versions"].items())
-    return f"{hardware}; {measured['setting']['rounds']} rounds, {measured['date']}. Libraries: {versions}."
+    text = f"{hardware}; rounds: {measured['setting']['rounds']}; {measured['date']}. Libraries: {versions}."
+    return textwrap.fill(text, 119, break_long_words=False)
 
 
 def section(name: str, found: dict[str, Any]) -> str:
     job = JOBS[name]
     title, _, rest = job.title.partition(": ")
-    parts = [f"### {title}", f"{rest[0].upper()}{rest[1:]}", format_table(name, found)]
+    paragraph = textwrap.fill(f"{rest[0].upper()}{rest[1:]}", 119)
     names = {contender for contenders in found["cases"].values() for contender in contenders}
     notes = [f"- {contender} {text}." for contender, text in job.differs.items() if contender in names]
     notes += [f"- {row.contender}, {row.case}: {reason}" for row, reason in slow_rows(name, found)]
     notes += [f"- Left out: {contender}: {reason}." for contender, reason in found["left_out"].items()]
-    return "\n\n".join([*parts, "\n".join(notes)] if notes else parts)
+    items = "\n".join(textwrap.fill(note, 119, subsequent_indent="  ") for note in notes)
+    return "\n\n".join(filter(None, [f"### {title}", paragraph, format_table(name, found), items]))
 
 
 def write_page() -> None:
