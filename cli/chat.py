@@ -1,5 +1,6 @@
 """`pllava chat`: one question about a video, or a conversation about it."""
 
+import gc
 from typing import Annotated
 
 import typer
@@ -20,6 +21,7 @@ def chat(
     max_new_tokens: options.MaxNewTokens = 256,
 ) -> None:
     """Ask a model about a video. The answer is printed as it is generated."""
+    gc.disable()  # a tenth of the time in which libraries and model are loaded
     from transformers import TextStreamer
 
     from pllava.adapters import plain_model
@@ -30,6 +32,7 @@ def chat(
     _, processor = model_options.read(num_frames)
     frames = sample_frames(processor, video, num_frames, start, end)
     model = plain_model(model_options.load(processor))
+    gc.enable()
     conversations = ConversationCache(model, max_conversations=1)
     streamer = TextStreamer(processor.tokenizer, skip_prompt=True, skip_special_tokens=True)
     if question is None:
