@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from transformers import BatchFeature, PreTrainedModel, StoppingCriteria, StoppingCriteriaList, TextIteratorStreamer
 
-from ..adapters import plain_model, set_alpha
+from ..adapters import input_device, plain_model, set_alpha
 from ..conversation_cache import ConversationCache
 from ..media import AS_SAMPLED, MediaGate, MediaRefused
 from ..model_pooling import choose_pooling, context_length, pooled
@@ -222,7 +222,7 @@ class Engine:
             if alpha is not None:
                 set_alpha(self.model, alpha)
             model = plain_model(self.model)
-            inputs = BatchFeature(dict(prepared.inputs)).to(model.device)
+            inputs = BatchFeature(dict(prepared.inputs)).to(input_device(model))
             sampling = {"do_sample": False}
             if settings.temperature > 0:
                 sampling = {"do_sample": True, "temperature": settings.temperature}

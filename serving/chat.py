@@ -15,6 +15,7 @@ from transformers import BatchFeature, GenerationConfig, PreTrainedModel
 from transformers.cli.serving.chat_completion import ChatCompletionHandler
 from transformers.cli.serving.utils import GenerationState
 
+from ..adapters import input_device
 from ..conversation_cache import ConversationCache
 from ..media import AS_SAMPLED, MediaGate, MediaRefused
 from ..model_pooling import context_length
@@ -122,7 +123,7 @@ class ChatHandler(ChatCompletionHandler):
             return_tensors="pt",
             processor_kwargs=AS_SAMPLED,
         )
-        return inputs.to(self.model.device)
+        return inputs.to(input_device(self.model))
 
     def _read(self, part: TextPart | ImagePart | VideoPart, request: ChatRequest, place: str) -> dict[str, Any]:
         """Return a part of a message as the processor takes it: text, decoded frames or a decoded image."""
