@@ -85,7 +85,7 @@ def build(size: str) -> pllava.PllavaForConditionalGeneration:
 
 
 def measure_cache(size: str, dtype: str, cache: str, rounds: int) -> dict[str, float]:
-    """Return seconds to the first token ("first"), of each further one ("token"), and how many more a first run takes."""
+    """Return seconds to the first token ("first"), of each later one ("token"), and more in a first run ("extra")."""
     torch.manual_seed(0)
     torch.set_default_dtype(getattr(torch, dtype))
     model = build(size)
@@ -195,7 +195,8 @@ def measure_all(sizes: list[str], rounds: int) -> dict[str, Any]:
 
 def _in_new_process(arguments: list[str], rounds: int, environment: dict[str, str]) -> Any:
     command = [sys.executable, __file__, "--row", json.dumps(arguments), "--rounds", str(rounds)]
-    run = subprocess.run(command, env={**os.environ, **environment}, stdout=subprocess.PIPE, check=True, text=True)
+    environment = {**os.environ, "TORCHINDUCTOR_FORCE_DISABLE_CACHES": "1", **environment}
+    run = subprocess.run(command, env=environment, stdout=subprocess.PIPE, check=True, text=True)
     return json.loads(run.stdout.splitlines()[-1])
 
 
