@@ -181,6 +181,11 @@ def plain_model(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
+def input_device(model: PllavaForConditionalGeneration | PeftModel) -> torch.device:
+    """Return the device of a model's inputs. Those of an offloaded model are moved by accelerate."""
+    return torch.device("cpu") if model.device.type == "meta" else model.device
+
+
 # --- checking what was loaded ----------------------------------------------------------------------------------------
 
 
@@ -195,8 +200,7 @@ def check_model(model: PllavaForConditionalGeneration | PeftModel) -> None:
     """
     size = model.config.image_size
     noise = torch.randn(1, 1, 3, size, size, generator=torch.Generator().manual_seed(0))
-    device = "cpu" if model.device.type == "meta" else model.device  # accelerate moves the inputs of offloaded models
-    frames = torch.cat([torch.zeros_like(noise), noise]).to(device)
+    frames = torch.cat([torch.zeros_like(noise), noise]).to(input_device(model))
     logits = _logits_after_videos(model, frames)
     if not logits.isfinite().all():
         raise ValueError("The logits are not finite: the weights are broken, or too large for the dtype")

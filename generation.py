@@ -14,6 +14,8 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import Cache, DynamicLayer, PreTrainedModel, ProcessorMixin
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
+from .conversation_cache import CACHE
+
 logger = logging.getLogger(__name__)
 
 
@@ -159,11 +161,10 @@ class Generator:
             use_cache=True,
             logits_to_keep=1,
         )
-        name = "cache" if "cache" in output else "past_key_values"  # its name in older versions of transformers
         indices = torch.tensor([unique.index(key) for key in keys], device=device)
         if keys != unique:
-            share_prefixes(output[name], indices)
-        return ids[indices], mask[indices], {name: output[name]}
+            share_prefixes(output[CACHE], indices)
+        return ids[indices], mask[indices], {CACHE: output[CACHE]}
 
 
 def split_prompt(processor: ProcessorMixin, text: str) -> tuple[list[int], list[int]]:

@@ -193,7 +193,8 @@ class PllavaModel(PllavaPreTrainedModel, LlavaModel):
             raise ValueError(
                 f"The text has {found} <{modality}> placeholders (id {token}, from the processor), but the model "
                 f"made {count * size} {modality} tokens, {count} times {size}. Does the processor have the model's "
-                f"`pooling_shape`, {pooling}, and the text as many {modality}s as were passed?"
+                f"`pooling_shape`, {pooling}, and the text as many {modality}s as were passed? With prompt lookup, "
+                "pass the ids of both placeholders as `suppress_tokens`."
             )
         return mask.unsqueeze(-1)
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import numpy as np
     from transformers import BitsAndBytesConfig, PreTrainedModel
 
-    from pllava import PllavaProcessor, VideoTextToTextPipeline
+    from pllava import PllavaProcessor
     from pllava.eval import ChatServer
     from pllava.loading import Checkpoint
 
@@ -182,15 +182,6 @@ class ModelOptions:
         if self.pooling is not None:
             set_pooling(model, processor, processor.video_pooling)
         return model
-
-    def load_pipeline(self, processor: "PllavaProcessor") -> "VideoTextToTextPipeline":
-        from transformers import pipeline
-
-        from pllava.adapters import plain_model
-
-        model = plain_model(self.load(processor))  # pipelines reject PEFT's class
-        device = {} if getattr(model, "hf_device_map", None) else {"device": model.device}
-        return pipeline("video-text-to-text", model, processor=processor, **device)
 
 
 @contextmanager

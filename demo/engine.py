@@ -15,7 +15,8 @@ import numpy as np
 import torch
 from transformers import BatchFeature, PreTrainedModel, StoppingCriteria, StoppingCriteriaList, TextIteratorStreamer
 
-from ..adapters import plain_model, set_alpha
+from ..adapters import input_device, plain_model, set_alpha
+from ..conversation_cache import ConversationCache
 from ..media import AS_SAMPLED, MediaGate, MediaRefused
 from ..model_pooling import choose_pooling, context_length, pooled
 from ..pooling_pllava import Pooling
@@ -71,6 +72,7 @@ class Engine:
         self.config = copy.deepcopy(model.config)  # the model's own has the pooling of the question that is answered
         self.answer = on_gpu(self._answer)
         self._lock = Lock()
+        self._conversations = ConversationCache(plain_model(model))
         adapters = getattr(model, "peft_config", {})
         # The strength of the adapter as it was loaded; None without one
         self.alpha = next((float(config.lora_alpha) for config in adapters.values()), None)
@@ -220,14 +222,13 @@ class Engine:
             if alpha is not None:
                 set_alpha(self.model, alpha)
             model = plain_model(self.model)
-            inputs = BatchFeature(dict(prepared.inputs)).to(model.device)
+            inputs = BatchFeature(dict(prepared.inputs)).to(input_device(model))
             sampling = {"do_sample": False}
             if settings.temperature > 0:
                 sampling = {"do_sample": True, "temperature": settings.temperature}
             pooling = self.chosen_pooling(settings)
             with nullcontext() if pooling is None else pooled(model, pooling):
-                model.generate(
-                    **inputs,
+                self._conversations.resume(inputs).generate(
                     **sampling,
                     num_beams=1,
                     max_new_tokens=settings.max_new_tokens,

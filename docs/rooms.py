@@ -28,7 +28,7 @@ ROOMS = [
     {"result_files": "result_files/*"},
     {"media": "media/*"},
     {"loading": "loading.py __init__.py"},
-    {"adapters": "adapters.py model_pooling.py", "generation": "generation.py"},
+    {"adapters": "adapters.py model_pooling.py", "generation": "generation.py conversation_cache.py"},
     {"origins": "origins.py"},
     {"model files": "*_pllava.py"},
     {"checkpoint_files": "checkpoint_files.py"},

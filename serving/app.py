@@ -227,5 +227,7 @@ class _Observed:
 def _describe(call: Call, scope: Scope, status: int) -> str:
     text = f"{scope['method']} {ascii(scope['path'][:100])[1:-1]} {status} in {call.seconds:.2f} s"
     if call.prompt_tokens is not None:
-        text += f", prompt of {call.prompt_tokens} tokens, answer of {call.generated_tokens}"
+        text += (
+            f", prompt of {call.prompt_tokens} tokens, {call.cached_tokens} cached, answer of {call.generated_tokens}"
+        )
     return text if call.first_token is None else f"{text}, first after {call.first_token:.2f} s"

@@ -9,18 +9,21 @@ from contextlib import aclosing
 from contextvars import copy_context
 from typing import Any
 
+from openai.types.completion_usage import CompletionUsage, PromptTokensDetails
 from starlette.responses import JSONResponse, StreamingResponse
 from transformers import BatchFeature, GenerationConfig, PreTrainedModel
 from transformers.cli.serving.chat_completion import ChatCompletionHandler
 from transformers.cli.serving.utils import GenerationState
 
+from ..adapters import input_device
+from ..conversation_cache import ConversationCache
 from ..media import AS_SAMPLED, MediaGate, MediaRefused
 from ..model_pooling import context_length
 from ..processing_pllava import PllavaProcessor
 from ..video_sampling_pllava import MAX_FRAMES
 from .errors import ApiError
 from .generation import Generation
-from .logs import Call
+from .logs import Call, current_call
 from .metrics import Metrics
 from .requests import ChatRequest, ImagePart, TextPart, VideoPart
 
@@ -52,6 +55,7 @@ class ChatHandler(ChatCompletionHandler):
         super().__init__(model_manager=None, generation_state=GenerationState())
         self.name, self.model, self.processor = name, model, processor
         self._gate, self._decoders, self._metrics = gate, decoders, metrics
+        self._conversations = ConversationCache(model)
         self.context = context_length(model.config)
         self._longest_token = max(map(len, processor.tokenizer.get_vocab()))
 
@@ -70,7 +74,7 @@ class ChatHandler(ChatCompletionHandler):
         config = self._generation_config(request, call.prompt_tokens)
         self._metrics.prompt_tokens.inc(call.prompt_tokens)
         manager = self.generation_state.get_manager(self.name)
-        generation = Generation(manager, request.stop, request.seed, call, self._metrics)
+        generation = Generation(manager, self._conversations, request.stop, request.seed, call, self._metrics)
         arguments = (call.id, self.model, self.processor, self.name, inputs, config)
         if not request.stream:
             return await self._non_streaming(*arguments, gen_manager=generation)
@@ -119,7 +123,7 @@ class ChatHandler(ChatCompletionHandler):
             return_tensors="pt",
             processor_kwargs=AS_SAMPLED,
         )
-        return inputs.to(self.model.device)
+        return inputs.to(input_device(self.model))
 
     def _read(self, part: TextPart | ImagePart | VideoPart, request: ChatRequest, place: str) -> dict[str, Any]:
         """Return a part of a message as the processor takes it: text, decoded frames or a decoded image."""
@@ -154,6 +158,19 @@ class ChatHandler(ChatCompletionHandler):
         elif request.top_p is not None:
             config.do_sample = True
         return config
+
+    def _build_completion(self, *args: Any, usage: CompletionUsage | None = None, **kwargs: Any) -> dict[str, Any]:
+        return super()._build_completion(*args, usage=_with_cached_tokens(usage), **kwargs)
+
+    def _build_chunk_sse(self, *args: Any, usage: CompletionUsage | None = None, **kwargs: Any) -> str:
+        return super()._build_chunk_sse(*args, usage=_with_cached_tokens(usage), **kwargs)
+
+
+def _with_cached_tokens(usage: CompletionUsage | None) -> CompletionUsage | None:
+    """Add what the prompt of the current request shares with earlier ones, as OpenAI's API has it."""
+    if usage is not None:
+        usage.prompt_tokens_details = PromptTokensDetails(cached_tokens=current_call.get().cached_tokens)
+    return usage
 
 
 def _too_long(asked: str, context: int) -> ApiError:

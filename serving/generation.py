@@ -16,6 +16,7 @@ from transformers.cli.serving.utils import (
     _StreamError,
 )
 
+from ..conversation_cache import ConversationCache
 from ..processing_pllava import PllavaProcessor
 from .errors import ApiError
 from .logs import Call
@@ -86,12 +87,21 @@ class Generation(BaseGenerateManager):
 
     Args:
         manager: The one that all requests share: it owns the inference thread.
+        conversations: Those of the model, for the inference thread.
         stop: Texts that end the answer, and are not part of it.
         seed: For sampling.
     """
 
-    def __init__(self, manager: GenerateManager, stop: list[str], seed: int | None, call: Call, metrics: Metrics):
-        self._manager, self._stop, self._seed = manager, stop, seed
+    def __init__(
+        self,
+        manager: GenerateManager,
+        conversations: ConversationCache,
+        stop: list[str],
+        seed: int | None,
+        call: Call,
+        metrics: Metrics,
+    ):
+        self._manager, self._conversations, self._stop, self._seed = manager, conversations, stop, seed
         self._call, self._metrics = call, metrics
 
     def generate_streaming(
@@ -112,7 +122,7 @@ class Generation(BaseGenerateManager):
         def run() -> None:
             if not streamer.cancelled:
                 try:
-                    self._generate(model, inputs, gen_config, streamer)
+                    self._generate(inputs, gen_config, streamer)
                 except _GenerationCancelled:
                     pass
                 except Exception:
@@ -123,15 +133,16 @@ class Generation(BaseGenerateManager):
         self._manager.submit(copy_context().run, run)
         return queue, streamer
 
-    def _generate(
-        self, model: PreTrainedModel, inputs: dict[str, Any], gen_config: GenerationConfig, streamer: Streamer
-    ) -> None:
+    def _generate(self, inputs: dict[str, Any], gen_config: GenerationConfig, streamer: Streamer) -> None:
         if gen_config.do_sample:  # no other request samples before this one has ended
             torch.seed() if self._seed is None else torch.manual_seed(self._seed)
         began = time.perf_counter()
         self._metrics.running = 1
         try:
-            model.generate(**inputs, generation_config=gen_config, streamer=streamer)
+            conversation = self._conversations.resume(inputs)
+            self._call.cached_tokens = conversation.cached_tokens
+            self._metrics.cached_tokens.inc(conversation.cached_tokens)
+            conversation.generate(generation_config=gen_config, streamer=streamer)
         finally:
             self._metrics.running = 0
             self._metrics.generation_seconds.observe(time.perf_counter() - began)

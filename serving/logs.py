@@ -23,6 +23,7 @@ class Call:
     id: str
     began: float = field(default_factory=time.perf_counter)
     prompt_tokens: int | None = None
+    cached_tokens: int = 0
     generated_tokens: int = 0
     first_token: float | None = None
     cancel: Callable[[], None] = lambda: None

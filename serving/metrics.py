@@ -25,6 +25,11 @@ class Metrics:
         )
         self.requests = Counter("pllava_requests", "Requests.", ["path", "status"], registry=self.registry)
         self.prompt_tokens = Counter("pllava_prompt_tokens", "Tokens of prompts.", registry=self.registry)
+        self.cached_tokens = Counter(
+            "pllava_prefix_cache_hits",
+            "Tokens of prompts that an earlier request had computed.",
+            registry=self.registry,
+        )
         self.generation_tokens = Counter("pllava_generation_tokens", "Generated tokens.", registry=self.registry)
         self.time_to_first_token = self._histogram(
             "pllava_time_to_first_token_seconds", "From the arrival of a request to the first token of its answer."

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from model_inputs import encode, mixed_chats, text_with
+from model_inputs import VIDEO_TOKENS, encode, mixed_chats, text_with
 
 from pllava import PllavaForConditionalGeneration, PllavaProcessor
 
@@ -62,6 +62,22 @@ def test_a_static_cache_gives_equal_tokens(
     dynamic = model.generate(**pair, max_new_tokens=6, do_sample=False)
     static = model.generate(**pair, max_new_tokens=6, do_sample=False, cache_implementation="static")
     assert static.tolist() == dynamic.tolist()
+
+
+def test_prompt_lookup_gives_equal_tokens(
+    model: PllavaForConditionalGeneration, processor: PllavaProcessor, pixels: Callable
+) -> None:
+    """It proposes what follows the prompt's last words elsewhere in it: here placeholders, which have no video."""
+    video = model.config.video_token_id
+    first, last = processor.tokenizer("red circle", add_special_tokens=False).input_ids[:2]
+    ids = torch.tensor([[last, *[video] * VIDEO_TOKENS, first, last]])
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "pixel_values_videos": pixels(1)}
+    options = {"max_new_tokens": 12, "do_sample": False, "suppress_tokens": [model.config.image_token_id, video]}
+    plain = model.generate(**inputs, **options)
+    assert model.generate(**inputs, **options, prompt_lookup_num_tokens=5).tolist() == plain.tolist()
+    del options["suppress_tokens"]
+    with pytest.raises(ValueError, match="With prompt lookup, pass the ids of both placeholders as `suppress_tokens`"):
+        model.generate(**inputs, **options, prompt_lookup_num_tokens=5)
 
 
 def test_generation_encodes_the_video_once(

@@ -25,7 +25,8 @@ def ask(server: ModelServer, *messages: dict, **options) -> str:
     assert "".join(each.delta.content or "" for each in streamed) == whole.message.content
     assert len(streamed) > 3, "the answer is one piece"
     assert streamed[-1].finish_reason == whole.finish_reason == "stop"
-    assert chunks[-1].usage == reply.usage
+    usages = [each.usage.model_dump(exclude={"prompt_tokens_details"}) for each in (chunks[-1], reply)]
+    assert usages[0] == usages[1]
     return whole.message.content
 
 
@@ -121,6 +122,36 @@ def test_sampling_follows_the_seed_and_the_stop_texts(nano_server: ModelServer, 
     streamed = client.create(model="nano", messages=messages, stop=word, stream=True)
     assert "".join(chunk.choices[0].delta.content or "" for chunk in streamed) == greedy[: greedy.index(word)]
     assert sample(stop="zzz") == greedy
+
+
+def test_later_requests_of_a_conversation_compute_only_what_is_new(
+    nano_server: ModelServer, nano_says: Callable, world: World
+) -> None:
+    """Also after an answer that was cut off by a stop text, and after another conversation."""
+    complete = partial(nano_server.client().chat.completions.create, model="nano", temperature=0)
+    clip, other = (user(video_part(data_uri(each)), text_part("Which shapes are there?")) for each in world.clips[4:6])
+    hits, prompts = (f"pllava_{name}_total" for name in ("prefix_cache_hits", "prompt_tokens"))
+    before = nano_server.metric(hits)
+    first = complete(messages=[clip])
+    assert first.usage.prompt_tokens_details.cached_tokens < 10, "the start, which all prompts have"
+    complete(messages=[other])
+    text = first.choices[0].message.content
+    messages, said = (
+        [clip],
+        [user({"type": "video", "path": str(world.clips[4])}, text_part("Which shapes are there?"))],
+    )
+    for options in ({}, {"stop": "e"}, {}):
+        turn = [{"role": "assistant", "content": text}, user(text_part("Describe the video."))]
+        messages, said, length = messages + turn, said + turn, nano_server.metric(prompts)
+        *_, last = complete(messages=messages, stream=True, **options)
+        reply = complete(messages=messages, **options)
+        length = (nano_server.metric(prompts) - length) / 2
+        assert last.usage.prompt_tokens_details.cached_tokens > 144
+        assert reply.usage.prompt_tokens_details.cached_tokens == length - 1, "all but the last token"
+        text = reply.choices[0].message.content
+        assert text == nano_says(said).partition(options.get("stop", "\n"))[0]
+    assert nano_server.metric(hits) - before > 6 * 144
+    assert f"{reply.usage.prompt_tokens_details.cached_tokens} cached, answer of" in nano_server.log
 
 
 def test_length_limits_are_kept_and_reported(nano_server: ModelServer, world: World) -> None:
