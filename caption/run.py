@@ -58,7 +58,7 @@ class Job:
         num_workers: Processes that identify and decode clips.
     """
 
-    clips: Iterable[Clip]
+    clips: Iterable[Clip | Failed]
     store: CaptionStore
     total: int | None = None
     split: Split | None = None
@@ -156,7 +156,7 @@ def _missing(job: Job, claims: WorkClaims, report: Report) -> Iterator[Numbered]
     """Yield the clips of this process that lack captions, each with the prompts that it lacks."""
     store, numbers = job.store, []
 
-    def mine() -> Iterator[Clip]:
+    def mine() -> Iterator[Clip | Failed]:
         """Yield the videos to identify. Workers read ahead, so a piece is claimed when that begins."""
         for number, piece in enumerate(_batches(job.clips, job.piece)):
             if claims.claim(number):

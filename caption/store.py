@@ -15,7 +15,7 @@ from itertools import chain
 from pathlib import Path
 
 from ..files import append_lines, is_disk_full, iterate_lines, new_file, to_lines
-from .clips import Clip, Row
+from .clips import HUB_SCHEME, Clip, Failed, Row
 from .rows import Settings, caption_id, differences
 
 
@@ -61,8 +61,8 @@ class CaptionStore:
         if "error" in row:
             self._errors[_place(row)] = row["error"]
             return
-        if "path" in row:
-            self._files[row["path"]] = row.get("bytes"), row.get("mtime_ns"), row["sha256"]
+        if "path" in row or HUB_SCHEME in row["video"]:  # a file of a dataset stands at a commit
+            self._files[row.get("path", row["video"])] = row.get("bytes"), row.get("mtime_ns"), row["sha256"]
         for path in row.get("copies", ()):
             self._files.setdefault(path, (None, None, row["sha256"]))
         if "id" in row and not (self.retry_flagged and row.get("flags") and not row.get("retried")):
@@ -70,11 +70,15 @@ class CaptionStore:
 
     # --- what is missing ---------------------------------------------------------------------------------------------
 
-    def recognise(self, clip: Clip) -> Clip:
+    def recognise(self, clip: Clip | Failed) -> Clip | Failed:
         """
         Return the clip with the size and the time of modification of its file, and with its hash if a file of the
         same path, size and time is in the store: then it is not read again.
         """
+        if isinstance(clip, Failed):
+            return clip
+        if clip.is_hub_file:
+            return replace(clip, sha256=self._files.get(clip.video, (None,))[-1])
         if clip.path is None:
             return clip
         try:

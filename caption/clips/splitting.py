@@ -26,10 +26,14 @@ class Identify:
 
     split: Split | None = None
 
-    def __call__(self, clip: Clip) -> list[Clip] | Failed:
+    def __call__(self, clip: Clip | Failed) -> list[Clip] | Failed:
+        if isinstance(clip, Failed):
+            return clip
         try:
             if clip.sha256 is None:
-                clip = replace(clip, sha256=content_hash(find_medium(clip.source)))
+                source = clip.load()
+                content = source if isinstance(source, bytes) else None  # of a file that was downloaded, too
+                clip = replace(clip, sha256=content_hash(find_medium(source)), content=content)
             if self.split is None:
                 return [clip]
             if is_remote(clip.video):
@@ -39,8 +43,8 @@ class Identify:
             return Failed(clip, str(error))
 
     @staticmethod
-    def lost(clip: Clip, reason: str) -> Failed:
-        return Failed(clip, f"Cannot read {clip.video}: {reason}")
+    def lost(clip: Clip | Failed, reason: str) -> Failed:
+        return clip if isinstance(clip, Failed) else Failed(clip, f"Cannot read {clip.video}: {reason}")
 
 
 @dataclass(frozen=True)
@@ -54,7 +58,7 @@ class Windows:
     stride: float
 
     def __call__(self, clip: Clip) -> list[Bounds]:
-        _, metadata = load_frames(clip.source, lambda metadata: [0])
+        _, metadata = load_frames(clip.load(), lambda metadata: [0])
         if not (duration := metadata.duration):
             raise VideoDecodeError(f"Cannot split {clip.video}: its length is not known")
         starts, end = [clip.start or 0.0], min(clip.end or duration, duration)
