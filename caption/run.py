@@ -12,6 +12,7 @@ Caption clips, each once. A clip is
 import os
 import shutil
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -29,7 +30,7 @@ from ..workers import DECODE_TIMEOUT, ordered_map
 from .captioners.decoding import Decode, Decoded
 from .captioners.local import LocalCaptioner
 from .captioners.served import served_rows
-from .clips import Clip, Failed, Identify, Row, Split
+from .clips import Clip, Failed, Identify, Row, Scenes, Split
 from .quality import nearest_clips
 from .report import Report
 from .rows import Settings
@@ -154,27 +155,30 @@ class _Progress:
 
 def _missing(job: Job, claims: WorkClaims, report: Report) -> Iterator[Numbered]:
     """Yield the clips of this process that lack captions, each with the prompts that it lacks."""
-    store, numbers = job.store, []
+    store, identifying = job.store, deque[tuple[int, Clip | Failed]]()
 
     def mine() -> Iterator[Clip | Failed]:
         """Yield the videos to identify. Workers read ahead, so a piece is claimed when that begins."""
         for number, piece in enumerate(_batches(job.clips, job.piece)):
             if claims.claim(number):
                 for clip in map(store.recognise, piece):
-                    numbers.append(number)
+                    identifying.append((number, clip))
                     yield clip
 
     identify, ahead = Identify(job.split), 2 * job.piece * job.num_workers
     timeout = DECODE_TIMEOUT if job.split is None else SPLIT_TIMEOUT
     identified = ordered_map(identify, mine(), job.num_workers, ahead, timeout, identify.lost)
-    for number, found in enumerate(identified):
+    for found in identified:
+        number, video = identifying.popleft()
         if isinstance(found, Failed):
-            yield numbers[number], found
+            yield number, found
             continue
+        if isinstance(job.split, Scenes):
+            job.split.remember(found[0].sha256, (video.start, video.end), [(part.start, part.end) for part in found])
         for clip in found:
             missing = store.claim(clip)
             if missing is not None:
-                yield numbers[number], missing
+                yield number, missing
             elif store.is_copy(clip):
                 store.note_copy(clip)
                 report.copies += 1

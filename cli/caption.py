@@ -123,7 +123,7 @@ def caption(
         raise UsageError("--push-clips, --private and --license are about a dataset on the Hub: name it with --push")
     publish_captions = _find_publisher(push) if push else None
     model: options.ModelOptions = context.obj
-    split, prompts = _find_split(window, stride, scenes), prompt or [PROMPT]
+    split, prompts = _find_split(window, stride, scenes, out), prompt or [PROMPT]
     clips, total = find_clips(paths, prompts, (start, end)), count_clips(paths)
     gate = gate_for(paths, allowed_media_domains, others=total is None)
     settings: dict[str, Any] = {"max_new_tokens": max_new_tokens}
@@ -156,16 +156,17 @@ def caption(
         raise typer.Exit(1)
 
 
-def _find_split(window: float | None, stride: float | None, scenes: bool) -> "Split | None":
+def _find_split(window: float | None, stride: float | None, scenes: bool, out: Path) -> "Split | None":
     """Return what splits videos into parts, or None."""
     from pllava.caption import Scenes, Windows
+    from pllava.distributed import join_processes
 
     if stride and not window:
         raise UsageError("--stride is from one window to the next: give their length with --window")
     if scenes and window:
         raise UsageError("Choose one of --scenes and --window")
     if scenes:
-        return Scenes()
+        return Scenes(out, join_processes().process_index)
     return Windows(window, stride or window) if window else None
 
 
