@@ -31,7 +31,7 @@ from .captioners.decoding import Decode, Decoded
 from .captioners.local import LocalCaptioner
 from .captioners.served import served_rows
 from .clips import Clip, Failed, Identify, Row, Scenes, Split
-from .quality import nearest_clips
+from .quality import NearestClips
 from .report import Report
 from .rows import Settings
 from .store import CaptionStore
@@ -126,9 +126,19 @@ def caption_clips(job: Job, source: CaptionSource) -> Report:
     return Report.total(reports)
 
 
-def finish(store: CaptionStore, near_duplicates: bool = False) -> None:
-    """Merge the files of all processes, and look for clips that look alike. Call it in the main process."""
-    store.merge(*((nearest_clips(store.rows()), True) if near_duplicates else ()))
+def finish(store: CaptionStore, near_duplicates: bool = False) -> int:
+    """
+    Merge the files of all processes, and look for clips that look alike. Call it in the main process.
+
+    Returns:
+        The number of clips that could not be compared, since they were captioned without `near_duplicates`.
+    """
+    if not near_duplicates:
+        store.merge()
+        return 0
+    nearest = NearestClips(row for row in store.rows() if "caption" in row)
+    store.merge(nearest.add_to, rewrite=True)
+    return nearest.without_embedding
 
 
 class _Progress:

@@ -162,7 +162,8 @@ class CaptionStore:
 
     def _choose(self) -> tuple[list[bool], dict[str, list[str]]]:
         """Return for each row whether it is kept, and the names of copies by the id of their caption."""
-        best: dict[str, tuple[bool, int, str]] = {}  # of a caption: if its best line has flags, its number and name
+        # Of a caption: if its best line has flags, if nobody has tried to do better, its number and its name
+        best: dict[str, tuple[bool, bool, int, str]] = {}
         last_error: dict[str, int] = {}
         captioned: set[str] = set()
         copies: dict[str, list[str]] = defaultdict(list)
@@ -177,12 +178,12 @@ class CaptionStore:
             if "copy_of" in row:
                 copies[row["copy_of"]].append(name)
                 continue
-            line = bool(row.get("flags")), number, name
+            line = bool(row.get("flags")), not row.get("retried"), number, name
             other = best.setdefault(row["id"], line)
-            if other[2] != name:  # two processes captioned copies at the same time
-                copies[row["id"]] += [name, other[2]]
+            if other[-1] != name:  # two processes captioned copies at the same time
+                copies[row["id"]] += [name, other[-1]]
             best[row["id"]] = min(line, other)
-        numbers = {number for _, number, _ in best.values()}
+        numbers = {number for *_, number, _ in best.values()}
         numbers |= {number for place, number in last_error.items() if place not in captioned}
         return [number in numbers for number in range(total)], copies
 

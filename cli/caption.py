@@ -188,7 +188,8 @@ def _finish(store: "CaptionStore", out: Path, near_duplicates: bool, with_rows: 
     from pllava.caption import finish
     from pllava.caption.export import write_table
 
-    finish(store, near_duplicates)
+    if without := finish(store, near_duplicates):
+        typer.echo(f"{without} clips were captioned without --near-duplicates, and are compared with no others")
     if out.suffix != ".jsonl":
         write_table(store.rows(), out)
     return [row for row in store.rows() if "caption" in row] if with_rows else []
