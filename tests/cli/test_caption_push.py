@@ -158,7 +158,8 @@ def test_captions_are_pushed_and_appended(hub, caption, push, checkpoint, clips,
     streamed = [json.loads(line) for line in python(STREAM, "me/captions")]
     assert [row["video"] for row in streamed] == ["0.mp4", "1.mp4"]
     for row, line in zip(streamed, lines[:2], strict=True):
-        assert row.items() >= {name: line[name] for name in line if name not in ("video", "path", "model")}.items()
+        local = ("id", "video", "path", "bytes", "mtime_ns", "model")
+        assert row.items() >= {name: line[name] for name in line if name not in local}.items()
         assert (row["revision"], row["model"]) == (fingerprint(checkpoint), os.path.basename(checkpoint))
         assert row["start"] is None and row["adapter"] is None
     second = push("me/captions", *clips, "broken.mp4")
@@ -218,6 +219,22 @@ for row in json.loads(sys.argv[1]):
     card = (repository(hub, "me/keys") / "README.md").read_text()
     assert "7 captions of 2 video clips," in card
     assert "| Describe the video. | 6 |" in card and "| What \\| moves? | 1 |" in card
+
+
+def test_captions_of_several_prompts_and_parts_are_rows(hub, push, clips):
+    options = ["--window", "1", "--prompt", "What moves?", "--prompt", "Where?"]
+    first = push("me/parts", clips[0], *options)
+    assert "me/parts: 4 captions added, 0 were there before" in first.stdout, first.stderr
+    assert (
+        "me/parts: 2 captions added, 4 were there before"
+        in push("me/parts", clips[0], *options, "--end", "1.5").stdout
+    )
+    rows = rows_of(hub, "me/parts")
+    assert [(row["start"], row["end"], row["prompt"]) for row in rows] == [
+        (start, end, prompt) for start, end in ((0, 1), (1, 2), (1, 1.5)) for prompt in ("What moves?", "Where?")
+    ]
+    assert all(row["flags"] == ["truncated"] and len(row["frames"]) == row["num_frames"] for row in rows)
+    assert len({row["prompt_hash"] for row in rows}) == 2 and max(rows[0]["frames"]) <= 10 <= min(rows[2]["frames"])
 
 
 INTERRUPTED = """
