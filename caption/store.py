@@ -53,6 +53,8 @@ class CaptionStore:
     def _check(self, row: Row) -> None:
         if not isinstance(row.get("video"), str):
             raise ValueError(f'{self.file} has a line without a "video", so it is not of this command: name another')
+        if "caption" in row and not row.keys() >= {"id", "sha256"}:
+            raise ValueError(f'{self.file} has a caption without "id" and "sha256", of an older version: name another')
         if "caption" in row and (different := differences(row, self.settings)):
             old, new = different
             raise ValueError(f"{self.file} has captions made with {old}, not with {new}: name another --out")

@@ -184,7 +184,7 @@ def _load(
 
 
 def _finish(store: "CaptionStore", out: Path, near_duplicates: bool, with_rows: bool) -> list["Row"]:
-    """Merge the files of all processes, and write the table. Returns the rows with captions, if they are wanted."""
+    """Merge the files of all processes, and write the table. Returns the rows, if they are wanted."""
     from pllava.caption import finish
     from pllava.caption.export import write_table
 
@@ -192,7 +192,7 @@ def _finish(store: "CaptionStore", out: Path, near_duplicates: bool, with_rows: 
         typer.echo(f"{without} clips were captioned without --near-duplicates, and are compared with no others")
     if out.suffix != ".jsonl":
         write_table(store.rows(), out)
-    return [row for row in store.rows() if "caption" in row] if with_rows else []
+    return list(store.rows()) if with_rows else []
 
 
 def _is_launched() -> bool:
