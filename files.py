@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import platform
+import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -34,8 +35,11 @@ def iterate_lines(file: Path, *names: str) -> Iterator[dict[str, Any]]:
         return
     with file.open("rb") as lines:
         for number, line in enumerate(lines, start=1):
-            if line.strip() and (line.endswith(b"\n") or not _is_truncated(line)):
+            is_whole = line.endswith(b"\n")
+            if line.strip() and (is_whole or not _is_truncated(line)):
                 yield _parse_object(line, f"{file}, line {number}", names)
+            if not is_whole:  # what another process adds meanwhile is the rest of this line
+                return
 
 
 def read_object(file: Path, *names: str) -> dict[str, Any]:
@@ -82,8 +86,9 @@ def append_lines(file: Path, rows: Iterable[dict[str, Any]]) -> None:
 
 
 def to_lines(rows: Iterable[dict[str, Any]]) -> str:
-    """Return the rows as JSON Lines."""
-    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    """Return the rows as JSON Lines. A name of a file that is not UTF-8 is escaped, and read again as it was."""
+    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    return re.sub("[\ud800-\udfff]", lambda match: f"\\u{ord(match[0]):x}", lines)
 
 
 def replace_file(file: Path, content: str | bytes) -> None:

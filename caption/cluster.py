@@ -68,9 +68,9 @@ class ClusterModel(CaptionSource):
         with needs_extra("ray"):
             import ray.data  # noqa: F401 (an error before any work)
 
-    def identify(self, clips: Iterator[Clip], job: Job) -> Iterator[list[Clip] | Failed]:
+    def identify(self, clips: Iterator[Clip | Failed], job: Job) -> Iterator[list[Clip] | Failed]:
         # The processes of the cluster have working folders of their own
-        absolute = (replace(clip, video=clip.path or clip.video) for clip in clips)
+        absolute = (replace(clip, video=clip.path) if isinstance(clip, Clip) and clip.path else clip for clip in clips)
         options = {"function": Identify(job.split), "seconds": job.identify_timeout}
 
         def stages(dataset: "Dataset") -> "Dataset":

@@ -56,7 +56,8 @@ def _write_parquet(rows: Iterable[Row], file: Path) -> None:
     schema = pa.schema([(name, types[type]) for name, type in COLUMNS.items()])
     with pq.ParquetWriter(file, schema) as writer:
         for group in _groups(rows):
-            writer.write_table(pa.Table.from_pylist(group, schema))
+            readable = [{name: _readable(value) for name, value in row.items()} for row in group]
+            writer.write_table(pa.Table.from_pylist(readable, schema))
 
 
 def _write_csv(rows: Iterable[Row], file: Path) -> None:
@@ -68,7 +69,12 @@ def _write_csv(rows: Iterable[Row], file: Path) -> None:
 
 
 def _cell(value: Any) -> Any:
-    return json.dumps(value) if isinstance(value, list) else value
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, list) else _readable(value)
+
+
+def _readable(value: Any) -> Any:
+    """Escape what is not UTF-8 in the name of a file: tables cannot hold it."""
+    return value.encode(errors="backslashreplace").decode() if isinstance(value, str) else value
 
 
 def _groups(rows: Iterable[Row]) -> Iterator[list[Row]]:

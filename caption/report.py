@@ -65,7 +65,7 @@ class Report:
                 self.failed += 1
                 self.reasons[_reason(row)] += 1
                 continue
-            captioned.add((row["video"], row.get("start"), row.get("end")))
+            captioned.add((row["video"], row["sha256"], row.get("start"), row.get("end")))
             self.captions += 1
             self.flags.update(row.get("flags", ()))
         self.captioned += len(captioned)

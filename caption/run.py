@@ -12,6 +12,7 @@ Caption clips, each once. A clip is
 import os
 import shutil
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -29,8 +30,8 @@ from ..workers import DECODE_TIMEOUT, ordered_map
 from .captioners.decoding import Decode, Decoded
 from .captioners.local import LocalCaptioner
 from .captioners.served import served_rows
-from .clips import Clip, Failed, Identify, Row, Split
-from .quality import nearest_clips
+from .clips import Clip, Failed, Identify, Row, Scenes, Split
+from .quality import NearestClips
 from .report import Report
 from .rows import Settings
 from .store import CaptionStore
@@ -58,7 +59,7 @@ class Job:
         num_workers: Processes that identify and decode clips.
     """
 
-    clips: Iterable[Clip]
+    clips: Iterable[Clip | Failed]
     store: CaptionStore
     total: int | None = None
     split: Split | None = None
@@ -95,7 +96,7 @@ def hold(file: Path) -> Iterator[None]:
 class CaptionSource(Protocol):
     """Where captions come from: a [`LocalModel`], a [`ServedModel`], or a [`ClusterModel`]."""
 
-    def identify(self, clips: Iterator[Clip], job: Job) -> Iterator[list[Clip] | Failed]:
+    def identify(self, clips: Iterator[Clip | Failed], job: Job) -> Iterator[list[Clip] | Failed]:
         """Yield the parts of each clip with its hash, or why it cannot be read, in the order of the clips."""
         identify, ahead = Identify(job.split), 2 * job.piece * job.num_workers
         return ordered_map(identify, clips, job.num_workers, ahead, job.identify_timeout, identify.lost)
@@ -135,9 +136,19 @@ def caption_clips(job: Job, source: CaptionSource) -> Report:
     return Report.total(reports)
 
 
-def finish(store: CaptionStore, near_duplicates: bool = False) -> None:
-    """Merge the files of all processes, and look for clips that look alike. Call it in the main process."""
-    store.merge(*((nearest_clips(store.rows()), True) if near_duplicates else ()))
+def finish(store: CaptionStore, near_duplicates: bool = False) -> int:
+    """
+    Merge the files of all processes, and look for clips that look alike. Call it in the main process.
+
+    Returns:
+        The number of clips that could not be compared, since they were captioned without `near_duplicates`.
+    """
+    if not near_duplicates:
+        store.merge()
+        return 0
+    nearest = NearestClips(row for row in store.rows() if "caption" in row)
+    store.merge(nearest.add_to, rewrite=True)
+    return nearest.without_embedding
 
 
 class _Progress:
@@ -164,24 +175,27 @@ class _Progress:
 
 def _missing(job: Job, source: CaptionSource, claims: WorkClaims, report: Report) -> Iterator[Numbered]:
     """Yield the clips of this process that lack captions, each with the prompts that it lacks."""
-    store, numbers = job.store, []
+    store, identifying = job.store, deque[tuple[int, Clip | Failed]]()
 
-    def mine() -> Iterator[Clip]:
+    def mine() -> Iterator[Clip | Failed]:
         """Yield the videos to identify. Workers read ahead, so a piece is claimed when that begins."""
         for number, piece in enumerate(batches(job.clips, job.piece)):
             if claims.claim(number):
                 for clip in map(store.recognise, piece):
-                    numbers.append(number)
+                    identifying.append((number, clip))
                     yield clip
 
-    for number, found in enumerate(source.identify(mine(), job)):
+    for found in source.identify(mine(), job):
+        number, video = identifying.popleft()
         if isinstance(found, Failed):
-            yield numbers[number], found
+            yield number, found
             continue
+        if isinstance(job.split, Scenes):
+            job.split.remember(found[0].sha256, (video.start, video.end), [(part.start, part.end) for part in found])
         for clip in found:
             missing = store.claim(clip)
             if missing is not None:
-                yield numbers[number], missing
+                yield number, missing
             elif store.is_copy(clip):
                 store.note_copy(clip)
                 report.copies += 1

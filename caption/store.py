@@ -15,7 +15,7 @@ from itertools import chain
 from pathlib import Path
 
 from ..files import append_lines, is_disk_full, iterate_lines, new_file, to_lines
-from .clips import Clip, Row
+from .clips import HUB_SCHEME, Clip, Failed, Row
 from .rows import Settings, caption_id, differences
 
 
@@ -53,6 +53,8 @@ class CaptionStore:
     def _check(self, row: Row) -> None:
         if not isinstance(row.get("video"), str):
             raise ValueError(f'{self.file} has a line without a "video", so it is not of this command: name another')
+        if "caption" in row and not row.keys() >= {"id", "sha256"}:
+            raise ValueError(f'{self.file} has a caption without "id" and "sha256", of an older version: name another')
         if "caption" in row and (different := differences(row, self.settings)):
             old, new = different
             raise ValueError(f"{self.file} has captions made with {old}, not with {new}: name another --out")
@@ -61,8 +63,8 @@ class CaptionStore:
         if "error" in row:
             self._errors[_place(row)] = row["error"]
             return
-        if "path" in row:
-            self._files[row["path"]] = row.get("bytes"), row.get("mtime_ns"), row["sha256"]
+        if "path" in row or HUB_SCHEME in row["video"]:  # a file of a dataset stands at a commit
+            self._files[row.get("path", row["video"])] = row.get("bytes"), row.get("mtime_ns"), row["sha256"]
         for path in row.get("copies", ()):
             self._files.setdefault(path, (None, None, row["sha256"]))
         if "id" in row and not (self.retry_flagged and row.get("flags") and not row.get("retried")):
@@ -70,11 +72,15 @@ class CaptionStore:
 
     # --- what is missing ---------------------------------------------------------------------------------------------
 
-    def recognise(self, clip: Clip) -> Clip:
+    def recognise(self, clip: Clip | Failed) -> Clip | Failed:
         """
         Return the clip with the size and the time of modification of its file, and with its hash if a file of the
         same path, size and time is in the store: then it is not read again.
         """
+        if isinstance(clip, Failed):
+            return clip
+        if clip.is_hub_file:
+            return replace(clip, sha256=self._files.get(clip.video, (None,))[-1])
         if clip.path is None:
             return clip
         try:
@@ -158,7 +164,8 @@ class CaptionStore:
 
     def _choose(self) -> tuple[list[bool], dict[str, list[str]]]:
         """Return for each row whether it is kept, and the names of copies by the id of their caption."""
-        best: dict[str, tuple[bool, int, str]] = {}  # of a caption: if its best line has flags, its number and name
+        # Of a caption: if its best line has flags, if nobody has tried to do better, its number and its name
+        best: dict[str, tuple[bool, bool, int, str]] = {}
         last_error: dict[str, int] = {}
         captioned: set[str] = set()
         copies: dict[str, list[str]] = defaultdict(list)
@@ -173,12 +180,12 @@ class CaptionStore:
             if "copy_of" in row:
                 copies[row["copy_of"]].append(name)
                 continue
-            line = bool(row.get("flags")), number, name
+            line = bool(row.get("flags")), not row.get("retried"), number, name
             other = best.setdefault(row["id"], line)
-            if other[2] != name:  # two processes captioned copies at the same time
-                copies[row["id"]] += [name, other[2]]
+            if other[-1] != name:  # two processes captioned copies at the same time
+                copies[row["id"]] += [name, other[-1]]
             best[row["id"]] = min(line, other)
-        numbers = {number for _, number, _ in best.values()}
+        numbers = {number for *_, number, _ in best.values()}
         numbers |= {number for place, number in last_error.items() if place not in captioned}
         return [number in numbers for number in range(total)], copies
 

@@ -139,7 +139,7 @@ def caption(
     publish_captions = _find_publisher(push) if push else None
     model: options.ModelOptions = context.obj
     _check_cluster(context, ray, endpoint)
-    split, prompts = _find_split(window, stride, scenes), prompt or [PROMPT]
+    split, prompts = _find_split(window, stride, scenes, out), prompt or [PROMPT]
     clips, total = find_clips(paths, prompts, (start, end)), count_clips(paths)
     gate = gate_for(paths, allowed_media_domains, others=total is None)
     settings: dict[str, Any] = {"max_new_tokens": max_new_tokens}
@@ -173,16 +173,17 @@ def caption(
         raise typer.Exit(1)
 
 
-def _find_split(window: float | None, stride: float | None, scenes: bool) -> "Split | None":
+def _find_split(window: float | None, stride: float | None, scenes: bool, out: Path) -> "Split | None":
     """Return what splits videos into parts, or None."""
     from pllava.caption import Scenes, Windows
+    from pllava.distributed import join_processes
 
     if stride and not window:
         raise UsageError("--stride is from one window to the next: give their length with --window")
     if scenes and window:
         raise UsageError("Choose one of --scenes and --window")
     if scenes:
-        return Scenes()
+        return Scenes(out, join_processes().process_index)
     return Windows(window, stride or window) if window else None
 
 
@@ -214,14 +215,15 @@ def _load(
 
 
 def _finish(store: "CaptionStore", out: Path, near_duplicates: bool, with_rows: bool) -> list["Row"]:
-    """Merge the files of all processes, and write the table. Returns the rows with captions, if they are wanted."""
+    """Merge the files of all processes, and write the table. Returns the rows, if they are wanted."""
     from pllava.caption import finish
     from pllava.caption.export import write_table
 
-    finish(store, near_duplicates)
+    if without := finish(store, near_duplicates):
+        typer.echo(f"{without} clips were captioned without --near-duplicates, and are compared with no others")
     if out.suffix != ".jsonl":
         write_table(store.rows(), out)
-    return [row for row in store.rows() if "caption" in row] if with_rows else []
+    return list(store.rows()) if with_rows else []
 
 
 def _is_launched() -> bool:

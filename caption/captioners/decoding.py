@@ -52,7 +52,7 @@ class Decode:
                 if clip.content is None and is_remote(clip.video):
                     frames, metadata = self.gate.load_video(clip.video, self.processor.video_processor, *bounds)
                 else:
-                    frames, metadata = sample_frames(self.processor.video_processor, clip.source, *bounds)
+                    frames, metadata = sample_frames(self.processor.video_processor, clip.load(), *bounds)
         except (OSError, MediaRefused, VideoDecodeError) as error:
             return Failed(clip, str(error))
         indices = [int(index) for index in metadata.frames_indices]

@@ -34,8 +34,8 @@ def _caption(endpoint: "Endpoint", clip: Clip | Failed, settings: Settings, gate
 
     if isinstance(clip, Failed):
         return [clip.row]
-    sample = Sample("", "", clip.source, clip.prompts, start=clip.start, end=clip.end)
     try:
+        sample = Sample("", "", clip.load(), clip.prompts, start=clip.start, end=clip.end)
         video = endpoint.video_part(sample, gate)
     except (OSError, ValueError) as error:
         return [Failed(clip, str(error)).row]

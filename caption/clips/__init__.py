@@ -1,7 +1,19 @@
 """The clips that are captioned: where they come from, what they hold, and the parts that they have."""
 
-from .clip import Bounds, Clip, Failed, Row
+from .clip import HUB_SCHEME, Bounds, Clip, Failed, Row
 from .finding import count_clips, find_clips
 from .splitting import Identify, Scenes, Split, Windows
 
-__all__ = ["Bounds", "Clip", "Failed", "Identify", "Row", "Scenes", "Split", "Windows", "count_clips", "find_clips"]
+__all__ = [
+    "HUB_SCHEME",
+    "Bounds",
+    "Clip",
+    "Failed",
+    "Identify",
+    "Row",
+    "Scenes",
+    "Split",
+    "Windows",
+    "count_clips",
+    "find_clips",
+]

@@ -1,11 +1,14 @@
 """A clip: a video or a part of it, and what is asked about it."""
 
 import os
+from collections.abc import Hashable
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
-from ...video_source_pllava import is_address, public_name
+from ...video_source_pllava import is_address
+from ...workers import with_retries
 
+HUB_SCHEME = "hf://datasets/"  # also the files of a dataset, at a commit: "hf://datasets/USER/NAME@COMMIT/FILE"
 Row = dict[str, Any]  # a line of the output file
 Bounds = tuple[float | None, float | None]  # in seconds
 
@@ -16,7 +19,7 @@ class Clip:
     A video, or a part of it, and the prompts about it.
 
     Args:
-        video: Its name: the path as it was passed, the address, or the name of a dataset's row.
+        video: Its name: the path as it was passed, the address, or the name of a list's row.
         prompts: The questions, each of which gets a caption.
         start, end: Bounds of a part, in seconds.
         content: The bytes of the file, if `video` is only a name.
@@ -39,14 +42,28 @@ class Clip:
         return None if self.content is not None or is_address(self.video) else os.path.abspath(self.video)
 
     @property
-    def place(self) -> list[Any]:
-        """What tells clips apart whose content cannot be read: the path or the name, and the bounds."""
-        return [self.path or public_name(self.video), self.start, self.end]
+    def key(self) -> tuple[Hashable, ...]:
+        """What tells clips apart before they are read."""
+        return self.path or self.video, self.start, self.end, hash(self.content)
 
     @property
-    def source(self) -> str | bytes:
-        """What is decoded: a path, an address or the bytes of a file."""
-        return self.video if self.content is None else self.content
+    def is_hub_file(self) -> bool:
+        """Whether it is a file of a dataset on the Hub, at a commit, and thus never another one."""
+        return self.content is None and HUB_SCHEME in self.video
+
+    def load(self) -> str | bytes:
+        """
+        Return what is decoded: a path, an address or the bytes of a file. A dataset's file is downloaded.
+
+        Raises:
+            OSError: if it cannot be downloaded.
+        """
+        if not self.is_hub_file:
+            return self.video if self.content is None else self.content
+        try:
+            return with_retries(_download, self.video)
+        except Exception as error:  # of fsspec's file systems
+            raise OSError(f"Cannot read {self.video}: {error}") from error
 
     def part(self, bounds: Bounds) -> Self:
         """Return the part of this video between two times."""
@@ -67,6 +84,13 @@ class Clip:
         }
         optional = ("path", "bytes", "mtime_ns", "start", "end")
         return {name: value for name, value in described.items() if value is not None or name not in optional}
+
+
+def _download(address: str) -> bytes:
+    import fsspec
+
+    with fsspec.open(address, "rb") as file:
+        return file.read()
 
 
 @dataclass(frozen=True)

@@ -8,23 +8,27 @@ from pathlib import Path
 from ...files import VIDEO_SUFFIXES
 from ...video_images_pllava import IMAGE_SUFFIXES
 from ...video_source_pllava import is_address
-from .clip import Bounds, Clip
-from .lists import HUB_SCHEME, LIST_SUFFIXES, read_dataset, read_list
+from .clip import HUB_SCHEME, Bounds, Clip, Failed
+from .lists import LIST_SUFFIXES, read_dataset, read_list
 
 NAMED_IN_ERROR = 3
 
 
-def find_clips(places: Sequence[str], prompts: Sequence[str], bounds: Bounds = (None, None)) -> Iterator[Clip]:
+def find_clips(
+    places: Sequence[str], prompts: Sequence[str], bounds: Bounds = (None, None)
+) -> Iterator[Clip | Failed]:
     """
     Yield the clips at these places, each once: videos, addresses of videos, folders of frames, folders that are
-    searched for both, lists (JSON Lines, CSV, Parquet), and datasets on the Hub (`hf://datasets/USER/NAME`).
+    searched for both, lists (JSON Lines, CSV, Parquet), and datasets on the Hub (`hf://datasets/USER/NAME`). A row of
+    a list that is wrong becomes a [`Failed`].
 
     Args:
         prompts: For the videos, and for the rows of lists without a prompt of their own.
         bounds: Start and end in seconds, for the videos and for the rows without bounds of their own.
 
     Raises:
-        ValueError: if a place does not exist, or has no videos: before the first clip.
+        ValueError: before the first clip, if a place does not exist or has no videos, or if the first row of a list is
+            wrong.
     """
     missing = [place for place in places if not (is_address(place) or _is_dataset(place) or os.path.exists(place))]
     if missing:
@@ -43,7 +47,7 @@ def count_clips(places: Sequence[str]) -> int | None:
     return sum(len(_search(Path(place))) if os.path.isdir(place) else 1 for place in places)
 
 
-def _find(place: str, prompts: tuple[str, ...], bounds: Bounds) -> Iterable[Clip]:
+def _find(place: str, prompts: tuple[str, ...], bounds: Bounds) -> Iterable[Clip | Failed]:
     if _is_dataset(place):
         return read_dataset(place, prompts, bounds)
     if _is_list(place):
@@ -76,10 +80,11 @@ def _search(folder: Path) -> list[str]:
     return videos or ([str(folder)] if has_images else [])
 
 
-def _each_once(clips: Iterable[Clip]) -> Iterator[Clip]:
+def _each_once(clips: Iterable[Clip | Failed]) -> Iterator[Clip | Failed]:
     seen = set()
     for clip in clips:
-        key = hash((*clip.place, clip.prompts))  # a number takes little memory, for millions of clips
+        # A number takes little memory, for millions of clips
+        key = hash(clip.clip.video if isinstance(clip, Failed) else (*clip.key, clip.prompts))
         if key not in seen:
             seen.add(key)
             yield clip

@@ -2,16 +2,20 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from glob import escape
+from itertools import chain
+from math import floor
 from pathlib import Path
-from tempfile import NamedTemporaryFile
 
 from ...data.media import content_hash, find_medium
 from ...extras import needs_extra
+from ...files import append_lines, iterate_lines
 from ...media.batch import is_remote
 from ...video_decoding_pllava import load_frames
-from ...video_source_pllava import VideoDecodeError
+from ...video_source_pllava import VideoDecodeError, resolve
 from .clip import Bounds, Clip, Failed
 
+MIN_SCENE = 0.6  # seconds, the default of PySceneDetect's command; that of its library is 15 frames at any rate
 Split = Callable[[Clip], list[Bounds]]
 
 
@@ -26,10 +30,14 @@ class Identify:
 
     split: Split | None = None
 
-    def __call__(self, clip: Clip) -> list[Clip] | Failed:
+    def __call__(self, clip: Clip | Failed) -> list[Clip] | Failed:
+        if isinstance(clip, Failed):
+            return clip
         try:
             if clip.sha256 is None:
-                clip = replace(clip, sha256=content_hash(find_medium(clip.source)))
+                source = clip.load()
+                content = source if isinstance(source, bytes) else None  # of a file that was downloaded, too
+                clip = replace(clip, sha256=content_hash(find_medium(source)), content=content)
             if self.split is None:
                 return [clip]
             if is_remote(clip.video):
@@ -39,52 +47,88 @@ class Identify:
             return Failed(clip, str(error))
 
     @staticmethod
-    def lost(clip: Clip, reason: str) -> Failed:
-        return Failed(clip, f"Cannot read {clip.video}: {reason}")
+    def lost(clip: Clip | Failed, reason: str) -> Failed:
+        return clip if isinstance(clip, Failed) else Failed(clip, f"Cannot read {clip.video}: {reason}")
 
 
 @dataclass(frozen=True)
 class Windows:
     """
-    Splits a video into windows of equal length. They begin every `stride` seconds, as long as half a window is left;
-    the last one ends with the video.
+    Splits a video into windows of equal length, in seconds. They begin every `stride` seconds, as long as half a
+    window is left; less than that belongs to the last one.
     """
 
     length: float
     stride: float
 
     def __call__(self, clip: Clip) -> list[Bounds]:
-        _, metadata = load_frames(clip.source, lambda metadata: [0])
+        _, metadata = load_frames(clip.load(), lambda metadata: [0])
         if not (duration := metadata.duration):
             raise VideoDecodeError(f"Cannot split {clip.video}: its length is not known")
-        starts, end = [clip.start or 0.0], min(clip.end or duration, duration)
-        while starts[-1] + self.stride + self.length / 2 <= end:
-            starts.append(starts[-1] + self.stride)
-        ends = [min(start + self.length, end) for start in starts[:-1]] + [end]
+        first, end = clip.start or 0.0, min(clip.end or duration, duration)
+        if first >= end:
+            raise VideoDecodeError(f"Cannot split {clip.video}: it ends at {duration:g} s, before {first:g} s")
+        count = max(0, floor((end - first - self.length / 2) / self.stride)) + 1
+        starts = [first + number * self.stride for number in range(count)]
+        ends = [min(start + self.length, end) for start in starts]
+        if end - ends[-1] < self.length / 2:
+            ends[-1] = end
         return list(zip(starts, ends, strict=True))
 
 
 class Scenes:
-    """Splits a video where PySceneDetect finds a cut. A video without cuts is one scene."""
+    """
+    Splits a video where PySceneDetect finds a cut. A video without cuts is one scene.
 
-    def __init__(self):
+    Args:
+        captions: The file of captions. What is found is remembered beside it, in `NAME.scenes.jsonl`, since whole
+            films are decoded for it. Each process but the main one has its own file, `NAME.scenes.part-RANK.jsonl`.
+        rank: The rank of this process.
+    """
+
+    def __init__(self, captions: Path, rank: int = 0):
         with needs_extra("scenes"):
             import scenedetect  # noqa: F401 (an error before any work)
+        stem = f"{captions.stem}.scenes"
+        self._file = captions.with_name(f"{stem}.part-{rank}.jsonl" if rank else f"{stem}.jsonl")
+        files = [captions.with_name(f"{stem}.jsonl"), *captions.parent.glob(f"{escape(stem)}.part-*.jsonl")]
+        rows = chain.from_iterable(iterate_lines(file, "sha256", "scenes") for file in files)
+        self._known = {(row["sha256"], row["start"], row["end"]): row["scenes"] for row in rows}
 
     def __call__(self, clip: Clip) -> list[Bounds]:
-        from scenedetect import AdaptiveDetector, detect
+        known = self._known.get((clip.sha256, clip.start, clip.end))
+        return [(start, end) for start, end in known] if known else find_scenes(clip)
 
-        if clip.content is None and not Path(clip.video).is_file():
-            raise VideoDecodeError(f"Cannot find scenes in {clip.video}: it is not a file")
-        with NamedTemporaryFile(suffix=Path(clip.video).suffix) as copy:
-            if clip.content is not None:
-                copy.write(clip.content)
-                copy.flush()
-            path = clip.video if clip.content is None else copy.name
-            try:
-                scenes = detect(
-                    path, AdaptiveDetector(), start_time=clip.start, end_time=clip.end, start_in_scene=True
-                )
-            except OSError as error:
-                raise VideoDecodeError(f"Cannot find scenes in {clip.video}: {error}") from error
-        return [(start.get_seconds(), end.get_seconds()) for start, end in scenes]
+    def remember(self, sha256: str, bounds: Bounds, scenes: list[Bounds]) -> None:
+        """
+        Write down the scenes of a part of a video, unless they are. Only the process of this rank calls it.
+
+        Raises:
+            OSError: if they cannot be written.
+        """
+        if (sha256, *bounds) not in self._known:
+            start, end = bounds
+            append_lines(self._file, [{"sha256": sha256, "start": start, "end": end, "scenes": scenes}])
+            self._known[sha256, start, end] = scenes
+
+
+def find_scenes(clip: Clip) -> list[Bounds]:
+    """
+    Find the scenes of a file.
+
+    Raises:
+        VideoDecodeError: if it cannot be decoded, or is a folder of images.
+    """
+    from scenedetect import AdaptiveDetector, SceneManager
+    from scenedetect.backends.pyav import VideoStreamAv
+
+    source = resolve(clip.load())
+    if source.is_folder:
+        raise source.error("scenes are found in videos, not in folders of images")
+    with source.reading(), source.open() as file:
+        video, scenes = VideoStreamAv(file, suppress_output=True), SceneManager()
+        scenes.add_detector(AdaptiveDetector(min_scene_len=MIN_SCENE))
+        if clip.start:
+            video.seek(clip.start)
+        scenes.detect_scenes(video, end_time=clip.end)
+        return [(start.seconds, end.seconds) for start, end in scenes.get_scene_list(start_in_scene=True)]

@@ -17,7 +17,7 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from datasets import Features, Value, Video
+from datasets import Features, List, Value, Video
 from datasets.utils.py_utils import convert_file_size_to_int
 from huggingface_hub import CommitOperationAdd, DatasetCard, HfApi, HfFileSystem
 from tqdm import tqdm
@@ -34,12 +34,15 @@ Row = dict[str, Any]
 COLUMNS = {
     "caption": Value("string"),
     "prompt": Value("string"),
+    "prompt_hash": Value("string"),
+    "flags": List(Value("string")),
     "model": Value("string"),
     "revision": Value("string"),
     "adapter": Value("string"),
     "adapter_revision": Value("string"),
     "alpha": Value("float64"),
     "num_frames": Value("int32"),
+    "frames": List(Value("int32")),
     "sampling": Value("string"),
     "pooling": Value("string"),
     "dtype": Value("string"),
@@ -50,7 +53,8 @@ COLUMNS = {
     "sha256": Value("string"),
     "time": Value("string"),
 }
-NOT_IN_KEY = ("video", "caption", "sha256", "time")  # the other columns say how a caption was made
+# The other columns say how a caption was made
+NOT_IN_KEY = ("video", "caption", "prompt_hash", "flags", "frames", "sha256", "time")
 OUR_FILES = r"\.gitattributes|README\.md|method\.png|data/train-\d{5}\.parquet"
 # Row groups are larger than those of training data: a later push sends one request for each
 ROW_GROUP_BYTES, ROW_GROUP_ROWS = 32_000_000, 10_000
@@ -104,7 +108,7 @@ def publish_captions(
     Add the captions that a dataset on the Hub does not have yet, in a single commit. After a failure, call it again.
 
     Args:
-        rows: Lines of the file that `pllava caption` writes, one for each video.
+        rows: Lines of the file that `pllava caption` writes, one for each caption and each clip that failed.
         repo_id: The dataset: a new one, or one that this function has made.
         embed_clips: Whether rows hold the clips' files. Else they name them.
         license: The license of the videos, for the card; by default the one that the card has.

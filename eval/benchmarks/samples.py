@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 LETTERS = string.ascii_uppercase
-ClipKey = tuple[str, float | None, float | None]  # path, start, end
+ClipKey = tuple[str | bytes, float | None, float | None]  # path, start, end
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,8 @@ class Sample:
     Args:
         id: Unique within the benchmark.
         task: The task that the sample counts towards.
-        video: The path of a clip or of a folder of frames. A missing file is reported like any unreadable clip.
+        video: The path of a clip or of a folder of frames, or the bytes of a file. A missing file is reported like any
+            unreadable clip.
         questions: One question, or two phrasings of it whose answers are compared for consistency.
         reference: The right answer; "" if there is none.
         options: The options of a multiple choice question.
@@ -28,7 +29,7 @@ class Sample:
 
     id: str
     task: str
-    video: str
+    video: str | bytes
     questions: tuple[str, ...]
     reference: str = ""
     options: tuple[str, ...] = ()

@@ -2,6 +2,7 @@
 
 import base64
 import io
+import os
 import time
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
@@ -24,6 +25,8 @@ from .answerer import Answer, Answerer, Timing, Work
 from .openai_client import ChatServer
 
 MIME_SUBTYPES = {".mp4": "mp4", ".webm": "webm", ".mkv": "x-matroska", ".mov": "quicktime", ".avi": "x-msvideo"}
+# What the files of these suffixes have at a position, by which those without a name are recognised
+SIGNATURES = {".mp4": (4, b"ftyp"), ".mkv": (0, b"\x1aE\xdf\xa3"), ".avi": (8, b"AVI ")}
 REQUESTS_PER_CLAIM = 16
 ENCODED_FPS = 8  # of clips encoded here, whose frames are spread over the interval that the question is about
 
@@ -99,12 +102,10 @@ class Endpoint(Answerer):
         Raises:
             OSError, ValueError: if the clip cannot be read.
         """
-        path = Path(sample.video)
-        suffix = path.suffix.lower()
         is_whole = variant.control is None and (sample.start, sample.end) == (None, None)
-        if is_whole and path.is_file() and suffix in MIME_SUBTYPES:
-            check_bytes(sample.video, path.stat().st_size, MediaLimits())
-            subtype, content = MIME_SUBTYPES[suffix], path.read_bytes()
+        suffix = _find_suffix(sample.video)
+        if is_whole and suffix in MIME_SUBTYPES:
+            subtype, content = MIME_SUBTYPES[suffix], _read_file(sample.video)
         else:
             subtype, content = "mp4", encode_clip(self._sample_frames(sample, gate, variant))
         url = f"data:video/{subtype};base64,{base64.b64encode(content).decode()}"
@@ -130,6 +131,20 @@ class Endpoint(Answerer):
             if metadata.total_num_frames < self.num_frames:  # do not repeat the frames of a short clip
                 frames, _ = load(metadata.total_num_frames)
         return frames
+
+
+def _find_suffix(video: str | bytes) -> str | None:
+    """Return the suffix of a file's format; None if there is no file, or it has bytes of another format."""
+    if isinstance(video, str):
+        return Path(video).suffix.lower() if Path(video).is_file() else None
+    return next((suffix for suffix, (at, mark) in SIGNATURES.items() if video.startswith(mark, at)), None)
+
+
+def _read_file(video: str | bytes) -> bytes:
+    """Return the bytes of a file that is not too large."""
+    is_name = isinstance(video, str)
+    check_bytes(video if is_name else "the clip", os.path.getsize(video) if is_name else len(video), MediaLimits())
+    return Path(video).read_bytes() if is_name else video
 
 
 def encode_clip(frames: np.ndarray) -> bytes:

@@ -18,6 +18,7 @@ from PIL import Image
 from typer.testing import CliRunner
 from video_files import decode_all, moving_frames, write_video
 
+from pllava.caption.clips import splitting
 from pllava.checkpoint_files import fingerprint
 from pllava.data import media
 from pllava.origins import published_name
@@ -118,21 +119,21 @@ def test_line_has_the_hash_of_the_clip_and_the_time(caption, clips, tmp_path):
 
 
 def test_hash_is_computed_in_the_worker(caption, clips, tmp_path, monkeypatch):
-    monkeypatch.setattr(media, "content_hash", lambda medium: f"process {os.getpid()}")
+    monkeypatch.setattr(splitting, "content_hash", lambda medium: f"process {os.getpid()}")
     assert caption(clips[0]).exit_code == 0
     (row,) = read(tmp_path / "out.jsonl")
     assert row["sha256"].startswith("process ") and row["sha256"] != f"process {os.getpid()}"
 
 
-def test_file_without_hashes_and_times_is_continued(caption, clips, tmp_path):
+def test_file_of_an_older_version_is_refused_and_kept(caption, clips, tmp_path):
     out = tmp_path / "out.jsonl"
     assert caption(clips[0]).exit_code == 0
     (row,) = read(out)
-    old = {name: value for name, value in row.items() if name not in ("sha256", "time")}
+    old = {name: value for name, value in row.items() if name not in ("id", "sha256", "time")}
     out.write_text(json.dumps(old) + "\n")
     result = caption(clips[0], clips[1])
-    assert "1 captioned, 1 done before, 0 failed" in result.stdout
-    assert read(out)[0] == old and read(out)[1].keys() == row.keys()
+    assert result.exit_code == 1 and 'has a caption without "id" and "sha256"' in result.stderr
+    assert read(out) == [old]
 
 
 # --- the dataset -----------------------------------------------------------------------------------------------------
@@ -158,7 +159,8 @@ def test_captions_are_pushed_and_appended(hub, caption, push, checkpoint, clips,
     streamed = [json.loads(line) for line in python(STREAM, "me/captions")]
     assert [row["video"] for row in streamed] == ["0.mp4", "1.mp4"]
     for row, line in zip(streamed, lines[:2], strict=True):
-        assert row.items() >= {name: line[name] for name in line if name not in ("video", "path", "model")}.items()
+        local = ("id", "video", "path", "bytes", "mtime_ns", "model")
+        assert row.items() >= {name: line[name] for name in line if name not in local}.items()
         assert (row["revision"], row["model"]) == (fingerprint(checkpoint), os.path.basename(checkpoint))
         assert row["start"] is None and row["adapter"] is None
     second = push("me/captions", *clips, "broken.mp4")
@@ -218,6 +220,22 @@ for row in json.loads(sys.argv[1]):
     card = (repository(hub, "me/keys") / "README.md").read_text()
     assert "7 captions of 2 video clips," in card
     assert "| Describe the video. | 6 |" in card and "| What \\| moves? | 1 |" in card
+
+
+def test_captions_of_several_prompts_and_parts_are_rows(hub, push, clips):
+    options = ["--window", "1", "--prompt", "What moves?", "--prompt", "Where?"]
+    first = push("me/parts", clips[0], *options)
+    assert "me/parts: 4 captions added, 0 were there before" in first.stdout, first.stderr
+    assert (
+        "me/parts: 2 captions added, 4 were there before"
+        in push("me/parts", clips[0], *options, "--end", "1.5").stdout
+    )
+    rows = rows_of(hub, "me/parts")
+    assert [(row["start"], row["end"], row["prompt"]) for row in rows] == [
+        (start, end, prompt) for start, end in ((0, 1), (1, 2), (1, 1.5)) for prompt in ("What moves?", "Where?")
+    ]
+    assert all(row["flags"] == ["truncated"] and len(row["frames"]) == row["num_frames"] for row in rows)
+    assert len({row["prompt_hash"] for row in rows}) == 2 and max(rows[0]["frames"]) <= 10 <= min(rows[2]["frames"])
 
 
 INTERRUPTED = """
@@ -307,7 +325,8 @@ def test_clips_are_embedded_and_play(caption, push, clips, python, tmp_path):
     write_video(videos / "b.mp4", moving_frames(5, seed=9), fps=10)
     (videos / "c.mp4").unlink()
     with (tmp_path / "out.jsonl").open("a") as lines:
-        lines.write(json.dumps({**row, "video": "https://example.org/d.mp4", "sha256": None}) + "\n")
+        address = {"id": "0" * 32, "video": "https://example.org/d.mp4", "sha256": None}
+        lines.write(json.dumps({**row, **address}) + "\n")
     result = push("me/clips", "videos/a.mp4", "--push-clips")
     assert result.returncode == 0, result.stderr
     left_out = {line.split(": ", 1)[1] for line in result.stdout.splitlines() if line.startswith("left out: ")}

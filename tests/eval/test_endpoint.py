@@ -70,14 +70,15 @@ def test_endpoint_gets_videos_and_is_scored(data, tmp_path):
     assert (run["model"], run["endpoint"]) == ("served", url)
 
 
-def test_requests_alternate_between_servers(data, tmp_path):
+def test_servers_share_the_requests(data, tmp_path):
     with (
         chat_server(lambda _: Reply("(A)")) as (url, stub),
         chat_server(lambda _: Reply("(A)")) as (other, other_stub),
     ):
         found = evaluate(benchmark("mvbench"), server(f"{url},{other}"), str(data), tmp_path)[""]
         assert found["coverage"] == 1
-        assert len(stub.requests) == len(other_stub.requests) == 20
+        assert len(stub.requests) + len(other_stub.requests) == 40
+        assert min(len(stub.requests), len(other_stub.requests)) > 10
     # Another address does not make it another run: nothing is asked again
     found = evaluate(benchmark("mvbench"), server("http://127.0.0.1:9/v1"), str(data), tmp_path)[""]
     assert found["coverage"] == 1
