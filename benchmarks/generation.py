@@ -187,7 +187,7 @@ def measure_all(sizes: list[str], rounds: int) -> dict[str, Any]:
                 {"size": size, "dtype": dtype + ", AVX2 only" * bool(environment), "cache": cache, **measured}
             )
             print(caches[-1], flush=True)
-    machine = f"{torch.get_num_threads()} threads of a CPU ({torch.backends.cpu.get_cpu_capability()})"
+    machine = f"a CPU ({torch.backends.cpu.get_cpu_capability()}, threads: {torch.get_num_threads()})"
     versions = library_versions(["torch", "transformers"])
     lookup = _in_new_process([], rounds, {})
     return {"machine": machine, "versions": versions, "rounds": rounds, "caches": caches, "lookup": lookup}
