@@ -130,5 +130,6 @@ def find_scenes(clip: Clip) -> list[Bounds]:
         scenes.add_detector(AdaptiveDetector(min_scene_len=MIN_SCENE))
         if clip.start:
             video.seek(clip.start)
-        scenes.detect_scenes(video, end_time=clip.end)
+        if not scenes.detect_scenes(video, end_time=clip.end):
+            raise source.error(f"it has no frames after {clip.start or 0:g} s")
         return [(start.seconds, end.seconds) for start, end in scenes.get_scene_list(start_in_scene=True)]

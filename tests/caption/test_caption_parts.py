@@ -109,10 +109,11 @@ def test_windows_are_captioned_with_the_bounds_of_options_and_rows(caption, film
 
 
 def test_start_past_the_end_is_a_failure(caption, film, tmp_path):
-    finished = caption(film, "--window", 2, "--start", 7)
-    assert finished.exit_code == 1 and "0 captioned, 0 done before, 1 failed" in finished.stdout
-    (row,) = read(tmp_path / "out.jsonl")
-    assert "it ends at 6 s, before 7 s" in row["error"]
+    for options, message in ((["--window", 2], "it ends at 6 s, before 7 s"), (["--scenes"], "no frames after 7 s")):
+        finished = caption(film, *options, "--start", 7)
+        assert finished.exit_code == 1 and "0 captioned, 0 done before, 1 failed" in finished.stdout
+        (row,) = read(tmp_path / "out.jsonl")
+        assert message in row["error"]
 
 
 # --- scenes ----------------------------------------------------------------------------------------------------------
