@@ -128,7 +128,7 @@ of one large matrix product, the bytes a second of one large copy, or a contende
 nobody can leave out. Memory is the peak of the process or of the GPU; "above" is without what was there before the
 work, such as the weights. "As ours" compares the result: the frames bit for bit, the answers, the captions. A row that
 takes less than {SLOWER - 1:.0%} longer than a peer is called equal; all others, and rows below {FAR:.0%} of the limit,
-are explained. [Real size](real_size.md) has a whole model of 7B.
+are explained.
 
 <p><picture>
   <source media="(prefers-color-scheme: dark)" srcset="figures/performance_dark.png">
@@ -143,6 +143,8 @@ def read_results() -> dict[str, dict[str, Any]]:
 
 def page(results: dict[str, dict[str, Any]]) -> str:
     parts = [INTRODUCTION]
+    if (PAGE.parent / "real_size.md").exists():
+        parts.append("[Real size](real_size.md) has a whole model of 7B.")
     for measured in results.values():
         parts.append(f"## {heading(measured)}\n\n{circumstances(measured)}")
         parts += [section(name, found) for name, found in measured["jobs"].items()]

@@ -41,6 +41,25 @@ def test_chunks_equal_all_frames_at_once(pair: Pair, pixels: Pixels, monkeypatch
     torch.testing.assert_close(in_chunks.logits, whole.logits, rtol=0, atol=1e-4)
 
 
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize(("frames_in_cache", "calls"), [(0.5, 7), (2, 4), (1000, 1)])
+def test_a_chunk_on_a_cpu_has_the_frames_whose_widest_activation_fits_its_cache(
+    model: PllavaForConditionalGeneration,
+    pixels: Pixels,
+    monkeypatch: pytest.MonkeyPatch,
+    frames_in_cache: float,
+    calls: int,
+    training: bool,
+) -> None:
+    model, called = copy.deepcopy(model).train(training), []
+    whole = model.get_video_features(pixels(1, frames=7)).pooler_output
+    widest = 4 * model.config.patch_grid**2 * model.config.vision_config.intermediate_size
+    monkeypatch.setattr(modeling_pllava, "CPU_CHUNK_BYTES", int(frames_in_cache * widest))
+    model.model.vision_tower.register_forward_hook(lambda *_: called.append(1))
+    torch.testing.assert_close(model.get_video_features(pixels(1, frames=7)).pooler_output, whole)
+    assert len(called) == calls
+
+
 def test_hidden_states_and_attentions_pass_through_chunks_whole(
     model: PllavaForConditionalGeneration, pixels: Pixels, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -111,6 +130,7 @@ def wide(family: Family) -> PllavaModel:
 def test_memory_of_a_long_video_is_that_of_its_features(
     wide: PllavaModel, pooling: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(modeling_pllava, "CPU_CHUNK_BYTES", 10**12)  # chunks of 64 frames, as on a GPU
     config = wide.config
     values = {"average": [4, 3, 3], "slowfast": [[4, 3, 3], [16, 1, 1]], "merge": [4, 3, 3]}
     config.pooling, config.pooling_shape = pooling, values[pooling]
