@@ -119,7 +119,7 @@ def duration(seconds: float) -> str:
 
 INTRODUCTION = f"""# Performance
 
-Written by `python benchmarks/run.py --write` from `benchmarks/results`; do not edit.
+Written by `python benchmarks/run.py --write` from `benchmarks/results/performance_*.json`; do not edit.
 
 Each job runs beside its peers, at equal shapes and with random weights. In each round every contender runs once, in
 turn, in a new process, after a warm-up; a time is the median of the rounds. "ours / this" is our time relative to that
@@ -138,7 +138,9 @@ are explained.
 
 def read_results() -> dict[str, dict[str, Any]]:
     """Return what was measured, by the name of its file."""
-    return {file.stem: json.loads(file.read_text(encoding="utf-8")) for file in sorted(RESULTS.glob("*.json"))}
+    return {
+        file.stem: json.loads(file.read_text(encoding="utf-8")) for file in sorted(RESULTS.glob("performance_*.json"))
+    }
 
 
 def page(results: dict[str, dict[str, Any]]) -> str:

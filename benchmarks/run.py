@@ -1,9 +1,9 @@
 """
 Times each job of this package beside its peers, at equal shapes, and beside the limit of the hardware.
 
-    python benchmarks/run.py --all --size tiny --json benchmarks/results/tiny.json
+    python benchmarks/run.py --all --size tiny --json benchmarks/results/performance_tiny.json
     python benchmarks/run.py --job prefill,train_step --size small --dtype bfloat16
-    python benchmarks/run.py --write    # docs/performance.md and its figures, from benchmarks/results
+    python benchmarks/run.py --write    # docs/performance.md and its figures, from benchmarks/results/performance_*.json
 
 The first run encodes the clips, in a few minutes, and keeps them in the cache.
 """
@@ -42,9 +42,7 @@ def main(
         Path | None, typer.Option("--json", help="Write all measured values.", metavar="FILE")
     ] = None,
     cache: Annotated[Path, typer.Option(help="Of clips.")] = CACHE,
-    write: Annotated[
-        bool, typer.Option("--write", help="Write docs/performance.md, from benchmarks/results.")
-    ] = False,
+    write: Annotated[bool, typer.Option("--write", help="Write docs/performance.md and its figures.")] = False,
 ) -> None:
     """Time each job of this package beside its peers, at equal shapes, and beside the limit of the hardware."""
     import torch
