@@ -3,7 +3,7 @@ Times each job of this package beside its peers, at equal shapes, and beside the
 
     python benchmarks/run.py --all --size tiny --json benchmarks/results/performance_tiny.json
     python benchmarks/run.py --job prefill,train_step --size small --dtype bfloat16
-    python benchmarks/run.py --write    # docs/performance.md and its figures, from benchmarks/results/performance_*.json
+    python benchmarks/run.py --write    # docs/performance.md and its figures, from those files
 
 The first run encodes the clips, in a few minutes, and keeps them in the cache.
 """
