@@ -51,8 +51,7 @@ def main(
     split = split_torch_state_dict_into_shards(tensors, max_shard_size=SHARD)
     torch.manual_seed(0)
     for file, names in split.filename_to_tensors.items():
-        shard = {name: random_weight(name, tensors[name].shape) for name in names}
-        save_file(shard, directory / file, metadata={"format": "pt"})
+        write_shard(directory / file, {name: tensors[name].shape for name in names})
     index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
     (directory / "model.safetensors.index.json").write_text(json.dumps(index))
     (directory / "config.json").write_text(json.dumps(config))
@@ -108,6 +107,12 @@ def official_tensors(config: dict[str, Any]) -> dict[str, torch.Tensor]:
     parts = {"language_model.": language_model, "vision_tower.vision_model.": getattr(tower, "vision_model", tower)}
     parts |= {f"multi_modal_projector.linear_{number}.": layer for number, layer in linear.items()}
     return {prefix + name: tensor for prefix, module in parts.items() for name, tensor in module.state_dict().items()}
+
+
+def write_shard(file: Path, shapes: dict[str, tuple[int, ...]]) -> None:
+    """Write random weights, which are freed before those of the next shard are made."""
+    weights = {name: random_weight(name, shape) for name, shape in shapes.items()}
+    save_file(weights, file, metadata={"format": "pt"})
 
 
 def random_weight(name: str, shape: tuple[int, ...]) -> torch.Tensor:

@@ -307,8 +307,8 @@ def markdown(result: dict[str, Any]) -> str:
 
 Written by `python benchmarks/real_size.py measure --write`; do not edit.
 
-A model in the shape of the {result["size"]}{layers}, with random weights, is written in the layout of the published
-PLLaVA, converted, loaded, and asked about one clip.
+A model of size {result["size"]}{layers} with random weights is written in the layout of the published PLLaVA,
+converted, loaded, and asked about one clip.
 
 {table(["", ""], model_rows(result))}
 
@@ -336,6 +336,9 @@ Measured in the same run:
 What each step reaches of the limit that bounds it:
 
 {table(["", "work", "limit", "share"], share_rows(result))}
+
+Decoding also reads the keys and values of all earlier tokens, and transformers' cache copies them for each new one;
+both are left out of its work here.
 """
 
 
