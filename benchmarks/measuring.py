@@ -41,6 +41,11 @@ class LeftOutError(Exception):
     """A contender cannot run here; the message says why."""
 
 
+def left_out(reason: str, setting: "Setting") -> "Step":
+    """Stand for a contender that cannot run in this table."""
+    raise LeftOutError(reason)
+
+
 @dataclass(frozen=True)
 class Setting:
     """What a run compares: "tiny", "small", "1b" or "7b" on "cpu" or "cuda", and where encoded clips are kept."""

@@ -4,12 +4,14 @@ import time
 from functools import partial
 
 import torch
-from measuring import OURS, Contender, Job, Round, Setting, Step
+from measuring import OURS, Contender, Job, Round, Setting, Step, left_out
 from transformers.generation.streamers import BaseStreamer
 
 from jobs.models import BUILDERS, DIFFERS
 
 TOKENS = 16
+VLLM = "vllm"
+NO_VLLM = "it has an environment of its own, with other versions of torch and transformers: `make test-vllm`"
 
 
 class Clock(BaseStreamer):
@@ -48,7 +50,8 @@ def prepare(name: str, batch: int, setting: Setting) -> Step:
 
 def cases(setting: Setting) -> dict[str, dict[str, Contender]]:
     batches = (1, 8) if setting.device == "cpu" else (1, 8, 64)
-    return {f"batch {batch}": {name: partial(prepare, name, batch) for name in BUILDERS} for batch in batches}
+    cases = {f"batch {batch}": {name: partial(prepare, name, batch) for name in BUILDERS} for batch in batches}
+    return {case: {**contenders, VLLM: partial(left_out, NO_VLLM)} for case, contenders in cases.items()}
 
 
 JOB = Job(

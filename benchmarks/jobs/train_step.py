@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from measuring import OURS, Contender, Job, Setting, Step
+from measuring import OURS, Contender, Job, Setting, Step, left_out
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -17,7 +17,8 @@ import pllava
 from jobs.models import DIFFERS, FRAMES, SHAPES, SMALL, build_ours, build_stand_in, make_inputs
 
 LABELLED = 20
-STAND_IN, CACHED, QLORA = "original's graph (stand-in)", "ours, cached features", "ours, QLoRA"
+STAND_IN = "original's graph (stand-in)"
+CACHED, QLORA, ZERO = "ours, cached features", "ours, QLoRA", "ours, ZeRO"
 
 
 def training_inputs(setting: Setting) -> dict[str, Any]:
@@ -118,6 +119,7 @@ def cases(setting: Setting) -> dict[str, dict[str, Contender]]:
             OURS: partial(prepare_ours, OURS, checkpointing),
             STAND_IN: partial(prepare_stand_in, checkpointing),
             **{name: partial(prepare_ours, name, checkpointing) for name in (CACHED, QLORA)},
+            ZERO: partial(left_out, "it splits a model among processes, and this is one; docs/memory.md computes it"),
         }
         for checkpointing in (False, True)
     }
