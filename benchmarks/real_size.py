@@ -315,7 +315,8 @@ converted, loaded, and asked about one clip.
 Times are in seconds, those of the CPU summed over threads; bytes in GB (10^9). "Memory" is the peak, with the mapped
 pages of files, which the system can drop; "own" is the memory without them, at the end of a step. "Read" and "written"
 go through system calls; "from disk" and "to disk" are what reached the disk, mapped files included. Before each
-command, and before the steps, the files that they read are dropped from the system's cache.
+command, and before the steps, the files that they read are dropped from the system's cache. A step whose CPU time is
+about its time had one core only: other programs took the others.
 
 ## Commands
 
