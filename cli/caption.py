@@ -111,8 +111,8 @@ def caption(
     """
     Caption videos into a file that a later run continues.
 
-    A caption is known by the content of its clip, the prompt, the model and the frames, and is made once. Its line has
-    these, the "path" and "sha256" of the clip and the "time". A clip that cannot be read gets a line with the "error".
+    A caption is known by the content of its clip, the prompt, the model and the frames, and is made once.
+    A clip that cannot be read gets a line with the "error".
     `accelerate launch -m pllava.caption` shares the work among GPUs.
     """
     from pllava.caption import (
