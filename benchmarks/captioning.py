@@ -17,6 +17,7 @@ import signal
 import socket
 import subprocess
 import sys
+import textwrap
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -41,6 +42,7 @@ CAPTION = [sys.executable, "-m", "pllava.caption"]
 LAUNCH = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "-m", "pllava.caption"]
 SERVE = [str(Path(sys.executable).with_name("pllava")), "serve", "nano"]
 BEGIN, END = "<!-- from here: benchmarks/captioning.py -->", "<!-- to here -->"
+WIDTH = 119  # of a line of the page
 START_SECONDS = 120  # of a server
 # Dense bfloat16 operations and bytes of memory per second, from NVIDIA's data sheets
 CARDS = {"L4": (121e12, 300e9), "A100 80 GB": (312e12, 2039e9), "H100 SXM": (989e12, 3350e9)}
@@ -147,11 +149,12 @@ def section(measured: dict[str, Any]) -> str:
         for name, way in measured["ways"].items()
     ]
     heads = ["way", "captions", "as by one process", "seconds in all", "clips an hour"]
-    return (
+    text = (
         f"{measured['clips']:,} clips of nano's world, on {machine['cores']} cores of {machine['processor']}, "
         f"{measured['date']}. Clips an hour are without the start of the programs and of the model; those of the last "
-        f"row are of the run that finished.\n\n{markdown_table(heads, rows)}"
+        "row are of the run that finished."
     )
+    return f"{textwrap.fill(text, WIDTH)}\n\n{markdown_table(heads, rows)}"
 
 
 def computed(real_size: dict[str, Any]) -> str:
@@ -167,13 +170,14 @@ def computed(real_size: dict[str, Any]) -> str:
         hours = CLIPS * (prefill + decode) / 3600
         rows.append([card, f"{prefill:.2f}", f"{decode:.2f}", *(f"{hours / count:,.0f}" for count in GPUS)])
     heads = ["card", "read a clip, s", f"write {TOKENS} tokens, s", *(f"hours on {count}" for count in GPUS)]
-    return (
+    text = (
         f"**Computed, not measured**: a million clips by a 7B model in bfloat16. A clip takes {operations / 1e12:.1f} "
         f"TFLOP, and a token {bytes_per_token / 1e9:.1f} GB of weights, which {BATCH} captions share. Cards are "
         f"assumed to reach the shares of their data sheets that a CPU reached of its own speeds "
         f"([measured](real_size.md)): {of_matmul:.0%} of the products, {of_copy:.0%} of the memory. The time for "
-        f"keys and values, and for clips that are not decoded in time, is left out.\n\n{markdown_table(heads, rows)}"
+        f"keys and values, and for clips that are not decoded in time, is left out."
     )
+    return f"{textwrap.fill(text, WIDTH)}\n\n{markdown_table(heads, rows)}"
 
 
 def write_page() -> None:

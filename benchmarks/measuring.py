@@ -23,7 +23,16 @@ MATRIX = {"cpu": 4096, "cuda": 8192}  # rows and columns of the product
 COPIED = {"cpu": 2**28, "cuda": 2**32}  # bytes
 LONG_ENOUGH = 0.5  # seconds: shorter work is repeated
 MOST_RUNS = 20
-PRELOADED = ["torch", "transformers.models.clip.modeling_clip", "pllava.modeling_pllava", "pllava.processing_pllava"]
+# What nearly every contender imports: else each process would spend seconds on it
+PRELOADED = [
+    "torch",
+    "transformers.models.clip.modeling_clip",
+    "transformers.models.llava_next_video.modeling_llava_next_video",
+    "transformers.models.video_llava.modeling_video_llava",
+    "peft",
+    "pllava.modeling_pllava",
+    "pllava.processing_pllava",
+]
 # Torch's counter lacks the attention of CPUs
 CPU_ATTENTION = {
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda query, key, value, *_, **__: sdpa_flop_count(
