@@ -33,6 +33,7 @@ def test_checkpoint_has_the_official_layout():
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads memory and bytes from /proc")
+@pytest.mark.slow
 def test_tiny_model_is_converted_loaded_and_asked(tmp_path):
     command = [sys.executable, BENCHMARKS / "real_size.py", "measure", "--size", "tiny", "--layers", "1"]
     run = subprocess.run([*command, "--work", tmp_path / "work"], capture_output=True, text=True)

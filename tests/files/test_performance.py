@@ -87,6 +87,7 @@ def test_operations_of_attention_and_its_backward_pass_are_counted_on_a_cpu(cach
     assert measured["flops"] == (2 + 5) * product  # two forward, five backward
 
 
+@pytest.mark.slow
 def test_the_command_runs_each_contender_in_a_process_of_its_own_and_writes_all_values(tmp_path, cache):
     file = tmp_path / "new" / "measured.json"
     command = [sys.executable, ROOT / "benchmarks" / "run.py", "--job", "preprocess", "--rounds", 1]
