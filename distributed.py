@@ -1,5 +1,9 @@
 """Share an evaluation or captioning among processes: join them, and let each claim pieces of the work."""
 
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from threading import Lock
@@ -17,6 +21,11 @@ def join_processes() -> PartialState:
     # On CPUs, accelerate joins processes only if told so
     on_cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
     return PartialState(cpu=on_cpu, timeout=BARRIER_TIMEOUT)
+
+
+def cores_per_process() -> int:
+    """Return this machine's cores, divided among the processes of this job that run on it."""
+    return max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
 
 
 class WorkClaims:
@@ -43,3 +52,24 @@ class WorkClaims:
                 except FileExistsError:
                     self._results[piece] = False
             return self._results[piece]
+
+
+@contextmanager
+def sharing_work(folder: Path) -> Iterator[WorkClaims]:
+    """
+    Let all processes claim pieces of one job. They begin together, and the block ends when all are done.
+
+    Args:
+        folder: For the claims, which all processes see; it is there during the block only.
+    """
+    state = join_processes()
+    if state.is_main_process:
+        shutil.rmtree(folder, ignore_errors=True)  # left by a killed run
+        folder.mkdir(parents=True)
+    state.wait_for_everyone()
+    try:
+        yield WorkClaims(folder)
+        state.wait_for_everyone()
+    finally:
+        if state.is_main_process:
+            shutil.rmtree(folder, ignore_errors=True)

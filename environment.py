@@ -4,6 +4,7 @@ import os
 import platform
 from collections.abc import Iterable
 from importlib import metadata
+from pathlib import Path
 
 import torch
 
@@ -17,6 +18,15 @@ def library_versions(libraries: Iterable[str]) -> dict[str, str]:
         except metadata.PackageNotFoundError:
             versions[library] = "not installed"
     return versions
+
+
+def processor_name() -> str:
+    """Return the name of the processor, or its architecture where the system does not tell the name."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        lines = []
+    return next((line.split(": ")[1] for line in lines if line.startswith("model name")), platform.machine())
 
 
 def hardware() -> str:

@@ -7,6 +7,7 @@ import platform
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from glob import escape
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -83,6 +84,16 @@ def append_lines(file: Path, rows: Iterable[dict[str, Any]]) -> None:
         except OSError:
             os.truncate(lines.fileno(), size)
             raise
+
+
+def part_file(file: Path, rank: int) -> Path:
+    """Return where the process of a rank writes its lines: the main one to the file itself, others to parts of it."""
+    return file.with_name(f"{file.stem}.part-{rank}{file.suffix}") if rank else file
+
+
+def part_files(file: Path) -> list[Path]:
+    """Return the parts of a file that processes other than the main one have written."""
+    return sorted(file.parent.glob(f"{escape(file.stem)}.part-*{file.suffix}"))
 
 
 def to_lines(rows: Iterable[dict[str, Any]]) -> str:

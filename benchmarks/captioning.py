@@ -12,7 +12,6 @@ import json
 import os
 import platform
 import random
-import re
 import signal
 import socket
 import subprocess
@@ -31,6 +30,7 @@ from urllib.request import urlopen
 import psutil
 import typer
 
+from pllava.environment import processor_name
 from pllava.files import iterate_lines, read_object, replace_file
 from pllava.nano.data import render
 from pllava.result_files.formatting import markdown_table
@@ -119,17 +119,12 @@ def measure(clips: int, kills: int) -> dict[str, Any]:
             lines = [row for row in iterate_lines(out) if "caption" in row]
             way["lines"], found = len(lines), _captions(out)
             way["same"] = sum(found.get(clip) == text for clip, text in expected.items())
-    machine = {"processor": _processor(), "cores": os.cpu_count(), "python": platform.python_version()}
+    machine = {"processor": processor_name(), "cores": os.cpu_count(), "python": platform.python_version()}
     return {"date": datetime.now(UTC).date().isoformat(), "clips": clips, "machine": machine, "ways": ways}
 
 
 def _captions(out: Path) -> dict[str, str]:
     return {row["sha256"]: row["caption"] for row in iterate_lines(out) if "caption" in row}
-
-
-def _processor() -> str:
-    found = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
-    return found[1] if found else platform.processor()
 
 
 # --- the page --------------------------------------------------------------------------------------------------------

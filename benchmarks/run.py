@@ -11,7 +11,6 @@ The first run encodes the clips, in a few minutes, and keeps them in the cache.
 # Each measured process loads this file, too: what takes long to import is imported where it is used
 import json
 import os
-import platform
 from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
@@ -93,9 +92,9 @@ def machine(device: str) -> dict[str, Any]:
     """Describe the processor and the GPU."""
     import torch
 
-    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    model = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
-    description = {"processor": model, "cores": os.cpu_count(), "threads": torch.get_num_threads()}
+    from pllava.environment import processor_name
+
+    description = {"processor": processor_name(), "cores": os.cpu_count(), "threads": torch.get_num_threads()}
     return description | ({"gpu": torch.cuda.get_device_name()} if device == "cuda" else {})
 
 

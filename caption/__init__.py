@@ -5,7 +5,7 @@ prompt and the frames, and recorded with these. `pllava caption` is the command.
 
 from .captioners.decoding import Decode, Decoded
 from .captioners.local import LocalCaptioner
-from .clips import Clip, Failed, Row, Scenes, Split, Windows, count_clips, find_clips
+from .clips import Clip, Failed, Row, Scenes, Split, Windows, find_clips
 from .cluster import ClusterModel
 from .report import Report
 from .run import Job, LocalModel, ServedModel, caption_clips, default_workers, finish, hold
@@ -28,7 +28,6 @@ __all__ = [
     "Split",
     "Windows",
     "caption_clips",
-    "count_clips",
     "default_workers",
     "find_clips",
     "finish",

@@ -2,14 +2,14 @@
 
 import csv
 import json
-from collections.abc import Callable, Iterable, Iterator
-from itertools import islice
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 from ..extras import needs_extra
 from ..files import new_file
 from .clips import Row
+from .run import batches
 
 ROW_GROUP = 10_000
 # The columns of a table and their types in Parquet. A row lacks some of them
@@ -55,7 +55,7 @@ def _write_parquet(rows: Iterable[Row], file: Path) -> None:
     }
     schema = pa.schema([(name, types[type]) for name, type in COLUMNS.items()])
     with pq.ParquetWriter(file, schema) as writer:
-        for group in _groups(rows):
+        for group in batches(rows, ROW_GROUP):
             readable = [{name: _readable(value) for name, value in row.items()} for row in group]
             writer.write_table(pa.Table.from_pylist(readable, schema))
 
@@ -75,12 +75,6 @@ def _cell(value: Any) -> Any:
 def _readable(value: Any) -> Any:
     """Escape what is not UTF-8 in the name of a file: tables cannot hold it."""
     return value.encode(errors="backslashreplace").decode() if isinstance(value, str) else value
-
-
-def _groups(rows: Iterable[Row]) -> Iterator[list[Row]]:
-    rows = iter(rows)
-    while group := list(islice(rows, ROW_GROUP)):
-        yield group
 
 
 FORMATS: dict[str, Callable[[Iterable[Row], Path], None]] = {".parquet": _write_parquet, ".csv": _write_csv}

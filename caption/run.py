@@ -9,8 +9,6 @@ Caption clips, each once. A clip is
 - appended to the store, and counted in the report (`report.py`).
 """
 
-import os
-import shutil
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -23,7 +21,7 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 from accelerate.utils import gather_object
 from tqdm import tqdm
 
-from ..distributed import WorkClaims, join_processes
+from ..distributed import WorkClaims, cores_per_process, join_processes, sharing_work
 from ..files import locked
 from ..media import MediaGate
 from ..workers import DECODE_TIMEOUT, ordered_map
@@ -74,8 +72,7 @@ class Job:
 
 def default_workers() -> int:
     """Return the number of workers that leaves a core to each process's model."""
-    processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-    return max(1, min(MAX_WORKERS, (os.cpu_count() or 1) // processes - 1))
+    return max(1, min(MAX_WORKERS, cores_per_process() - 1))
 
 
 @contextmanager
@@ -115,13 +112,8 @@ def caption_clips(job: Job, source: CaptionSource) -> Report:
     Raises:
         OSError: if captions cannot be written.
     """
-    state, claims = join_processes(), WorkClaims(job.store.file.with_name(f"{job.store.file.stem}.claims"))
-    if state.is_main_process:
-        shutil.rmtree(claims.folder, ignore_errors=True)  # left by a killed run
-        claims.folder.mkdir(parents=True)
-    state.wait_for_everyone()
-    report = Report(workers=job.num_workers)
-    try:
+    with sharing_work(job.store.file.with_name(f"{job.store.file.stem}.claims")) as claims:
+        report = Report(workers=job.num_workers)
         with _Progress(job, report) as progress:
             for rows in source.captions(_missing(job, source, claims, report), job, report):
                 job.store.append(rows)
@@ -129,11 +121,7 @@ def caption_clips(job: Job, source: CaptionSource) -> Report:
                 progress.show()
             report.stop()
             progress.show()
-        reports = gather_object([report])
-    finally:
-        if state.is_main_process:
-            shutil.rmtree(claims.folder, ignore_errors=True)
-    return Report.total(reports)
+    return Report.total(gather_object([report]))
 
 
 def finish(store: CaptionStore, near_duplicates: bool = False) -> int:
@@ -217,7 +205,7 @@ class LocalModel(CaptionSource):
     decode: Decode
 
     def captions(self, clips: Iterator[Numbered], job: Job, report: Report) -> Iterator[list[Row]]:
-        pieces: list[int] = []
+        pieces: deque[int] = deque()  # of the clips that are being decoded
 
         def tasks() -> Iterator[Clip | Failed]:
             for piece, clip in clips:
@@ -226,7 +214,7 @@ class LocalModel(CaptionSource):
 
         ahead, captioner = 2 * job.piece, None
         decoded = ordered_map(self.decode, tasks(), job.num_workers, ahead, DECODE_TIMEOUT, self.decode.lost)
-        numbered = _timed(((pieces[index], clip) for index, clip in enumerate(decoded)), report)
+        numbered = _timed(((pieces.popleft(), clip) for clip in decoded), report)
         for batch in batches_of_pieces(numbered, job.piece):
             if captioner is None and any(isinstance(clip, Decoded) for clip in batch):
                 with report.loading():

@@ -6,15 +6,15 @@ torn. At the end these are merged, and there is one line for each caption and on
 """
 
 import json
+import stat
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from glob import escape
 from itertools import chain
 from pathlib import Path
 
-from ..files import append_lines, is_disk_full, iterate_lines, new_file, to_lines
+from ..files import append_lines, is_disk_full, iterate_lines, new_file, part_file, part_files, to_lines
 from .clips import HUB_SCHEME, Clip, Failed, Row
 from .rows import Settings, caption_id, differences
 
@@ -35,7 +35,7 @@ class CaptionStore:
 
     def __init__(self, file: Path, settings: Settings, rank: int = 0, retry_flagged: bool = False):
         self.file, self.settings, self.retry_flagged = file.resolve(), settings, retry_flagged
-        self._own_file = self.file if rank == 0 else self.file.with_name(f"{file.stem}.part-{rank}.jsonl")
+        self._own_file = part_file(self.file, rank)
         self._done: set[bytes] = set()  # the ids of captions
         self._files: dict[str, tuple[int | None, int | None, str]] = {}  # size, time and hash, by path
         self._errors: dict[str, str] = {}  # by place
@@ -45,10 +45,7 @@ class CaptionStore:
 
     def rows(self) -> Iterator[Row]:
         """Yield the rows of all processes."""
-        return chain.from_iterable(iterate_lines(file) for file in (self.file, *self._parts()))
-
-    def _parts(self) -> list[Path]:
-        return sorted(self.file.parent.glob(f"{escape(self.file.stem)}.part-*.jsonl"))
+        return chain.from_iterable(iterate_lines(file) for file in (self.file, *part_files(self.file)))
 
     def _check(self, row: Row) -> None:
         if not isinstance(row.get("video"), str):
@@ -84,12 +81,12 @@ class CaptionStore:
         if clip.path is None:
             return clip
         try:
-            stat = Path(clip.path).stat()
+            found = Path(clip.path).stat()
         except OSError:  # reported when the clip is read
             return clip
-        if not Path(clip.path).is_file():
+        if not stat.S_ISREG(found.st_mode):
             return clip
-        clip = replace(clip, bytes=stat.st_size, mtime_ns=stat.st_mtime_ns)
+        clip = replace(clip, bytes=found.st_size, mtime_ns=found.st_mtime_ns)
         *known, sha256 = self._files.get(clip.path, (None, None, None))
         return replace(clip, sha256=sha256) if known == [clip.bytes, clip.mtime_ns] else clip
 
@@ -138,7 +135,7 @@ class CaptionStore:
             rewrite: Whether to write the file even if only `finish` changes it.
         """
         kept, copies = self._choose()
-        if not (rewrite or copies or self._parts() or not all(kept)):
+        if not (rewrite or copies or part_files(self.file) or not all(kept)):
             return
         with self._explaining_full_disk(), new_file(self.file) as new, new.open("w", encoding="utf-8") as lines:
             for row, keep in zip(self.rows(), kept, strict=True):
@@ -147,7 +144,7 @@ class CaptionStore:
                     row = finish({**row, "copies": sorted(names)} if names else row)
                 if keep:
                     lines.write(to_lines([row]))
-        for part in self._parts():
+        for part in part_files(self.file):
             part.unlink()
 
     @contextmanager

@@ -123,7 +123,6 @@ def caption(
         LocalModel,
         ServedModel,
         caption_clips,
-        count_clips,
         default_workers,
         find_clips,
         hold,
@@ -140,8 +139,8 @@ def caption(
     model: options.ModelOptions = context.obj
     _check_cluster(context, ray, endpoint)
     split, prompts = _find_split(window, stride, scenes, out), prompt or [PROMPT]
-    clips, total = find_clips(paths, prompts, (start, end)), count_clips(paths)
-    gate = gate_for(paths, allowed_media_domains, others=total is None)
+    clips = find_clips(paths, prompts, (start, end))
+    gate = gate_for(paths, allowed_media_domains, others=clips.total is None)
     settings: dict[str, Any] = {"max_new_tokens": max_new_tokens}
     if endpoint:
         refuse_passed(context, LOCAL, options.NO_EFFECT_ON_ENDPOINT)
@@ -159,7 +158,7 @@ def caption(
     lines, is_main = out.with_suffix(".jsonl"), join_processes().is_main_process
     with hold(lines):
         store = CaptionStore(lines, settings, join_processes().process_index, retry_flagged)
-        report = caption_clips(Job(clips, store, total, split, batch_size, workers or default_workers()), source)
+        report = caption_clips(Job(clips, store, clips.total, split, batch_size, workers or default_workers()), source)
         rows = _finish(store, out, near_duplicates, bool(push)) if is_main else []
     if not is_main:
         return

@@ -8,7 +8,6 @@ Evaluate a model on a benchmark. Each sample is
 """
 
 import json
-import shutil
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -18,7 +17,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from ..distributed import WorkClaims, join_processes
+from ..distributed import WorkClaims, join_processes, sharing_work
 from ..files import locked, replace_file
 from ..result_files.folders import read_metrics
 from .benchmarks.benchmark import Benchmark
@@ -119,15 +118,8 @@ def collect(
             **answerer.describe(variant),
         }
         results[variant] = Results(folder / variant.name, run, state.process_index, retry_failed)
-    claims = WorkClaims(folder / "claims")
-    if state.is_main_process:
-        shutil.rmtree(claims.folder, ignore_errors=True)  # left by a killed run
-        claims.folder.mkdir()
-    state.wait_for_everyone()  # all have read the existing answers before one of them adds to them
-    timing = _answer(benchmark, answerer, samples, results, claims)
-    state.wait_for_everyone()
-    if state.is_main_process:
-        shutil.rmtree(claims.folder)
+    with sharing_work(folder / "claims") as claims:  # all have read the existing answers before one adds to them
+        timing = _answer(benchmark, answerer, samples, results, claims)
     return Collected(benchmark, folder, dict.fromkeys(variants, samples), results, asdict(timing))
 
 

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..files import open_to_append, read_lines, read_object, replace_file, to_lines
+from ..files import append_lines, read_lines, read_object, replace_file, to_lines
 from ..result_files.folders import LOCATION_SETTINGS, OLDER_SETTINGS
 from .benchmarks.samples import Sample
 from .models.answerer import Answer
@@ -55,10 +55,9 @@ class Results:
         return row is not None and not (self.retry_failed and "error" in row)
 
     def append(self, rows: Sequence[Row]) -> None:
-        """Append rows in one write. A retry that fails in the same way is not written again."""
+        """Append rows, all of them or none. A retry that fails in the same way is not written again."""
         new = [row for row in rows if self.rows.get(row["id"]) != row]
-        with open_to_append(self._own_file) as lines:
-            lines.write(to_lines(new))
+        append_lines(self._own_file, new)
         self.rows.update({row["id"]: row for row in new})
 
     def merge(self, samples: Sequence[Sample]) -> list[Row]:

@@ -1,7 +1,6 @@
 """What a run logs and shows about itself: epoch, throughput, gradient norms, and the progress bar."""
 
 import math
-import os
 import time
 from collections import defaultdict
 from collections.abc import Iterator
@@ -13,6 +12,7 @@ from accelerate.utils import gather_object
 from torch import nn
 from transformers import ProgressCallback, Trainer, TrainerCallback, TrainerState, TrainingArguments
 
+from ..distributed import cores_per_process
 from .arguments import global_batch_size
 from .loader.stream_loader import StreamLoader
 
@@ -78,8 +78,8 @@ class Throughput:
 
     def summary(self) -> str:
         """Return a line about the waits for data after the first log, with advice if they are long."""
-        cores = max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
-        return describe_waits(self.total_waited, self.total_seconds, self.loader.num_workers, cores)
+        workers = self.loader.num_workers
+        return describe_waits(self.total_waited, self.total_seconds, workers, cores_per_process())
 
 
 def describe_waits(waited: float, seconds: float, workers: int, cores: int) -> str:

@@ -1,7 +1,7 @@
 """The clips that are captioned: where they come from, what they hold, and the parts that they have."""
 
 from .clip import HUB_SCHEME, Bounds, Clip, Failed, Row
-from .finding import count_clips, find_clips
+from .finding import find_clips
 from .splitting import Identify, Scenes, Split, Windows
 
 __all__ = [
@@ -14,6 +14,5 @@ __all__ = [
     "Scenes",
     "Split",
     "Windows",
-    "count_clips",
     "find_clips",
 ]

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 
@@ -14,13 +15,28 @@ from .lists import LIST_SUFFIXES, read_dataset, read_list
 NAMED_IN_ERROR = 3
 
 
-def find_clips(
-    places: Sequence[str], prompts: Sequence[str], bounds: Bounds = (None, None)
-) -> Iterator[Clip | Failed]:
+@dataclass(frozen=True)
+class FoundClips:
     """
-    Yield the clips at these places, each once: videos, addresses of videos, folders of frames, folders that are
-    searched for both, lists (JSON Lines, CSV, Parquet), and datasets on the Hub (`hf://datasets/USER/NAME`). A row of
-    a list that is wrong becomes a [`Failed`].
+    The clips at some places, each once.
+
+    Args:
+        parts: The clips at each place.
+        total: How many there are at most; None if there is a list, which would have to be read.
+    """
+
+    parts: list[Iterable[Clip | Failed]]
+    total: int | None
+
+    def __iter__(self) -> Iterator[Clip | Failed]:
+        return _each_once(chain.from_iterable(self.parts))
+
+
+def find_clips(places: Sequence[str], prompts: Sequence[str], bounds: Bounds = (None, None)) -> FoundClips:
+    """
+    Find the clips at these places: videos, addresses of videos, folders of frames, folders that are searched for both,
+    lists (JSON Lines, CSV, Parquet), and datasets on the Hub (`hf://datasets/USER/NAME`). A row of a list that is
+    wrong becomes a [`Failed`].
 
     Args:
         prompts: For the videos, and for the rows of lists without a prompt of their own.
@@ -36,28 +52,20 @@ def find_clips(
         patterns = any(set(place) & set("*?[") for place in missing)
         advice = "; a pattern that matches nothing is passed on by the shell as it stands" if patterns else ""
         raise ValueError(f"{len(missing)} of {len(places)} places do not exist: {named}{advice}")
-    parts = [_find(place, tuple(prompts), bounds) for place in places]
-    return _each_once(chain.from_iterable(parts))
-
-
-def count_clips(places: Sequence[str]) -> int | None:
-    """Return how many videos `find_clips` gives at most, or None if there is a list, which would have to be read."""
-    if any(_is_dataset(place) or _is_list(place) for place in places):
-        return None
-    return sum(len(_search(Path(place))) if os.path.isdir(place) else 1 for place in places)
-
-
-def _find(place: str, prompts: tuple[str, ...], bounds: Bounds) -> Iterable[Clip | Failed]:
-    if _is_dataset(place):
-        return read_dataset(place, prompts, bounds)
-    if _is_list(place):
-        return read_list(Path(place), prompts, bounds)
-    if not os.path.isdir(place):
-        return [Clip(place, prompts, *bounds)]
-    videos = _search(Path(place))
-    if not videos:
-        raise ValueError(f"no videos in {place}")
-    return (Clip(video, prompts, *bounds) for video in videos)
+    parts: list[Iterable[Clip | Failed]] = []
+    total: int | None = 0
+    for place in places:
+        if _is_dataset(place) or _is_list(place):
+            read = read_dataset if _is_dataset(place) else read_list
+            parts.append(read(place, tuple(prompts), bounds))
+            total = None
+            continue
+        videos = _search(Path(place)) if os.path.isdir(place) else [place]
+        if not videos:
+            raise ValueError(f"no videos in {place}")
+        parts.append(Clip(video, tuple(prompts), *bounds) for video in videos)
+        total = None if total is None else total + len(videos)
+    return FoundClips(parts, total)
 
 
 def _is_dataset(place: str) -> bool:

@@ -20,7 +20,7 @@ ROWS_PER_BATCH = 32  # of a Parquet file: its rows may hold the videos
 ListRow = dict[str, Any] | str  # the columns, or what is wrong with the line
 
 
-def read_list(file: Path, prompts: tuple[str, ...], bounds: Bounds) -> Iterator[Clip | Failed]:
+def read_list(path: str, prompts: tuple[str, ...], bounds: Bounds) -> Iterator[Clip | Failed]:
     """
     Yield the clips of a list. A row has a "video" and may have a "prompt", "start" and "end"; other columns are
     ignored, and so are empty values. Paths are relative to the list's folder. Rows that follow each other and ask
@@ -29,6 +29,7 @@ def read_list(file: Path, prompts: tuple[str, ...], bounds: Bounds) -> Iterator[
     Raises:
         ValueError: if there is no row, or the first one is wrong: before the first clip. If the file is damaged.
     """
+    file = Path(path)
     rows = _naming(str(file), LIST_SUFFIXES[file.suffix.lower()](file))
     return _to_clips(rows, str(file), RowParser(prompts, bounds, folder=file.parent))
 

@@ -2,14 +2,13 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from glob import escape
 from itertools import chain
 from math import floor
 from pathlib import Path
 
 from ...data.media import content_hash, find_medium
 from ...extras import needs_extra
-from ...files import append_lines, iterate_lines
+from ...files import append_lines, iterate_lines, part_file, part_files
 from ...media.batch import is_remote
 from ...video_decoding_pllava import load_frames
 from ...video_source_pllava import VideoDecodeError, resolve
@@ -89,10 +88,9 @@ class Scenes:
     def __init__(self, captions: Path, rank: int = 0):
         with needs_extra("scenes"):
             import scenedetect  # noqa: F401 (an error before any work)
-        stem = f"{captions.stem}.scenes"
-        self._file = captions.with_name(f"{stem}.part-{rank}.jsonl" if rank else f"{stem}.jsonl")
-        files = [captions.with_name(f"{stem}.jsonl"), *captions.parent.glob(f"{escape(stem)}.part-*.jsonl")]
-        rows = chain.from_iterable(iterate_lines(file, "sha256", "scenes") for file in files)
+        file = captions.with_name(f"{captions.stem}.scenes.jsonl")
+        self._file = part_file(file, rank)
+        rows = chain.from_iterable(iterate_lines(each, "sha256", "scenes") for each in (file, *part_files(file)))
         self._known = {(row["sha256"], row["start"], row["end"]): row["scenes"] for row in rows}
 
     def __call__(self, clip: Clip) -> list[Bounds]:

@@ -1,6 +1,5 @@
 """`pllava caption` with the tiny random model: what is captioned, once, and what its lines record."""
 
-import json
 import shutil
 import struct
 import subprocess
@@ -10,16 +9,15 @@ from pathlib import Path
 
 import psutil
 import pytest
+from caption_lines import read
 from model_inputs import TOKENS
 from peft import get_peft_model
 from PIL import Image
-from typer.testing import CliRunner
 from video_files import white_png
 
 import pllava
 from pllava.caption.captioners import decoding
 from pllava.checkpoint_files import fingerprint
-from pllava_cli import app
 
 PLLAVA = str(Path(sys.executable).with_name("pllava"))
 SHORT = ("--max-new-tokens", TOKENS)
@@ -36,22 +34,6 @@ def write_copies(clip, folder, count):
     for number in range(count):
         padding = struct.pack(">I4s", 8 + number, b"free") + bytes(number)  # a box of mp4 that players skip
         (folder / f"{number}.mp4").write_bytes(clip.read_bytes() + padding)
-
-
-@pytest.fixture
-def caption(checkpoint, tmp_path):
-    """Captions into `out`, in this process."""
-
-    def run_caption(*arguments):
-        options = ["--out", tmp_path / "out.jsonl", "--model", checkpoint, *SHORT]
-        arguments = ["caption", *options, *arguments]  # of an option that is given twice, the last counts
-        return CliRunner().invoke(app, list(map(str, arguments)), prog_name="pllava")
-
-    return run_caption
-
-
-def read(file):
-    return [json.loads(line) for line in file.read_text().splitlines()]
 
 
 def test_caption_resumes_and_records_failures(answer, caption, clips, tmp_path):

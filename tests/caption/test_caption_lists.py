@@ -22,15 +22,6 @@ from pllava_cli import app
 ASKED = ("Describe the video.",)
 
 
-@pytest.fixture
-def caption(checkpoint, tmp_path):
-    def run_caption(*arguments):
-        options = ["caption", "--out", tmp_path / "out.jsonl", "--model", checkpoint, "--max-new-tokens", TOKENS]
-        return CliRunner().invoke(app, [*map(str, options), *map(str, arguments)], prog_name="pllava")
-
-    return run_caption
-
-
 def rows(tmp_path):
     return [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
 

@@ -6,8 +6,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from caption_lines import read
 from chat_server import Reply, chat_server
-from model_inputs import TOKENS
 from PIL import Image
 from typer.testing import CliRunner
 from video_files import moving_frames, write_video
@@ -18,19 +18,6 @@ from pllava.video_source_pllava import VideoDecodeError
 from pllava_cli import app
 
 FPS = 10
-
-
-def read(file):
-    return [json.loads(line) for line in file.read_text().splitlines()]
-
-
-@pytest.fixture
-def caption(checkpoint, tmp_path):
-    def run_caption(*arguments):
-        options = ["caption", "--out", tmp_path / "out.jsonl", "--model", checkpoint, "--max-new-tokens", TOKENS]
-        return CliRunner().invoke(app, [*map(str, options), *map(str, arguments)], prog_name="pllava")
-
-    return run_caption
 
 
 def near(parts, expected, within=1e-6):

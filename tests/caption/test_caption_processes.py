@@ -12,16 +12,8 @@ import psutil
 import pytest
 
 from pllava.files import iterate_lines
-from pllava.nano.data import render
 
 LAUNCH = ["-m", "accelerate.commands.launch", "--cpu", "--num_processes"]
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("world")
-    render(folder, clips=24, seed=3)
-    return folder / "clips"
 
 
 @pytest.fixture(scope="module")

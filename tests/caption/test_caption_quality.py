@@ -4,28 +4,13 @@ import json
 
 import pytest
 import torch
-from model_inputs import TOKENS
-from typer.testing import CliRunner
+from caption_lines import read
 from video_files import decode_all, moving_frames, write_video
 
 import pllava
 from pllava.caption import quality
 from pllava.caption.quality import NearestClips, embed, find_flags, find_nearest
 from pllava.nano.data import render
-from pllava_cli import app
-
-
-def read(file):
-    return [json.loads(line) for line in file.read_text().splitlines()]
-
-
-@pytest.fixture
-def caption(checkpoint, tmp_path):
-    def run_caption(*arguments):
-        options = ["caption", "--out", tmp_path / "out.jsonl", "--model", checkpoint, "--max-new-tokens", TOKENS]
-        return CliRunner().invoke(app, [*map(str, options), *map(str, arguments)], prog_name="pllava")
-
-    return run_caption
 
 
 @pytest.fixture(scope="module")

@@ -22,7 +22,6 @@ from typer.testing import CliRunner
 import pllava
 from pllava.caption import CaptionStore, ClusterModel, Decode, Job, LocalCaptioner, caption_clips, find_clips
 from pllava.files import iterate_lines
-from pllava.nano.data import render
 from pllava_cli import app
 
 MACHINE = {"num_cpus": 1, "num_gpus": 1, "object_store_memory": 150_000_000}  # the GPU is only a number to Ray
@@ -47,13 +46,6 @@ def cluster():
     yield machines
     ray.shutdown()
     machines.shutdown()
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("world")
-    render(folder, clips=24, seed=3)
-    return folder / "clips"
 
 
 @pytest.fixture(scope="module")

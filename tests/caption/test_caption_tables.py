@@ -8,6 +8,7 @@ import shutil
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
+from caption_lines import read
 from datasets import load_dataset
 from model_inputs import TOKENS
 from typer.testing import CliRunner
@@ -25,10 +26,6 @@ def caption(checkpoint, tmp_path):
         return CliRunner().invoke(app, [*map(str, options), *map(str, arguments)], prog_name="pllava")
 
     return run_caption
-
-
-def read(file):
-    return [json.loads(line) for line in file.read_text().splitlines()]
 
 
 def read_table(file):
