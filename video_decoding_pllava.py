@@ -41,7 +41,7 @@ MAX_THREADS = 4
 MAX_PIXELS_AT_ONCE = MAX_THREADS * 3840 * 2160  # in the frames that all threads decode; a decoder holds several frames
 MAX_UNCONVERTED = 2  # decoded frames that wait for their conversion to RGB
 FRAME_THREADS_COST = 1.5  # time with frame threads / time if they worked without waiting for each other
-PACKETS_PER_THREAD = 100  # opening the file once more for a thread takes about as long as decoding ten frames
+PACKETS_PER_THREAD = 50  # opening the file once more for a thread takes about as long as decoding ten frames
 
 
 class VideoTruncatedWarning(UserWarning):
