@@ -100,13 +100,12 @@ def test_slow_server_gets_fewer_requests_than_a_fast_one():
 
 
 def test_replies_are_kept_when_another_request_ends_the_run():
-    refused = threading.Event()
+    all_in_flight = threading.Barrier(3, timeout=30)
 
     def answer(request):
+        all_in_flight.wait()
         if request["messages"][0]["content"] == "1":
-            refused.set()
             return Reply(status=401)
-        refused.wait(30)
         return Reply("kept", delay=0.1)
 
     replies = []

@@ -36,7 +36,10 @@ def quick(monkeypatch):
     torch.set_default_dtype(torch.float32)
 
 
-@pytest.mark.parametrize("name", report.JOBS)
+# Captioning starts four programs
+@pytest.mark.parametrize(
+    "name", [pytest.param(job, marks=pytest.mark.slow if job == "captioning" else ()) for job in report.JOBS]
+)
 def test_each_job_gives_ratios_shares_of_the_limit_and_spreads(name, quick, cache):
     job = report.JOBS[name]
     job = replace(job, cases=lambda setting: dict([next(iter(report.JOBS[name].cases(setting).items()))]))
