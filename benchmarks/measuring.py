@@ -2,7 +2,8 @@
 Measures contenders in rounds: seconds, memory, and what the hardware could do meanwhile.
 
 In each round every contender runs once, in turn, in a new process, so that other load on the machine affects all of
-them, and that its memory is its own. Each round also measures the hardware: a large matrix product and a large copy.
+them, and that its memory is its own. What the hardware can do, in a large matrix product or a large copy, is measured
+before each: on a shared machine it changes by the minute.
 """
 
 import re
@@ -11,7 +12,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
-from multiprocessing import get_context
+from multiprocessing import get_context, set_start_method
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,8 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, 
 OURS, FLOOR = "ours", "floor"  # names of contenders; the floor does only what nobody can leave out
 MATRIX = {"cpu": 4096, "cuda": 8192}  # rows and columns of the product
 COPIED = {"cpu": 2**28, "cuda": 2**32}  # bytes
-LONG_ENOUGH = 0.5  # seconds: shorter work is repeated
+LONG_ENOUGH = 1.0  # seconds: shorter work is repeated
+NO_WARM_UP = 20.0  # seconds: longer work hardly gains from a warm-up
 MOST_RUNS = 20
 # What nearly every contender imports: else each process would spend seconds on it
 PRELOADED = [
@@ -108,18 +110,21 @@ class Job:
 
 
 def measure_job(job: Job, setting: Setting, rounds: int) -> dict[str, Any]:
-    """Return {"hardware": [Round, ...], "cases": {case: {contender: [Round, ...]}}, "left_out": {contender: why}}."""
-    hardware, left_out = [], {}
+    """Return {"cases": {case: {contender: [Round, ...]}}, "left_out": {contender: why}}."""
+    left_out = {}
     cases = {case: {name: [] for name in contenders} for case, contenders in job.cases(setting).items()}
     for _ in range(rounds):
-        hardware.append(in_new_process(measure_hardware, setting))
         for case, contenders in job.cases(setting).items():
             for name, contender in contenders.items():
                 key = f"{name}, {case}" if len(cases) > 1 else name
                 if {name, key} & left_out.keys():
                     continue
+                rate = {} if job.limit == FLOOR else in_new_process(measure_hardware, job.limit, setting)
+                flops = None if job.limit == "matmul" else 0
+                if cases[case][name]:
+                    flops = cases[case][name][0]["flops"]  # the same in each round
                 try:
-                    cases[case][name].append(in_new_process(measure, contender, setting))
+                    cases[case][name].append({**in_new_process(measure, contender, setting, flops), **rate})
                 except LeftOutError as error:
                     left_out[name] = str(error)
                 except Exception as error:  # a peer may fail in any way; the others are measured
@@ -127,7 +132,7 @@ def measure_job(job: Job, setting: Setting, rounds: int) -> dict[str, Any]:
                         raise
                     left_out[key] = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
     measured = {case: {name: rows for name, rows in found.items() if rows} for case, found in cases.items()}
-    return {"hardware": hardware, "cases": measured, "left_out": left_out}
+    return {"cases": measured, "left_out": left_out}
 
 
 def in_new_process(function: Callable, *args: Any) -> Round:
@@ -138,42 +143,55 @@ def in_new_process(function: Callable, *args: Any) -> Round:
         return process.submit(function, *args).result()
 
 
-def measure(contender: Contender, setting: Setting) -> Round:
+def measure(contender: Contender, setting: Setting, flops: int | None = None) -> Round:
     """
-    Run a contender once to warm up, which also counts its operations, and then until its time is certain.
+    Run a contender once to warm up, and then until its time is certain. A first run of more than `NO_WARM_UP` seconds
+    is the only one. Its operations are counted, unless they are known: in a last run, since counting takes memory.
 
     Returns:
         "seconds" (median of the runs), "peak" memory and what of it is "above" that before the runs, in bytes of the
         GPU or else of the process, "flops", "moved" bytes, and a "result" if there is one.
     """
+    set_start_method(None, force=True)  # workers start as in any program: a fork server would import everything anew
     torch.manual_seed(0)
     torch.set_default_dtype(setting.torch_dtype)
     step = contender(setting)
     built = _memory("now", setting.device)
-    with FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION) as counter:
-        if not step.once:
+    runs = [] if step.once else [_run(step, setting.device)]
+    if not runs or runs[0]["seconds"] < NO_WARM_UP:
+        _memory("now", setting.device)
+        runs = [_run(step, setting.device)]
+    while sum(run["seconds"] for run in runs) < LONG_ENOUGH and len(runs) < MOST_RUNS and not step.once:
+        runs.append(_run(step, setting.device))
+    seconds = statistics.median(run["seconds"] for run in runs)
+    peak = runs[-1].get("peak", _memory("peak", setting.device))
+    if flops is None:
+        with FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION) as counter:
             step.run()
-    _memory("now", setting.device)
-    times: list[float] = []
-    while not times or (sum(times) < LONG_ENOUGH and len(times) < MOST_RUNS and not step.once):
-        started = time.perf_counter()
-        returned = step.run() or {}
-        _synchronize(setting.device)
-        times.append(returned.pop("seconds", time.perf_counter() - started))
-    peak = returned.pop("peak", _memory("peak", setting.device))
-    work = {"flops": counter.get_total_flops(), "moved": step.moved}
-    return {"seconds": statistics.median(times), "peak": peak, "above": max(0, peak - built), **work, **returned}
+        flops = counter.get_total_flops()
+    memory = {"peak": peak, "above": max(0, peak - built)}
+    return {**runs[-1], "seconds": seconds, **memory, "flops": flops, "moved": step.moved}
 
 
-def measure_hardware(setting: Setting) -> Round:
-    """Return operations a second of a large matrix product ("matmul"), and bytes a second of a copy ("copy")."""
-    size, count = MATRIX[setting.device], COPIED[setting.device]
-    a, b = torch.randn(2, size, size, dtype=setting.torch_dtype, device=setting.device)
-    source = torch.zeros(count, dtype=torch.uint8, device=setting.device)
-    target = torch.zeros_like(source)
-    fastest = {"matmul": lambda: torch.matmul(a, b), "copy": lambda: target.copy_(source)}
-    amount = {"matmul": 2 * size**3, "copy": 2 * count}  # a copy reads and writes
-    return {name: amount[name] / min(_time(work, setting.device) for _ in range(5)) for name, work in fastest.items()}
+def _run(step: Step, device: str) -> Round:
+    started = time.perf_counter()
+    returned = step.run() or {}
+    _synchronize(device)
+    return {"seconds": time.perf_counter() - started, **returned}
+
+
+def measure_hardware(limit: str, setting: Setting) -> Round:
+    """Return as "rate" the operations a second of a large "matmul", or the bytes a second of a large "copy"."""
+    if limit == "matmul":
+        size = MATRIX[setting.device]
+        a, b = torch.randn(2, size, size, dtype=setting.torch_dtype, device=setting.device)
+        work, amount = lambda: torch.matmul(a, b), 2 * size**3
+    else:
+        source = torch.zeros(COPIED[setting.device], dtype=torch.uint8, device=setting.device)
+        target = torch.zeros_like(source)
+        work, amount = lambda: target.copy_(source), 2 * source.nbytes  # a copy reads and writes
+    work()
+    return {"rate": amount / statistics.median(_time(work, setting.device) for _ in range(3))}
 
 
 def _time(work: Callable[[], Any], device: str) -> float:

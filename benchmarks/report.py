@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs import captioning, data_loading, decode, decode_tokens, evaluation, prefill, preprocess, train_step
-from measuring import FLOOR, OURS, Job, Round
+from measuring import FLOOR, NO_WARM_UP, OURS, Job, Round
 
 from pllava.files import replace_file
 from pllava.result_files.formatting import markdown_table
@@ -65,19 +65,19 @@ def rows(name: str, found: dict[str, Any]) -> Iterator[Row]:
                 min(times),
                 max(times),
                 _median(ours, "seconds") / statistics.median(times),
-                _share(name, rounds, contenders, found["hardware"]),
+                _share(name, rounds, contenders),
                 _median(rounds, "peak"),
                 _median(rounds, "above"),
                 rounds[-1]["result"] == ours[-1]["result"] if "result" in rounds[-1] and contender != OURS else None,
             )
 
 
-def _share(name: str, rounds: list[Round], contenders: dict[str, list[Round]], hardware: list[Round]) -> float | None:
+def _share(name: str, rounds: list[Round], contenders: dict[str, list[Round]]) -> float | None:
     limit = JOBS[name].limit
     if limit == FLOOR:
         return _median(contenders[FLOOR], "seconds") / _median(rounds, "seconds")
     work = rounds[-1]["flops" if limit == "matmul" else "moved"]
-    return work / _median(hardware, limit) / _median(rounds, "seconds") if work else None
+    return statistics.median(work / each["seconds"] / each["rate"] for each in rounds) if work else None
 
 
 def _median(rounds: list[Round], key: str) -> float:
@@ -122,13 +122,13 @@ INTRODUCTION = f"""# Performance
 Written by `python benchmarks/run.py --write` from `benchmarks/results/performance_*.json`; do not edit.
 
 Each job runs beside its peers, at equal shapes and with random weights. In each round every contender runs once, in
-turn, in a new process, after a warm-up; a time is the median of the rounds. "ours / this" is our time relative to that
-of the row: below 1, ours is faster. "Of the limit" is the share of what the hardware does in the same rounds: the rate
-of one large matrix product, the bytes a second of one large copy, or a contender, the floor, which does only what
-nobody can leave out. Memory is the peak of the process or of the GPU; "above" is without what was there before the
-work, such as the weights. "As ours" compares the result: the frames bit for bit, the answers, the captions. A row that
-takes less than {SLOWER - 1:.0%} longer than a peer is called equal; all others, and rows below {FAR:.0%} of the limit,
-are explained.
+turn, in a new process, after a warm-up if it takes less than {NO_WARM_UP:.0f} seconds; a time is the median of the
+rounds. "ours / this" is our time relative to that of the row: below 1, ours is faster. "Of the limit" is the share of
+what the hardware does just before: the rate of one large matrix product, the bytes a second of one large copy, or a
+contender, the floor, which does only what nobody can leave out. Memory is the peak of the process or of the GPU;
+"above" is without what was there before the work, such as the weights. "As ours" compares the result: the frames bit
+for bit, the answers, the captions. A row that takes less than {SLOWER - 1:.0%} longer than a peer is called equal; all
+others, and rows below {FAR:.0%} of the limit, are explained.
 
 <p><picture>
   <source media="(prefers-color-scheme: dark)" srcset="figures/performance_dark.png">
@@ -149,7 +149,7 @@ def page(results: dict[str, dict[str, Any]]) -> str:
         parts.append("[Real size](real_size.md) has a whole model of 7B.")
     for measured in results.values():
         parts.append(f"## {heading(measured)}\n\n{circumstances(measured)}")
-        parts += [section(name, found) for name, found in measured["jobs"].items()]
+        parts += [section(name, measured["jobs"][name]) for name in JOBS if name in measured["jobs"]]
     return "\n\n".join(parts) + "\n"
 
 
@@ -162,7 +162,8 @@ def circumstances(measured: dict[str, Any]) -> str:
     machine = measured["machine"]
     hardware = machine.get("gpu") or f"{machine['processor']}, {machine['cores']} cores, {machine['threads']} threads"
     versions = ", ".join(f"{name} {version}" for name, version in measured["versions"].items())
-    text = f"{hardware}; rounds: {measured['setting']['rounds']}; {measured['date']}. Libraries: {versions}."
+    dates = ", ".join(sorted({found["date"] for found in measured["jobs"].values()}))
+    text = f"{hardware}; rounds: {measured['setting']['rounds']}; {dates}. Libraries: {versions}."
     return textwrap.fill(text, 119, break_long_words=False)
 
 

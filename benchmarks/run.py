@@ -11,6 +11,7 @@ The first run encodes the clips, in a few minutes, and keeps them in the cache.
 # Each measured process loads this file, too: what takes long to import is imported where it is used
 import json
 import os
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
@@ -38,7 +39,12 @@ def main(
     dtype: Dtype = Dtype.float32,
     rounds: Annotated[int, typer.Option(min=1, help="Each runs every contender once.")] = 3,
     json_file: Annotated[
-        Path | None, typer.Option("--json", help="Write all measured values.", metavar="FILE")
+        Path | None,
+        typer.Option(
+            "--json",
+            help="Write all values, after each job; jobs measured before under the same conditions are kept.",
+            metavar="FILE",
+        ),
     ] = None,
     cache: Annotated[Path, typer.Option(help="Of clips.")] = CACHE,
     write: Annotated[bool, typer.Option("--write", help="Write docs/performance.md and its figures.")] = False,
@@ -48,8 +54,6 @@ def main(
     from measuring import Setting
     from report import JOBS, write_page
 
-    from pllava.files import replace_file
-
     names = list(JOBS) if all_jobs else [name for name in job.split(",") if name]
     if unknown := set(names) - JOBS.keys():
         raise typer.BadParameter(f"{', '.join(sorted(unknown))}: there are {', '.join(JOBS)}", param_hint="--job")
@@ -58,34 +62,44 @@ def main(
     if device == Device.cuda and not torch.cuda.is_available():
         raise typer.BadParameter("torch finds no CUDA GPU", param_hint="--device")
     if names:
-        measured = run(names, Setting(size, device, dtype, cache.resolve()), rounds)
-        if json_file:
-            json_file.parent.mkdir(parents=True, exist_ok=True)
-            replace_file(json_file, json.dumps(measured, indent=1) + "\n")
+        for measured in run(names, Setting(size, device, dtype, cache.resolve()), rounds):
+            if json_file:
+                save(measured, json_file)
     if write:
         write_page()
 
 
-def run(names: list[str], setting: "Setting", rounds: int) -> dict[str, Any]:
-    """Measure jobs, print their tables, and return all values with what they were measured on."""
+def run(names: list[str], setting: "Setting", rounds: int) -> Iterator[dict[str, Any]]:
+    """Measure jobs and print their tables; yield after each all values so far, with what they were measured on."""
     from measuring import measure_job
     from report import JOBS, format_table
 
     from pllava.environment import library_versions
 
-    measured = {
+    conditions = {
         "machine": machine(setting.device),
         "versions": library_versions(LIBRARIES),
-        "date": datetime.now(UTC).date().isoformat(),
         "setting": {"size": setting.size, "device": setting.device, "dtype": setting.dtype, "rounds": rounds},
-        "jobs": {},
     }
+    jobs = {}
     for name in names:
-        measured["jobs"][name] = found = measure_job(JOBS[name], setting, rounds)
+        found = measure_job(JOBS[name], setting, rounds)
+        jobs[name] = {"date": datetime.now(UTC).date().isoformat(), **found}
         typer.echo(f"\n{name}: {JOBS[name].title}\n\n{format_table(name, found)}")
         for contender, reason in found["left_out"].items():
             typer.echo(f"left out: {contender}: {reason}")
-    return measured
+        yield {**conditions, "jobs": jobs}
+
+
+def save(measured: dict[str, Any], file: Path) -> None:
+    """Write the values, beside those of other jobs that were measured under the same conditions."""
+    from pllava.files import replace_file
+
+    before = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    if all(before.get(key) == value for key, value in measured.items() if key != "jobs"):
+        measured = {**measured, "jobs": {**before.get("jobs", {}), **measured["jobs"]}}
+    file.parent.mkdir(parents=True, exist_ok=True)
+    replace_file(file, json.dumps(measured, indent=1) + "\n")
 
 
 def machine(device: str) -> dict[str, Any]:

@@ -70,7 +70,7 @@ def cases(setting: Setting) -> dict[str, dict[str, Contender]]:
 
 JOB = Job(
     "Captioning: `pllava caption` with nano, from the start of the program to the last caption. The limit (floor) "
-    "decodes each clip once.",
+    "decodes each clip once, shared by all cores.",
     "floor",
     cases,
     slow={OURS: "Starting the program and the model take most of the time; the floor only decodes the clips."},

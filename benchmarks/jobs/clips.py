@@ -15,6 +15,7 @@ SHORT = {
     "h264 360p 10 s, x264's defaults": (10, 360, 640, "mp4", "libx264", {}),
     "h264 360p 10 s, one GOP": (10, 360, 640, "mp4", "libx264", {**X264, "g": "600"}),
     "h264 360p 10 s, one GOP, two slices": (10, 360, 640, "mp4", "libx264", {**X264, "g": "600", "slices": "2"}),
+    "h264 360p 10 s, one GOP, no B-frames": (10, 360, 640, "mp4", "libx264", {**X264, "g": "600", "bf": "0"}),
     "h264 360p 10 s, three GOPs": (10, 360, 640, "mp4", "libx264", {**X264, "g": "100"}),
     "h264 360p 10 s, keyframe every 30": (10, 360, 640, "mp4", "libx264", {**X264, "g": "30"}),
     "h265 360p 10 s, three GOPs": (10, 360, 640, "mp4", "libx265", {"preset": "veryfast", "g": "100"}),

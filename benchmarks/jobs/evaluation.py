@@ -70,7 +70,7 @@ def cases(setting: Setting) -> dict[str, dict[str, Contender]]:
 
 JOB = Job(
     "Evaluation: nano answers all questions about clips of its world, in batches of 16 with a worker that decodes, as "
-    "`pllava eval` does. The limit (floor) decodes each clip once.",
+    "`pllava eval` does. The limit (floor) decodes each clip once, shared by all cores.",
     "floor",
     cases,
     {PEER: "decodes the clip anew for every question"},

@@ -15,6 +15,7 @@ ROOT = Path(pllava.__file__).parent
 sys.path.append(str(ROOT / "benchmarks"))
 import measuring  # noqa: E402
 import report  # noqa: E402
+import run  # noqa: E402
 from jobs import captioning, data_loading, evaluation  # noqa: E402
 
 
@@ -104,6 +105,17 @@ def test_the_command_runs_each_contender_in_a_process_of_its_own_and_writes_all_
     assert measured["versions"]["torch"] == torch.__version__.partition("+")[0] and measured["machine"]["cores"]
     wrong = subprocess.run([sys.executable, command[1], "--job", "fly"], capture_output=True, text=True, timeout=300)
     assert wrong.returncode == 2 and "fly: there are decode, preprocess," in " ".join(wrong.stderr.split())
+
+
+def test_jobs_that_were_measured_under_the_same_conditions_are_kept(tmp_path):
+    file = tmp_path / "new" / "measured.json"
+    small = {"machine": {"cores": 2}, "versions": {}, "setting": {"rounds": 3}}
+    run.save({**small, "jobs": {"decode": 1}}, file)
+    run.save({**small, "jobs": {"decode": 2, "prefill": 3}}, file)
+    run.save({**small, "jobs": {"train_step": 4}}, file)
+    assert json.loads(file.read_text())["jobs"] == {"decode": 2, "prefill": 3, "train_step": 4}
+    run.save({**small, "setting": {"rounds": 5}, "jobs": {"decode": 6}}, file)
+    assert json.loads(file.read_text())["jobs"] == {"decode": 6}
 
 
 def test_the_page_is_what_was_measured():
