@@ -4,6 +4,7 @@ Draw our time relative to each peer's, job by job, as docs/figures/performance_l
 """
 
 from collections.abc import Iterator
+from itertools import cycle
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator, StrMethodFormatter
 from measuring import FLOOR, OURS
-from report import rows
+from report import JOBS, rows
 
 TICKS = (0.05, 0.1, 0.2, 0.5, 1, 2)
 ROW, MARGIN, TEXT = 21, 110, 8  # CSS pixels of a line, and of what is around them; points
@@ -34,14 +35,14 @@ def dots(results: dict[str, dict[str, Any]]) -> Iterator[tuple[str, str, str, fl
 
 def draw(results: dict[str, dict[str, Any]], theme: Theme) -> None:
     found = list(dots(results))
-    lines = list(dict.fromkeys((job, peer) for _, job, peer, *_ in found))
+    lines = sorted(dict.fromkeys((job, peer) for _, job, peer, *_ in found), key=lambda line: [*JOBS].index(line[0]))
     colours = dict.fromkeys(("text.color", "axes.labelcolor", "xtick.color", "ytick.color"), theme.text)
     style = {"axes.edgecolor": theme.line, "grid.color": theme.quiet, "axes.axisbelow": True, "font.size": TEXT}
     switched_off = dict.fromkeys(("axes.spines.top", "axes.spines.right", "axes.spines.left", "legend.frameon"), False)
     with rc_context({**colours, **style, **switched_off}):
         figure = Figure(figsize=(WIDTH / 100, (MARGIN + ROW * len(lines)) / 100), layout="constrained")
         axes = figure.subplots()
-        shades = dict(zip(results, (theme.strong, theme.muted, theme.text), strict=False))
+        shades = dict(zip(results, cycle((theme.strong, theme.muted, theme.text)), strict=False))
         for number, name in enumerate(results):
             points = [point for point in found if point[0] == name]
             y = [lines.index((job, peer)) + 0.22 * (number - (len(results) - 1) / 2) for _, job, peer, *_ in points]
