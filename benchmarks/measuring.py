@@ -6,6 +6,7 @@ them, and that its memory is its own. What the hardware can do, in a large matri
 before each: on a shared machine it changes by the minute.
 """
 
+import os
 import re
 import statistics
 import time
@@ -81,11 +82,13 @@ class Step:
             "result", which contenders are expected to share.
         moved: Bytes that have to be read or written, where the copy bandwidth is the limit.
         once: It is run once, without a warm-up: it starts a program or processes, which is part of its time.
+        shared: One thread does it, and its time is divided among the cores: a limit that no sharing can beat.
     """
 
     run: Callable[[], Round | None]
     moved: int = 0
     once: bool = False
+    shared: bool = False
 
 
 Contender = Callable[[Setting], Step]
@@ -119,12 +122,12 @@ def measure_job(job: Job, setting: Setting, rounds: int) -> dict[str, Any]:
                 key = f"{name}, {case}" if len(cases) > 1 else name
                 if {name, key} & left_out.keys():
                     continue
+                rows = cases[case][name]
                 rate = {} if job.limit == FLOOR else in_new_process(measure_hardware, job.limit, setting)
-                flops = None if job.limit == "matmul" else 0
-                if cases[case][name]:
-                    flops = cases[case][name][0]["flops"]  # the same in each round
+                unknown = None if job.limit == "matmul" else 0
+                flops = rows[0]["flops"] if rows else unknown  # the same in each round
                 try:
-                    cases[case][name].append({**in_new_process(measure, contender, setting, flops), **rate})
+                    rows.append({**in_new_process(measure, contender, setting, flops), **rate})
                 except LeftOutError as error:
                     left_out[name] = str(error)
                 except Exception as error:  # a peer may fail in any way; the others are measured
@@ -177,7 +180,8 @@ def _run(step: Step, device: str) -> Round:
     started = time.perf_counter()
     returned = step.run() or {}
     _synchronize(device)
-    return {"seconds": time.perf_counter() - started, **returned}
+    cores = os.cpu_count() if step.shared else 1
+    return {"seconds": (time.perf_counter() - started) / cores, **returned}
 
 
 def measure_hardware(limit: str, setting: Setting) -> Round:

@@ -1,8 +1,6 @@
 """From an encoded clip to 16 frames, beside transformers' PyAV reader, torchcodec and decord."""
 
 import hashlib
-import os
-import time
 from collections.abc import Callable
 from functools import partial
 
@@ -80,26 +78,24 @@ def prepare(make: Callable[[], Reader], clip: str, setting: Setting) -> Step:
 
 
 def prepare_floor(clip: str, setting: Setting) -> Step:
-    """Decode what has to be decoded in one thread, and share its time among the cores."""
+    """Decode what has to be decoded."""
     with av.open(str(make_clip(setting.cache, clip))) as container:
         stream = container.streams.video[0]
         packets = [packet for packet in container.demux(stream) if packet.size]
         name, extradata = stream.codec_context.name, stream.codec_context.extradata
     gops, wanted = needed_packets(packets)
 
-    def run() -> Round:
+    def run() -> None:
         decoder = av.CodecContext.create(name, "r")
         decoder.extradata, decoder.thread_type, decoder.thread_count = extradata, "NONE", 1
-        started = time.perf_counter()
         for gop in gops:
             for packet in gop:
                 decoder.skip_frame = "DEFAULT" if packet.pts in wanted else "NONREF"
                 decoder.decode(packet)
             decoder.decode(None)
             decoder.flush_buffers()
-        return {"seconds": (time.perf_counter() - started) / os.cpu_count()}
 
-    return Step(run)
+    return Step(run, shared=True)
 
 
 def needed_packets(packets: list[av.Packet]) -> tuple[list[list[av.Packet]], set[int | None]]:

@@ -18,7 +18,7 @@ NAMED_IN_ERROR = 3
 @dataclass(frozen=True)
 class FoundClips:
     """
-    The clips at some places, each once.
+    The clips at some places, each once. They can be read once.
 
     Args:
         parts: The clips at each place.

@@ -8,6 +8,7 @@ import forked
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from caption_lines import read
 from chat_server import Reply, chat_server
 from hub_client import online
 from local_hub import local_hub
@@ -23,7 +24,7 @@ ASKED = ("Describe the video.",)
 
 
 def rows(tmp_path):
-    return [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    return read(tmp_path / "out.jsonl")
 
 
 def write_lines(file, *lines):

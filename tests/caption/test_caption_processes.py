@@ -1,6 +1,5 @@
 """Captioning by several processes, which are killed at any moment, and onto disks that fill up."""
 
-import json
 import random
 import subprocess
 import sys
@@ -10,6 +9,7 @@ from collections import Counter
 import forked
 import psutil
 import pytest
+from caption_lines import read
 
 from pllava.files import iterate_lines
 
@@ -121,7 +121,7 @@ def test_full_disk_ends_the_run_and_a_later_one_goes_on(world, alone, small_disk
     full = forked.run("pllava", "caption", world, "--out", out, "--batch-size", 4)
     assert full.returncode == 1 and "Traceback" not in full.stderr
     assert "Error: The disk is full; all captions so far are kept in" in full.stderr
-    written = [json.loads(line) for line in out.read_text().splitlines()]  # whole lines only
+    written = read(out)  # whole lines only
     assert 0 < len(written) < 24 and len(written) % 4 == 0
     filler.unlink()
     done = forked.run("pllava", "caption", world, "--out", out, "--batch-size", 4)

@@ -10,22 +10,16 @@ import pyarrow.parquet as pq
 import pytest
 from caption_lines import read
 from datasets import load_dataset
-from model_inputs import TOKENS
-from typer.testing import CliRunner
 
 from pllava.caption.export import COLUMNS, write_table
-from pllava_cli import app
 
 TEXT = 'He says: "Où est\nle chien?", and — 狗\r\n🐶; 100 %'
 
 
 @pytest.fixture
-def caption(checkpoint, tmp_path):
-    def run_caption(out, *arguments):
-        options = ["caption", "--out", tmp_path / out, "--model", checkpoint, "--max-new-tokens", TOKENS]
-        return CliRunner().invoke(app, [*map(str, options), *map(str, arguments)], prog_name="pllava")
-
-    return run_caption
+def caption(caption, tmp_path):
+    """Captions into the file that is named first."""
+    return lambda out, *arguments: caption("--out", tmp_path / out, *arguments)
 
 
 def read_table(file):

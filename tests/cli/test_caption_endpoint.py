@@ -2,13 +2,13 @@
 
 import base64
 import io
-import json
 import threading
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 import av
 import pytest
+from caption_lines import read
 from chat_server import Reply, chat_server
 from typer.testing import CliRunner
 
@@ -30,7 +30,7 @@ def caption(tmp_path):
 
 @pytest.fixture
 def rows(tmp_path):
-    return lambda: [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    return lambda: read(tmp_path / "out.jsonl")
 
 
 def sent_video(request):

@@ -11,6 +11,7 @@ import forked
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from caption_lines import read
 from hub_client import online
 from local_hub import local_hub
 from model_inputs import TOKENS
@@ -74,10 +75,6 @@ def python(environment, tmp_path):
         return done.stdout.splitlines()
 
     return run_code
-
-
-def read(file):
-    return [json.loads(line) for line in file.read_text().splitlines()]
 
 
 def repository(hub, repo_id):

@@ -66,7 +66,7 @@ def _main(arguments: list[str], output: str, cwd: str, environment: dict[str, st
     for number, name in ((1, output), (2, output if output == os.devnull else output + ".err")):
         with open(name, "ab") as file:
             os.dup2(file.fileno(), number)
-    multiprocessing.set_start_method(None, force=True)  # else workers would come from one more server, in ten seconds
+    multiprocessing.set_start_method(None, force=True)  # else a server for workers would import all anew
     os.chdir(cwd)
     os.environ.update(environment)
     for name in ("huggingface_hub.constants", "datasets.config"):  # were set from the server's environment
