@@ -20,7 +20,7 @@ from model_server import model_server
 from original_llava import write_original
 from ports import free_port
 
-pytestmark = pytest.mark.slow  # ten minutes; CI runs it by `make test-readme`
+pytestmark = pytest.mark.slow  # minutes; CI runs it by `make test-readme`
 ROOT = Path(__file__).resolve().parents[2]
 FENCE = re.compile(r"```(python|bash)\n(.*?)```(?:\n\n```text\n(.*?)```)?", re.DOTALL)
 # Each page with its snippets: the language, the code, and the output if it is shown
@@ -31,7 +31,12 @@ PAGES = {
 # Commands that run until Ctrl-C
 SERVERS = re.compile(r"^pllava (?:demo|gallery|serve)\b(?![^#\n]*--export)[^#\n]*", re.MULTILINE)
 SERVED = ("README.md", "docs/serving.md")  # pages whose http://localhost:8000/v1 is a real `pllava serve nano`
-SNIPPETS = [(page, *snippet) for page, snippets in PAGES.items() for snippet in snippets]
+# Two processes share the pages. A page is one process's work, since its snippets follow from each other.
+SNIPPETS = [
+    pytest.param(page, *snippet, marks=pytest.mark.xdist_group(page))
+    for page, snippets in PAGES.items()
+    for snippet in snippets
+]
 
 
 @pytest.fixture(scope="module")
