@@ -22,7 +22,7 @@ test-slow: .venv/installed $(if $(NPM), $(PAGE))
 	$(BIN)/python -m pytest -m slow
 
 test-readme: .venv/installed
-	$(BIN)/python -m pytest --dist loadgroup -m slow tests/cli/test_readme.py
+	$(BIN)/python -m pytest --dist load -m slow tests/cli/test_readme.py
 
 test-oldest: .venv-oldest/installed
 	.venv-oldest/bin/python -m pytest tests/model tests/video/test_video_processing.py \

@@ -27,11 +27,16 @@ MAX_DECODERS = 4  # requests whose media are fetched and decoded at the same tim
 
 
 class Server(uvicorn.Server):
-    """Ends with exit code 0 after a signal, when running answers have ended; at once after a second one."""
+    """
+    Ends with exit code 0 after a signal, when running answers have ended; at once after a second one.
 
-    def __init__(self, config: uvicorn.Config, metrics: Metrics):
+    Args:
+        announcement: A line for the log, once clients can connect.
+    """
+
+    def __init__(self, config: uvicorn.Config, metrics: Metrics, announcement: str):
         super().__init__(config)
-        self._metrics = metrics
+        self._metrics, self._announcement = metrics, announcement
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -47,6 +52,10 @@ class Server(uvicorn.Server):
             signal.signal(sig, signal.SIG_DFL)
             os.kill(os.getpid(), sig)
         self.should_exit = True
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        logger.info(self._announcement)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         logger.info("shutting down: requests in progress, which end first: %d", self._metrics.under_way)
@@ -104,5 +113,5 @@ def serve(
             app, log_config=None, access_log=False, ws="none", server_header=False, proxy_headers=False
         )
         host, port = address.getsockname()[:2]
-        logger.info("%s is served at http://%s:%d/v1", name, f"[{host}]" if ":" in host else host, port)
-        Server(config, metrics).run([address])
+        url = f"http://{f'[{host}]' if ':' in host else host}:{port}/v1"
+        Server(config, metrics, f"{name} is served at {url}").run([address])

@@ -25,18 +25,13 @@ ROOT = Path(__file__).resolve().parents[2]
 FENCE = re.compile(r"```(python|bash)\n(.*?)```(?:\n\n```text\n(.*?)```)?", re.DOTALL)
 # Each page with its snippets: the language, the code, and the output if it is shown
 PAGES = {
-    str(page.relative_to(ROOT)): FENCE.findall(page.read_text(encoding="utf-8"))
+    str(page.relative_to(ROOT)): snippets
     for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+    if (snippets := FENCE.findall(page.read_text(encoding="utf-8")))
 }
 # Commands that run until Ctrl-C
 SERVERS = re.compile(r"^pllava (?:demo|gallery|serve)\b(?![^#\n]*--export)[^#\n]*", re.MULTILINE)
 SERVED = ("README.md", "docs/serving.md")  # pages whose http://localhost:8000/v1 is a real `pllava serve nano`
-# Two processes share the pages. A page is one process's work, since its snippets follow from each other.
-SNIPPETS = [
-    pytest.param(page, *snippet, marks=pytest.mark.xdist_group(page))
-    for page, snippets in PAGES.items()
-    for snippet in snippets
-]
 
 
 @pytest.fixture(scope="module")
@@ -93,10 +88,15 @@ def nano_server(tmp_path_factory):
         yield f"{running.address}/v1"
 
 
-@pytest.mark.parametrize(
-    ("page", "language", "code", "output"), SNIPPETS, ids=lambda value: value.strip().split("\n")[0][:40]
-)
-def test_snippet_runs(page, language, code, output, directories, hub, server, request):
+# A page is one test: its snippets follow from each other, and two processes share the pages
+@pytest.mark.parametrize("page", PAGES)
+def test_snippets_run(page, directories, hub, server, request, subtests):
+    for language, code, output in PAGES[page]:
+        with subtests.test(code.partition("\n")[0]):
+            run_snippet(page, language, code, output, directories[page], hub, server, request)
+
+
+def run_snippet(page, language, code, output, folder, hub, server, request):
     if "make " in code:
         for target in re.findall(r"make ([\w-]+)", code):
             assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
@@ -114,15 +114,15 @@ def test_snippet_runs(page, language, code, output, directories, hub, server, re
         "HF_HUB_DISABLE_XET": "1",
         "HF_TOKEN": "hf_x",
     }
-    environment |= {"HF_HOME": str(directories[page] / "home"), "ACCELERATE_USE_CPU": "true"}
+    environment |= {"HF_HOME": str(folder / "home"), "ACCELERATE_USE_CPU": "true"}
     environment |= {"OPENAI_BASE_URL": server, "OPENAI_API_KEY": "none"}
     result = subprocess.run(
-        command, cwd=directories[page], env={**os.environ, **environment}, capture_output=True, text=True, timeout=400
+        command, cwd=folder, env={**os.environ, **environment}, capture_output=True, text=True, timeout=400
     )
     assert result.returncode == 0, result.stderr
     assert result.stdout.strip().endswith(output.strip()), result.stdout
     for line in servers:
-        start_and_stop(line, directories[page], {**os.environ, **environment})
+        start_and_stop(line, folder, {**os.environ, **environment})
 
 
 def start_and_stop(line, folder, environment):

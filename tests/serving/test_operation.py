@@ -3,6 +3,7 @@
 import re
 import signal
 import socket
+import subprocess
 import threading
 import time
 from collections.abc import Iterator
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import openai
 import pytest
-from model_server import ModelServer, World, data_uri, model_server, text_part, user, video_part
+from model_server import COMMAND, ModelServer, World, data_uri, model_server, text_part, user, video_part
 from video_files import moving_frames, write_video
 
 import pllava
@@ -235,6 +236,16 @@ def test_a_server_without_a_key_is_for_its_own_machine(
     for arguments, warned in [(["0.0.0.0"], True), (["127.0.0.1"], False), (["0.0.0.0", "--api-key", KEY], False)]:
         app(["serve", "nano", "--no-check", "--port", "0", "--host", *arguments], standalone_mode=False)
         assert ("everyone who reaches 0.0.0.0" in capsys.readouterr().err) == warned
+
+
+def test_the_address_is_printed_once_it_answers() -> None:
+    with subprocess.Popen([*COMMAND, "nano", "--port", "0"], stderr=subprocess.PIPE, text=True) as process:
+        try:
+            printed = (re.search(r"is served at http://127\.0\.0\.1:(\d+)/", line) for line in process.stderr)
+            port = next(int(match[1]) for match in printed if match)
+            socket.create_connection(("127.0.0.1", port)).close()
+        finally:
+            process.kill()
 
 
 def test_running_answers_end_after_a_signal(busy: ModelServer) -> None:

@@ -89,21 +89,11 @@ def running(command: list[str], folder: Path, **environment: str) -> Iterator[Mo
         while not (found := re.search(r"is served at (http://\S+)/v1", log_file.read_text())):
             assert process.poll() is None and time.monotonic() < end, log_file.read_text()
             time.sleep(0.05)
-        server = ModelServer(found[1], process, log_file)
-        while not _is_healthy(server):
-            time.sleep(0.02)
-        yield server
+        yield ModelServer(found[1], process, log_file)
     finally:
         if process.poll() is None:
             process.send_signal(signal.SIGKILL)
         process.wait()
-
-
-def _is_healthy(server: ModelServer) -> bool:
-    try:
-        return server.get("/health").status_code == 200
-    except httpx.ConnectError:
-        return False
 
 
 def data_uri(content: bytes | Path, kind: str = "video/mp4") -> str:
