@@ -14,6 +14,7 @@ import typer
 
 from . import caption, chat, convert, data, evaluate, publish, train
 from .apps import demo, gallery, serve
+from .evaluate import reproduce
 from .options import ModelCommand
 from .program import make_program
 
@@ -30,6 +31,7 @@ app.command("convert")(convert.convert)
 app.add_typer(data.data, name="data")
 app.command("train", **train.PASS_OPTIONS_ON)(train.train)
 app.command("eval", cls=ModelCommand)(evaluate.evaluate)
+app.command("reproduce", cls=ModelCommand)(reproduce.reproduce)
 app.command("demo", cls=ModelCommand)(demo.demo)
 app.command("gallery")(gallery.gallery)
 app.command("serve", cls=ModelCommand)(serve.serve)

@@ -31,7 +31,7 @@ def refuse_passed(context: typer.Context, unused: set[str], reason: str) -> None
         UsageError: if a parameter in `unused` was passed: it would have no effect, for the `reason`.
     """
     passed = {
-        each.name: each.opts[0] if each.param_type_name == "option" else "MODEL"
+        each.name: each.opts[0] if each.param_type_name == "option" else each.metavar
         for each in context.command.params
         if context.get_parameter_source(each.name).name != "DEFAULT"
     }

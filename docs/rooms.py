@@ -37,6 +37,7 @@ ROOMS = [
     {"extras": "extras.py environment.py"},
 ]
 ROOMS_OF_EVAL = [
+    {"eval: reproduction": "eval/reproduce/*"},
     {"eval: runs": "eval/*"},
     {"eval: report": "eval/report/*"},
     {"eval: scoring": "eval/scoring/* eval/metrics/*"},

@@ -1,8 +1,12 @@
-"""`python -m pllava.eval`, or `accelerate launch -m pllava.eval` for several processes: the same as `pllava eval`."""
+"""
+`python -m pllava.eval`, or `accelerate launch -m pllava.eval` for several processes: the same as `pllava eval`, and
+with `reproduce` as the first word the same as `pllava reproduce`.
+"""
 
 import sys
 
 from pllava_cli import app
 
 if __name__ == "__main__":
-    app(["eval", *sys.argv[1:]], prog_name="pllava")
+    arguments = sys.argv[1:]
+    app(arguments if arguments[:1] == ["reproduce"] else ["eval", *arguments], prog_name="pllava")

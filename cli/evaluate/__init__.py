@@ -70,33 +70,22 @@ def evaluate(
     wording = evaluation.load_prompts(prompts)
     benchmarks = evaluation.load_benchmarks(benchmark, wording)
 
-    def load_judge(folder: Path) -> "Judge | None":
-        if not judge:
-            return None
-        url = None if judge_endpoint == "openai" else judge_endpoint
-        chat = (
-            evaluation.ChatServer(judge, url, concurrency, judge_rpm)
-            if judge_endpoint
-            else evaluation.LocalChat(judge, evaluation.join_processes().device)
-        )
-        cache = folder / "judge_cache.jsonl"
-        return evaluation.Judge(chat, wording["judge"], cache, judge_temperature, judge_price, retry_failed)
-
     if rescore:
         folder = next(iter(evaluation.result_folders(rescore))).parent
-        _print_results(evaluation.rescore_suite(rescore, benchmarks, wording, load_judge(folder), seed))
+        loaded_judge = load_judge(context.params, wording, folder)
+        _print_results(evaluation.rescore_suite(rescore, benchmarks, wording, loaded_judge, seed))
         _push(rescore, push)
         return
     variants = [] if sweep and not controls else [evaluation.PLAIN]
     variants += evaluation.CONTROL_VARIANTS if controls else []
     samples = [evaluation.read_samples(each, data, limit) for each in benchmarks]
-    loaded_judge = load_judge(out)
+    loaded_judge = load_judge(context.params, wording, out)
     if endpoint:
         server = options.chat_server(model_options.model, endpoint, concurrency)
         number = {"num_frames": num_frames} if num_frames else {}
         answerer = evaluation.Endpoint(server, **number, allowed_media_domains=allowed_media_domains)
     else:
-        answerer = _local_model(model_options, num_frames, chat_template, batch_size, workers, allowed_media_domains)
+        answerer = local_model(model_options, num_frames, chat_template, batch_size, workers, allowed_media_domains)
         variants += _swept(sweep, answerer) if sweep else []
     _print_results(
         evaluation.evaluate_suite(
@@ -118,10 +107,7 @@ def _refuse_unused(context: typer.Context) -> None:
         refuse(everything - {"compare"}, "--compare reads saved results as they are")
     if values["rescore"]:
         refuse(everything - RESCORE, "--rescore reads saved answers as they are")
-    if not values["judge"]:
-        refuse(JUDGE, "There is no --judge")
-    if not values["judge_endpoint"]:
-        refuse(SERVER_JUDGE, "A judge without --judge-endpoint is greedy, and no server")
+    refuse_unused_judge(context)
     if not values["endpoint"] and not values["judge_endpoint"]:
         refuse({"concurrency"}, "There is neither --endpoint nor --judge-endpoint")
     if values["endpoint"]:
@@ -131,7 +117,41 @@ def _refuse_unused(context: typer.Context) -> None:
         raise UsageError(f"MODEL and --model are the same option; got {values['model_name']} and {context.obj.model}")
 
 
-def _local_model(
+def refuse_unused_judge(context: typer.Context) -> None:
+    """
+    Raises:
+        UsageError: if an option of a judge would have no effect.
+    """
+    if not context.params["judge"]:
+        refuse_passed(context, JUDGE, "There is no --judge")
+    if not context.params["judge_endpoint"]:
+        refuse_passed(context, SERVER_JUDGE, "A judge without --judge-endpoint is greedy, and no server")
+
+
+def load_judge(values: dict[str, Any], wording: dict[str, Any], folder: Path) -> "Judge | None":
+    """
+    Return the judge that a command's options name, if they name one.
+
+    Args:
+        values: The command's parameters.
+        wording: From `load_prompts`.
+        folder: Gets the cache of the judge's replies.
+    """
+    from pllava.eval import ChatServer, Judge, LocalChat, join_processes
+
+    name, endpoint = values["judge"], values["judge_endpoint"]
+    if not name:
+        return None
+    if endpoint:
+        url = None if endpoint == "openai" else endpoint
+        chat = ChatServer(name, url, values["concurrency"], values["judge_rpm"])
+    else:
+        chat = LocalChat(name, join_processes().device)
+    settings = (values[each] for each in ("judge_temperature", "judge_price", "retry_failed"))
+    return Judge(chat, wording["judge"], folder / "judge_cache.jsonl", *settings)
+
+
+def local_model(
     model_options: options.ModelOptions,
     num_frames: int | None,
     chat_template: str | None,

@@ -149,7 +149,7 @@ def load_benchmark(name: str, prompts: dict[str, dict[str, str]]) -> Benchmark:
     if not file.is_file():
         known = sorted([path.stem for path in DEFINITIONS.glob("*.yaml")] + list(BENCHMARK_GROUPS))
         raise ValueError(f"{name}: no such benchmark; there are {', '.join(known)}, and custom YAML files")
-    values = _read_yaml(file)
+    values = read_yaml(file)
     allowed = {each.name for each in fields(Benchmark)} - {"name", "file"}
     required = {"title", "read", "score", "tasks"}
     if wrong := (values.keys() - allowed) | (required - values.keys()):
@@ -197,8 +197,8 @@ def load_prompts(file: str | Path | None = None) -> dict[str, dict[str, str]]:
     Raises:
         ValueError: if the file is not such a YAML file, or has a prompt that `prompts.yaml` lacks.
     """
-    prompts = _read_yaml(PROMPTS)
-    for section, texts in _read_yaml(Path(file)).items() if file else ():
+    prompts = read_yaml(PROMPTS)
+    for section, texts in read_yaml(Path(file)).items() if file else ():
         unknown = {section} - prompts.keys() or texts.keys() - prompts[section].keys()
         if unknown:
             raise ValueError(f"{file}: unknown prompt {sorted(unknown)}; {PROMPTS.name} lists the known ones")
@@ -206,7 +206,8 @@ def load_prompts(file: str | Path | None = None) -> dict[str, dict[str, str]]:
     return prompts
 
 
-def _read_yaml(file: Path) -> dict[str, Any]:
+def read_yaml(file: Path) -> dict[str, Any]:
+    """Read a YAML file with a mapping; others are a `ValueError`."""
     try:
         values = yaml.safe_load(file.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:

@@ -25,10 +25,16 @@ def find_folder(data: str, folder: str) -> Path:
         ValueError: if there is neither.
     """
     path = fetch(data, repo_type="dataset")
-    if path != Path(data) and _packed_archives(path):
-        with WeakFileLock(path / ".unpacking.lock"):  # one process unpacks, the others wait
-            _unpack_archives(path)
+    if path != Path(data):
+        unpack_archives(path)
     return path / folder if (path / folder).is_dir() else path
+
+
+def unpack_archives(folder: Path) -> None:
+    """Unpack the zip archives in a downloaded dataset, and those inside them, each once."""
+    if _packed_archives(folder):
+        with WeakFileLock(folder / ".unpacking.lock"):  # one process unpacks, the others wait
+            _unpack_archives(folder)
 
 
 def _packed_archives(folder: Path) -> list[Path]:

@@ -169,10 +169,14 @@ class LocalModel(Answerer):
             raise ValueError(f"{benchmark.title}: the chat template writes {int(bool(prefix))} <video> into {text!r}")
         return prefix, suffix
 
+    @property
+    def template_family(self) -> str | None:
+        """The key of the model's templates in a benchmark's declaration; None if it keeps its own template."""
+        return TEMPLATE_FAMILIES.get(self.processor.chat_template)
+
     def _template(self, benchmark: Benchmark) -> str | None:
         """Return the benchmark's template for the model's template family; None keeps the model's own template."""
-        family = TEMPLATE_FAMILIES.get(self.processor.chat_template)
-        return self.chat_template or benchmark.chat_template.get(family)
+        return self.chat_template or benchmark.chat_template.get(self.template_family)
 
     # --- a batch -----------------------------------------------------------------------------------------------------
 

@@ -91,6 +91,7 @@ def _means(values: Sequence[Value], seed: int) -> Metrics:
         means[f"{measure}_ci"] = confidence_interval(numbers, clips, aspects, seed=seed, fractions=fractions)
         if len(by_aspect) > 1:  # the original's mean, in which an aspect weighs more if it has more samples
             means[f"{measure}_over_grades"] = fmean(numbers)
+            means[f"{measure}_over_grades_ci"] = confidence_interval(numbers, clips, seed=seed, fractions=fractions)
     return means
 
 

@@ -67,7 +67,9 @@ def test_help_lists_the_commands(arguments):
     assert all(re.search(rf"^\W+{command} ", result.stdout, re.MULTILINE) for command in COMMANDS)
 
 
-@pytest.mark.parametrize("command", ["chat", "caption", "convert", "data", "data inspect", "data push", "eval"])
+@pytest.mark.parametrize(
+    "command", ["chat", "caption", "convert", "data", "data inspect", "data push", "eval", "reproduce"]
+)
 def test_command_has_help(command):
     long, short = run(*command.split(), "--help"), run(*command.split(), "-h")
     assert long.exit_code == 0 and long.stdout == short.stdout and f"pllava {command}" in long.stdout
