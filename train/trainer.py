@@ -153,6 +153,7 @@ class PllavaSFTTrainer(StreamingMixin, SFTTrainer):
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
         self._losses: dict[str, list[torch.Tensor]] = defaultdict(list)
+        self._label_counts: list[int] | None = None  # of the rows in this trainer's step; others may train the model
         self._labelled_positions = LabelledPositions(plain_model(self.model).base_model)
         self.model.register_forward_hook(self._keep_losses)
 
@@ -160,11 +161,14 @@ class PllavaSFTTrainer(StreamingMixin, SFTTrainer):
         labels = inputs["labels"]
         self._label_counts = (labels[:, 1:] != IGNORE_INDEX).sum(-1).tolist()
         inputs["shift_labels"] = self._labelled_positions.select(labels)
-        return super().training_step(model, inputs, num_items_in_batch)
+        try:
+            return super().training_step(model, inputs, num_items_in_batch)
+        finally:
+            self._label_counts = None
 
     def _keep_losses(self, module: nn.Module, args: Any, output: Any) -> None:
         # A forward hook, since TRL's `compute_loss` does not return the losses of the tokens
-        if self.model.training and getattr(output, "log_probs", None) is not None:
+        if self._label_counts is not None and getattr(output, "log_probs", None) is not None:
             rows = output.log_probs.detach().flatten().float().split(self._label_counts)
             for source, row in zip(self._batch["source"], rows, strict=True):
                 self._losses[source].append(torch.stack([-row.sum(), row.new_tensor(len(row))]))

@@ -97,6 +97,22 @@ def test_logged_figures(processor, checkpoint, four_clips, tmp_path):
     assert list((tmp_path / "out").rglob("events.out.tfevents*"))
 
 
+def test_a_model_is_trained_twice_in_one_program(processor, checkpoint, four_clips, tmp_path):
+    """As in a notebook: the second trainer gets the model of the first, and other texts."""
+    model = AutoModelForImageTextToText.from_pretrained(checkpoint)
+    for name, rows in (("first", four_clips), ("second", four_clips.map(with_longer_answer))):
+        args = sft_config(tmp_path / name, max_steps=2)
+        trainer = build_trainer(model, processor, rows.add_column("source", [name] * 4), args)
+        trainer.train()
+        logged = [entry for entry in trainer.state.log_history if "loss" in entry]
+        assert len(logged) == 2 and all(f"loss/{name}" in entry for entry in logged)
+
+
+def with_longer_answer(row):
+    *before, last = row["messages"]
+    return {"messages": [*before, {**last, "content": [{"type": "text", "text": "It is a much longer answer."}]}]}
+
+
 @pytest.mark.parametrize("workers", [0, 1])
 def test_the_model_gets_the_video_processors_pixels(processor, checkpoint, four_clips, tmp_path, workers):
     model = AutoModelForImageTextToText.from_pretrained(checkpoint)

@@ -137,10 +137,10 @@ class VideoChatCollator:
             ],
             tokenize=True,
             return_dict=True,
-            return_tensors="pt",
+            return_tensors=None,  # the mask is found by a loop over the tokens, which is slow on tensors
             return_assistant_tokens_mask=True,
         )
-        ids = inputs["input_ids"][0].numpy()
+        ids = np.array(inputs["input_ids"][0])
         labels = np.where(inputs["assistant_masks"][0], ids, IGNORE_INDEX)
         return {"input_ids": ids, "labels": labels, "pixel_values": list(inputs.get("pixel_values", ()))}
 
