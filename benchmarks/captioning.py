@@ -32,7 +32,7 @@ import typer
 
 from pllava.environment import processor_name
 from pllava.files import iterate_lines, read_object, replace_file
-from pllava.nano.data import render
+from pllava.nano.world.rendering import render
 from pllava.result_files.formatting import markdown_table
 
 ROOT = Path(__file__).parents[1]

@@ -26,7 +26,7 @@ from transformers.generation.streamers import BaseStreamer
 import pllava
 from pllava.environment import library_versions
 from pllava.files import replace_file
-from pllava.nano.data import render
+from pllava.nano.world.rendering import render
 
 ROOT = Path(__file__).parents[1]
 RESULTS, PAGE = ROOT / "benchmarks" / "results" / "generation.json", ROOT / "docs" / "usage.md"

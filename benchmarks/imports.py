@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from pllava.nano.data import render
+from pllava.nano.world.rendering import render
 
 RUNS = 5
 TIMED = """

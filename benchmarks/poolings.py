@@ -25,8 +25,8 @@ from pllava.eval import LocalModel, Variant, evaluate, load_benchmark, load_prom
 from pllava.files import read_lines, replace_file, to_lines
 from pllava.model_pooling import choose_pooling, pooled
 from pllava.modeling_pllava import PllavaModel
-from pllava.nano.data import render
 from pllava.nano.evaluate import one_of_each_type
+from pllava.nano.world.rendering import render
 from pllava.pooling_pllava import Pooling
 
 FILE = Path(__file__).parents[1] / "docs" / "figures" / "poolings.json"

@@ -8,8 +8,8 @@ from tempfile import TemporaryDirectory
 
 from PIL import Image
 
-from ..nano import drawing, questions
-from ..nano.world import NUM_FRAMES
+from ..nano.world import drawing, questions
+from ..nano.world.scenes import NUM_FRAMES
 from .conversation import Medium
 
 SEED = 17  # nano was trained on clips of seed 0

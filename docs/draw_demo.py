@@ -16,8 +16,8 @@ from PIL import Image, ImageDraw, ImageFont
 from transformers import AutoModelForImageTextToText, AutoProcessor, pipeline
 
 from pllava import NANO
-from pllava.nano import drawing
 from pllava.nano.demo import demo_clip
+from pllava.nano.world import drawing
 
 SEED = 12  # of `python -m pllava.nano demo`
 SCALE = 2  # pixels of the file for each displayed pixel

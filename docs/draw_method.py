@@ -13,8 +13,8 @@ from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 
 from pllava.hub_cards.cards.rendering import METHOD_FIGURE
-from pllava.nano import drawing
 from pllava.nano.demo import demo_clip
+from pllava.nano.world import drawing
 
 NUM_FRAMES, PATCHES, POOLED = 16, 24, 12
 MIDDLE = 92  # of the upper row, from the video to the pooled tokens

@@ -21,7 +21,7 @@ from matplotlib.patheffects import withStroke
 from matplotlib.ticker import FixedLocator, NullLocator, StrMethodFormatter
 
 from pllava.files import replace_file
-from pllava.nano.questions import ORDERED_TYPES, UNORDERED_TYPES
+from pllava.nano.world.questions import ORDERED_TYPES, UNORDERED_TYPES
 from pllava.pooling_pllava import POOLINGS, parse_pooling
 from pllava.result_files.formatting import markdown_table
 

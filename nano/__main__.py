@@ -1,5 +1,6 @@
-"""`python -m pllava.nano render | train | evaluate | demo`."""
+"""`python -m pllava.nano render | train | evaluate | study | demo`."""
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -8,6 +9,7 @@ import typer
 from pllava_cli.program import make_program
 
 from ..extras import needs_extra
+from .training.recipe import RECIPE, read_recipe
 
 app = make_program(__doc__, add_completion=False)
 
@@ -22,7 +24,7 @@ def render(
     seed: Seed = HELD_OUT_SEED,
 ) -> None:
     """Render clips of the synthetic world, with all questions about them."""
-    from .data import render
+    from .world.rendering import render
 
     typer.echo(f"Wrote {render(directory, clips, seed)}")
 
@@ -32,16 +34,14 @@ def train(
     output: Annotated[Path, typer.Option(help="The folder for the merged checkpoint.")] = Path("nano/checkpoint"),
     work: Annotated[Path, typer.Option(help="The folder for training clips and stage 1.")] = Path("nano-training"),
     backbone: Annotated[str, typer.Option(help="clip-llama, or siglip-qwen3.")] = "clip-llama",
-    clips: Annotated[int, typer.Option(min=1, help="Training clips to render, unless WORK has some.")] = 12_000,
-    image_steps: Annotated[int, typer.Option(min=1, help="Steps of 64 images, stage 1.")] = 1500,
-    video_steps: Annotated[int, typer.Option(min=1, help="Steps of 16 videos, stage 2.")] = 7500,
+    recipe: Annotated[Path, typer.Option(help="Steps, batches and exercises of both stages.")] = RECIPE,
     seed: Seed = TRAIN_SEED,
 ) -> None:
     """Train a checkpoint from scratch; with the defaults, the one that ships with the project."""
     with needs_extra("train"):
-        from .train import train
+        from .training.train import train
 
-    train(output, work, backbone, clips, image_steps, video_steps, seed)
+    train(output, work, backbone, read_recipe(recipe), seed)
 
 
 @app.command()
@@ -54,6 +54,23 @@ def evaluate(
     from .evaluate import evaluate
 
     evaluate(model, clips, seed)
+
+
+@app.command()
+def study(
+    quick: Annotated[bool, typer.Option("--quick", help="A smaller study: most verdicts stay open.")] = False,
+    work: Annotated[Path, typer.Option(help="The folder for clips, models and answers.")] = Path("nano-study"),
+    output: Annotated[
+        Path | None, typer.Option(help="The folder for report.md and verdicts.json.", show_default="WORK/report")
+    ] = None,
+    processes: Annotated[int, typer.Option(min=1, help="Runs side by side, one thread each.")] = os.cpu_count() or 1,
+) -> None:
+    """Ask the paper's own questions of models that are trained for it. A study that was stopped continues."""
+    with needs_extra("train"):
+        from .study.conduct import conduct
+        from .study.settings import read_study
+
+    conduct(read_study(quick=quick), work, output or work / "report", processes)
 
 
 @app.command()

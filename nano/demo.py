@@ -8,12 +8,12 @@ from transformers.utils import logging
 
 from .. import NANO
 from ..hub_cards.cards.nano_card import MAIN
-from . import drawing, questions, world
+from .world import drawing, questions, scenes
 
 CLIP = Path("demo.mp4")
 
 
-def demo_clip(seed: int) -> tuple[world.Scene, list[dict[str, str]]]:
+def demo_clip(seed: int) -> tuple[scenes.Scene, list[dict[str, str]]]:
     """Return the seed's first scene with three shapes, so that there are shapes to tell apart, and its questions."""
     clips = (questions.clip(seed, index) for index in range(1000))
     return next(clip for clip in clips if len(clip[0].actors) == 3)
@@ -23,7 +23,7 @@ def demo(seed: int) -> None:
     """Render demo.mp4, and print nano's answers next to the correct ones."""
     scene, rows = demo_clip(seed)
     drawing.write_clip(CLIP, drawing.draw(scene))
-    seconds = world.NUM_FRAMES / world.FPS
+    seconds = scenes.NUM_FRAMES / scenes.FPS
     print(f"Rendered {CLIP}: {seconds:.0f} seconds of a world of moving shapes. nano was not trained on this clip.\n")
 
     logging.disable_progress_bar()  # nano loads in a moment

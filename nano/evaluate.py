@@ -14,9 +14,9 @@ from ..eval import evaluate as run_benchmark
 from ..files import read_lines, replace_file, to_lines
 from ..hub_cards.cards.model_card import write_model_card
 from ..hub_cards.cards.nano_card import EVALUATION_FILE, MAIN, NO_VIDEO, SHUFFLED
-from .data import render
-from .questions import ORDERED_TYPES, TYPES, UNORDERED_TYPES, clip
-from .world import MOTIONS
+from .world.questions import ORDERED_TYPES, TYPES, UNORDERED_TYPES, clip
+from .world.rendering import render
+from .world.scenes import MOTIONS
 
 VARIANTS = {
     MAIN: PLAIN,

@@ -10,7 +10,7 @@ from transformers import AutoProcessor
 
 import pllava
 from jobs.worlds import floor, rendered
-from pllava.nano.data import read_questions
+from pllava.nano.world.rendering import read_questions
 
 BATCH, WORKERS = 8, 2
 TORCH = "torch's DataLoader"

@@ -8,7 +8,7 @@ from transformers import AutoProcessor
 
 import pllava
 from jobs.worlds import floor, rendered
-from pllava.nano.data import read_questions
+from pllava.nano.world.rendering import read_questions
 
 CLIPS = {"tiny": 24}
 MORE_CLIPS = 60

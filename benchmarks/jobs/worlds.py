@@ -5,7 +5,7 @@ from pathlib import Path
 import av
 from measuring import Setting, Step
 
-from pllava.nano.data import render
+from pllava.nano.world.rendering import render
 
 
 def rendered(setting: Setting, clips: int) -> Path:

@@ -64,7 +64,7 @@ LIGHT = Theme("", "#ffffff", "#1f2328", "#dde1e6", "#0066b3", ("#3f464d", "#656c
 DARK = Theme("_dark", "#0d1117", "#e6edf3", "#2b323a", "#4db2ff", ("#c9d1d9", "#a0a8b0", "#7a828b", "#596169"))
 
 
-def _save(draw: Callable[[Theme], Figure], file: Path) -> str:
+def save_plot(draw: Callable[[Theme], Figure], file: Path) -> str:
     """
     Save FILE.png and FILE_dark.png. Figures made without pyplot are drawn by Agg, which needs no display.
 
@@ -88,7 +88,7 @@ def plot_tasks(columns: dict[str, Metrics], measure: str, file: Path) -> str:
     Args:
         columns: The metrics of the run, then of its controls, by title.
     """
-    return _save(lambda theme: _draw_tasks(columns, measure, theme), file)
+    return save_plot(lambda theme: _draw_tasks(columns, measure, theme), file)
 
 
 def _draw_tasks(columns: dict[str, Metrics], measure: str, theme: Theme) -> Figure:
@@ -142,7 +142,7 @@ def plot_sweep(benchmark: Benchmark, setting: str, points: Points, file: Path) -
     """Plot the main measure over the values of a setting. Returns Markdown."""
     draw = _draw_alpha if setting == "alpha" else _draw_pooling
     measure = main_measure(points[0][1])
-    return _save(lambda theme: draw(benchmark, points, measure, theme), file)
+    return save_plot(lambda theme: draw(benchmark, points, measure, theme), file)
 
 
 def _draw_alpha(benchmark: Benchmark, points: Points, measure: str, theme: Theme) -> Figure:

@@ -21,9 +21,10 @@ CODE = (
     "media/*.py",
     "nano/__init__.py",
     "nano/checkpoint/config.json",
-    "nano/drawing.py",
-    "nano/questions.py",
-    "nano/world.py",
+    "nano/world/__init__.py",
+    "nano/world/drawing.py",
+    "nano/world/questions.py",
+    "nano/world/scenes.py",
 )
 PRELOADED = (".jinja", ".json", ".model", ".py", ".safetensors", ".txt")  # what loading a model reads
 

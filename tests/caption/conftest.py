@@ -7,7 +7,7 @@ import pytest
 from model_inputs import TOKENS
 from typer.testing import CliRunner, Result
 
-from pllava.nano.data import render
+from pllava.nano.world.rendering import render
 from pllava_cli import app
 
 

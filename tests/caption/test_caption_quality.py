@@ -10,7 +10,7 @@ from video_files import decode_all, moving_frames, write_video
 import pllava
 from pllava.caption import quality
 from pllava.caption.quality import NearestClips, embed, find_flags, find_nearest
-from pllava.nano.data import render
+from pllava.nano.world.rendering import render
 
 
 @pytest.fixture(scope="module")

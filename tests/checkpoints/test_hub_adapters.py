@@ -12,7 +12,7 @@ from peft import get_peft_model
 from safetensors.torch import load_file, save_file
 
 import pllava
-from pllava.nano.data import render
+from pllava.nano.world.rendering import render
 
 SHORT = ["--max-new-tokens", "6"]
 QUESTION = "What happens in the video?"

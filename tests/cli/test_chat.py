@@ -7,7 +7,7 @@ from typer.testing import CliRunner
 
 import pllava
 from pllava import PllavaModel
-from pllava.nano.data import render
+from pllava.nano.world.rendering import render
 from pllava_cli import app
 
 QUESTIONS = ["Describe the video.", "What shape is green?", "How many shapes are there in all?", "Where is it?"]

@@ -24,7 +24,7 @@ import pllava
 from pllava.eval import Checkpoint
 from pllava.files import read_lines
 from pllava.model_pooling import choose_pooling, set_pooling
-from pllava.nano.data import render
+from pllava.nano.world.rendering import render
 from pllava_cli import app
 
 PLLAVA = str(Path(sys.executable).with_name("pllava"))

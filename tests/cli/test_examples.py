@@ -7,7 +7,7 @@ import forked
 import pytest
 
 import pllava
-from pllava.nano.data import read_questions, render
+from pllava.nano.world.rendering import read_questions, render
 
 SCRIPT = Path(pllava.__file__).parent / "examples" / "finetune_on_captions.py"
 

@@ -20,7 +20,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 import pllava
 from pllava import NANO, lora_config
-from pllava.nano.data import read_questions, render
+from pllava.nano.world.rendering import read_questions, render
 
 ROOT = Path(pllava.__file__).parent
 QUESTION = "Describe the video."

@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 import pllava
 from pllava.eval import CONTROL_VARIANTS, PLAIN, ChatServer, Endpoint, evaluate, parse_sweep, read_samples
 from pllava.eval.models.endpoint import encode_clip
-from pllava.nano import world
+from pllava.nano.world import scenes
 from pllava_cli import app
 
 
@@ -62,10 +62,10 @@ def test_endpoint_gets_videos_and_is_scored(data, tmp_path):
     assert (found["accuracy"], found["coverage"], len(stub.requests)) == (1.0, 1.0, 40)
     assert all(request["temperature"] == 0 and request["max_tokens"] == 100 for request in stub.requests)
     assert all(request["messages"][-1]["role"] == "user" for request in stub.requests)  # no primer
-    assert {clip.shape[1:] for clip in seen} == {(world.SIZE, world.SIZE, 3)}
+    assert {clip.shape[1:] for clip in seen} == {(scenes.SIZE, scenes.SIZE, 3)}
     # Whole files are sent as they are; parts of them, and folders of frames, as clips of eight frames
     lengths = Counter(len(clip) for clip in seen)
-    assert lengths == {world.NUM_FRAMES: 30, 8: 10}
+    assert lengths == {scenes.NUM_FRAMES: 30, 8: 10}
     run = json.loads((tmp_path / "mvbench" / "run.json").read_text())
     assert (run["model"], run["endpoint"]) == ("served", url)
 
@@ -130,7 +130,7 @@ def test_controls_change_the_frames_that_are_sent(tmp_path):
         reversed_clips = [decode_request(request)[0] for request in stub.requests]
     assert all(each["accuracy"] == 1 for each in found.values())
     plain, no_video, one_frame, shuffled, backwards = reversed_clips
-    assert (len(plain[0]), no_video, len(one_frame[0])) == (world.NUM_FRAMES, [], 1)
+    assert (len(plain[0]), no_video, len(one_frame[0])) == (scenes.NUM_FRAMES, [], 1)
     assert len(shuffled[0]) == len(backwards[0]) == 8
     taken = pllava.PllavaVideoProcessor(num_frames=8).sample_frames(
         type("M", (), {"total_num_frames": 32, "fps": 8})()

@@ -35,7 +35,7 @@ from pllava.eval.benchmarks.samples import Sample
 from pllava.eval.controls_and_sweeps import choose_frames
 from pllava.eval.store import Results
 from pllava.files import to_lines
-from pllava.nano.data import read_questions, render
+from pllava.nano.world.rendering import read_questions, render
 from pllava_cli import app
 
 ALL = ["mvbench", "vcgbench", *VIDEOQA_FILES, "inter4k"]

@@ -18,7 +18,7 @@ import pllava
 from pllava.distributed import WorkClaims
 from pllava.eval import LocalModel, Variant, collect, evaluate, join_processes, read_samples
 from pllava.files import read_lines
-from pllava.nano.data import render
+from pllava.nano.world.rendering import render
 from pllava_cli import app
 
 by_id = itemgetter("id")

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 import pllava
 from pllava.eval import PLAIN, Checkpoint, LocalModel, Variant, evaluate, load_benchmark, parse_sweep
 from pllava.files import to_lines
-from pllava.nano.data import render
+from pllava.nano.world.rendering import render
 from pllava_cli import app
 
 VARIANTS = [PLAIN, Variant("no_video", control="no_video")]

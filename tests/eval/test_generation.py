@@ -15,7 +15,7 @@ from pllava.chat_templates_pllava import CHAT_TEMPLATES
 from pllava.eval import LocalModel, Sample, evaluate, load_benchmark
 from pllava.eval.models.batching import plan_batches
 from pllava.generation import Generator, Prompt
-from pllava.nano.data import render
+from pllava.nano.world.rendering import render
 
 QUESTIONS = 8
 

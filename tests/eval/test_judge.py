@@ -15,7 +15,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from pllava.eval import ChatServer, Judge, LocalChat, load_prompts
 from pllava.eval.benchmarks.benchmark import load_benchmark
 from pllava.eval.models.openai_client import ServerError
-from pllava.nano.tokenizer import train_tokenizer
+from pllava.nano.training.tokenizer import train_tokenizer
 
 PROMPTS = load_prompts()["judge"]
 

@@ -12,8 +12,8 @@ from local_hub import local_hub
 
 from pllava import NANO
 from pllava.eval.scoring.multiple_choice import option_named
-from pllava.nano.data import render
-from pllava.nano.world import NUMBERS
+from pllava.nano.world.rendering import render
+from pllava.nano.world.scenes import NUMBERS
 
 PYTHON = os.environ.get("PLLAVA_LMMS_EVAL_PYTHON")
 CLIPS = 48

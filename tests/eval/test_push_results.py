@@ -22,7 +22,7 @@ from pllava.files import to_lines
 from pllava.hub_cards.cards.results_section import BEGIN, END, add_results, read_card
 from pllava.hub_cards.predictions import features_of, stage_predictions
 from pllava.model_card_pllava import build_card, is_generated, sign
-from pllava.nano.data import render
+from pllava.nano.world.rendering import render
 from pllava.result_files.reading import read_results, recommended_alphas
 
 SAMPLES = 15  # 4 of them right are 0.26666666666666666, of which 100 * and repr() make other digits

@@ -9,7 +9,7 @@ from layouts import IMAGE_BASE
 from safetensors import SafetensorError
 from typer.testing import CliRunner
 
-from pllava.nano.data import render
+from pllava.nano.world.rendering import render
 from pllava.train.__main__ import main
 from pllava_cli import app
 

@@ -1,6 +1,7 @@
 """The backbones of `python -m pllava.nano train`: one recipe trains all, and the same code takes what it makes."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -21,8 +22,10 @@ from transformers.image_utils import IMAGENET_STANDARD_MEAN
 
 import pllava
 from pllava.convert import convert
-from pllava.nano.data import read_questions
-from pllava.nano.train import BACKBONES, build_config, train
+from pllava.nano.training.models import BACKBONES, build_config
+from pllava.nano.training.recipe import read_recipe
+from pllava.nano.training.train import train
+from pllava.nano.world.rendering import read_questions
 
 # Values of LLaVA's own config
 LLAVA = ("vision_config", "text_config", "vision_feature_layer", "vision_feature_select_strategy", "image_token_index")
@@ -31,7 +34,9 @@ CHANGES_IN_TRAINING = {"num_frames", "architectures", "dtype", "transformers_ver
 
 def test_the_default_backbone_is_that_of_the_shipped_checkpoint():
     shipped = pllava.PllavaConfig.from_pretrained(pllava.NANO).to_dict()
-    built = build_config(AutoProcessor.from_pretrained(pllava.NANO), BACKBONES["clip-llama"]).to_dict()
+    built = build_config(
+        AutoProcessor.from_pretrained(pllava.NANO), BACKBONES["clip-llama"], read_recipe().widths["nano"]
+    ).to_dict()
     for config in (shipped, built):
         for part in (config, config["vision_config"], config["text_config"]):
             for name in CHANGES_IN_TRAINING & part.keys():
@@ -42,14 +47,14 @@ def test_the_default_backbone_is_that_of_the_shipped_checkpoint():
 def test_backbones_have_about_the_same_size():
     processor = AutoProcessor.from_pretrained(pllava.NANO)
     with torch.device("meta"):
-        configs = [build_config(processor, backbone) for backbone in BACKBONES.values()]
+        configs = [build_config(processor, backbone, 128) for backbone in BACKBONES.values()]
         default, *others = [AutoModelForImageTextToText.from_config(config).num_parameters() for config in configs]
     assert all(0.9 * default < size < 1.1 * default for size in others)
 
 
 def test_an_unknown_backbone_is_refused(tmp_path):
     with pytest.raises(ValueError, match="'dino-gpt': nano's are clip-llama, siglip-qwen3"):
-        train(tmp_path / "out", tmp_path, "dino-gpt", clips=1, image_steps=1, video_steps=1, seed=0)
+        train(tmp_path / "out", tmp_path, "dino-gpt", read_recipe(), seed=0)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -57,7 +62,11 @@ def test_an_unknown_backbone_is_refused(tmp_path):
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a checkpoint of SigLIP and Qwen3 after a few steps of both stages, and its clips in work/data."""
     folder = tmp_path_factory.mktemp("siglip_qwen3")
-    train(folder / "model", folder / "work", "siglip-qwen3", clips=8, image_steps=4, video_steps=4, seed=0)
+    recipe = read_recipe()
+    image_stage = replace(recipe.image_stage, steps=4)
+    video_stage = replace(recipe.video_stage, steps=4, clips=8)
+    recipe = replace(recipe, image_stage=image_stage, video_stage=video_stage)
+    train(folder / "model", folder / "work", "siglip-qwen3", recipe, seed=0)
     return folder
 
 
@@ -89,14 +98,14 @@ def test_the_auto_classes_load_what_both_stages_trained(trained):
     }
     assert changed == {"multi_modal_projector", "language_model"}  # the vision tower is frozen in stage 2
     facts = json.loads((trained / "model" / "training.json").read_text())
-    assert (facts["backbone"], facts["image_steps"], facts["video_steps"]) == ("siglip-qwen3", 4, 4)
+    assert (facts["backbone"], facts["image_stage"]["steps"], facts["video_stage"]["steps"]) == ("siglip-qwen3", 4, 4)
 
 
 @pytest.mark.slow
 def test_the_image_model_of_stage_1_converts(trained, tmp_path):
     """Saved as transformers' own LLaVA, it becomes a PLLaVA that reads images in full, with the same logits."""
     processor = AutoProcessor.from_pretrained(trained / "model")
-    start = AutoModelForImageTextToText.from_pretrained(trained / "work" / "siglip-qwen3" / "image-stage" / "half")
+    start = AutoModelForImageTextToText.from_pretrained(trained / "work" / "siglip-qwen3" / "image-stage")
     image_model = LlavaForConditionalGeneration(LlavaConfig(**{name: getattr(start.config, name) for name in LLAVA}))
     missing, unexpected = image_model.load_state_dict(start.state_dict(), strict=False)
     assert unexpected == [] and {name.split(".")[2] for name in missing} == {"post_layernorm", "head"}

@@ -17,15 +17,17 @@ from pllava.eval import evaluate as run_benchmark
 from pllava.files import read_lines, to_lines
 from pllava.hub_cards.cards.model_card import build_model_card
 from pllava.model_card_pllava import sign
-from pllava.nano import drawing, questions, world
-from pllava.nano.data import read_questions, render, video_conversations
 from pllava.nano.evaluate import MAIN, SHUFFLED, VARIANTS, accuracy, one_of_each_type
+from pllava.nano.training.conversations import image_conversations, video_conversations
+from pllava.nano.training.recipe import RECIPE, Stage, VideoStage, read_recipe
+from pllava.nano.world import drawing, questions, scenes
+from pllava.nano.world.rendering import read_questions, render
 
 CLIPS = 600
 
 
 @pytest.fixture(scope="module")
-def scenes():
+def sampled():
     return [questions.clip(seed=3, index=index) for index in range(CLIPS)]
 
 
@@ -45,10 +47,10 @@ def displacement(actor, scene):
     return along[-1] - along[0]
 
 
-def test_answers_follow_from_the_paths(scenes):
+def test_answers_follow_from_the_paths(sampled):
     """Derives every time-dependent answer from the positions of the shapes in the frames."""
     checked = Counter()
-    for scene, asked in scenes:
+    for scene, asked in sampled:
         for row in asked:
             kind, answer = row["type"], row["answer"]
             actors = actors_in(scene, row["question"])
@@ -58,7 +60,7 @@ def test_answers_follow_from_the_paths(scenes):
             elif kind == "bounces":
                 along = np.diff([point[0 if scene.horizontal else 1] for point in actors[0].path])
                 turns = int((np.diff(np.sign(along[np.abs(along) > 1e-6])) != 0).sum())
-                assert world.NUMBERS[turns - 1] == answer
+                assert scenes.NUMBERS[turns - 1] == answer
             elif kind == "order":
                 first = min(actors, key=lambda actor: next(i for i, point in enumerate(actor.path) if point))
                 assert answer == f"the {first.name}"
@@ -69,7 +71,7 @@ def test_answers_follow_from_the_paths(scenes):
                 steps = np.abs(np.diff([point[0 if scene.horizontal else 1] for point in actors[0].path]))
                 assert answer == ("it speeds up" if steps[-1] > steps[0] else "it slows down")
             elif kind == "count":
-                assert answer == world.NUMBERS[len(scene.actors) - 1]
+                assert answer == scenes.NUMBERS[len(scene.actors) - 1]
             else:
                 continue
             checked[kind] += 1
@@ -77,26 +79,46 @@ def test_answers_follow_from_the_paths(scenes):
     assert min(checked.values()) > 20
 
 
-def test_exercises_follow_from_the_paths(scenes, tmp_path):
-    for scene, asked in scenes[:50]:
-        exercises = defaultdict(list)
-        for row in questions.exercises(scene):
-            exercises[row["type"]].append(row)
-        for actor, row in zip(scene.actors, exercises["action"], strict=True):
-            assert f"{actor.name} {row['answer'].removeprefix('it ')}" in asked[-1]["answer"].lower()
-        for actor, row in zip(scene.actors, exercises["trace"], strict=True):
-            moments = [actor.path[frame] for frame in range(2, world.NUM_FRAMES, 4)]
-            for point, cell in zip(moments, row["answer"].split(), strict=True):
-                if point is None:
-                    assert cell == "none"
-                else:
-                    along = point[0 if scene.horizontal else 1]
-                    assert 12 * (int(cell) - 1) <= along <= 12 * int(cell)
-    render(tmp_path, clips=2, seed=3, exercises=True)
-    for kind in questions.EXERCISE_TYPES:
-        assert sum(row["type"] == kind for row in read_questions(tmp_path)) == sum(
-            len(scene.actors) for scene, _ in scenes[:2]
-        )
+def test_listings_follow_from_the_paths(sampled, tmp_path):
+    for scene, asked in sampled[:50]:
+        listing = questions.video_listing(scene)["answer"].split(", ")
+        for actor, item in zip(sorted(scene.actors, key=by_shape), listing, strict=True):
+            assert item.startswith(f"{actor.name} ")
+            *words, cells = re.fullmatch(r"\w+ \w+ (.+?) ((?:\d|none)(?: \d| none)*)", item).groups()
+            phrase = next(phrase for phrase in captioned(asked) if phrase.startswith(actor.name))
+            assert words[0].endswith(phrase.removeprefix(f"{actor.name} "))
+            moments = [actor.path[frame] for frame in range(2, scenes.NUM_FRAMES, 4)]
+            for point, cell in zip(moments, cells.split(), strict=True):
+                assert in_cell(point and point[0 if scene.horizontal else 1], cell)
+    render(tmp_path, clips=2, seed=3, listings=True)
+    assert [row["type"] for row in read_questions(tmp_path)].count("listing") == 2
+
+
+def test_listings_of_frames_follow_from_the_paths(sampled):
+    for scene, _ in sampled[:50]:
+        for frame in (0, 15, 31):
+            visible = [actor for actor in sorted(scene.actors, key=by_shape) if actor.path[frame]]
+            items = questions.image_listing(scene, frame)["answer"].split(", ")
+            for actor, item in zip(visible, items, strict=False):
+                x, y = actor.path[frame]
+                *words, column, row = item.split()
+                assert " ".join(words[:2]) == actor.name and in_cell(x, column) and in_cell(y, row)
+                assert ("left" in words) == (x < scenes.SIZE / 3) and ("top" in words) == (y < scenes.SIZE / 3)
+            assert items == ["none"] if not visible else len(items) == len(visible)
+
+
+def by_shape(actor):
+    return scenes.SHAPES.index(actor.shape)
+
+
+def captioned(asked):
+    """The phrases of a caption, without the articles."""
+    return [phrase.removeprefix("a ") for phrase in re.split(r", | and (?=a )", asked[-1]["answer"].lower()[:-1])]
+
+
+def in_cell(coordinate, cell):
+    """Whether a cell of the grid, 12 pixels wide, has this coordinate; "none" has none."""
+    return coordinate is None if cell == "none" else 12 * (int(cell) - 1) <= coordinate <= 12 * int(cell)
 
 
 def test_one_of_each_type_keeps_one_question_of_a_clip_and_type(rendered):
@@ -107,14 +129,14 @@ def test_one_of_each_type_keeps_one_question_of_a_clip_and_type(rendered):
     assert chosen == [row for row in rows if row in chosen]
 
 
-def test_third_of_the_clips_has_two_moving_shapes(scenes):
-    assert sum(len(scene.acting(*world.MOTIONS)) >= 2 for scene, _ in scenes) > CLIPS / 3
+def test_third_of_the_clips_has_two_moving_shapes(sampled):
+    assert sum(len(scene.acting(*scenes.MOTIONS)) >= 2 for scene, _ in sampled) > CLIPS / 3
 
 
-def test_answers_are_balanced(scenes):
+def test_answers_are_balanced(sampled):
     """No answer is much more frequent than the others, so that a model without the video can only guess."""
     answers, choices = defaultdict(Counter), load_benchmark("nano", load_prompts()).choices
-    for _, asked in scenes:
+    for _, asked in sampled:
         for row in asked:
             if row["type"] in choices:
                 # For "Which shows first, the red ring or ...", count whether the first or the second option is right
@@ -122,15 +144,15 @@ def test_answers_are_balanced(scenes):
                 answers[row["type"]][options.index(row["answer"]) if options else row["answer"]] += 1
     for kind, counts in answers.items():
         assert counts.most_common(1)[0][1] / sum(counts.values()) < 1 / choices[kind] + 0.1, (kind, counts)
-    kinds = {"bounces": world.NUMBERS, "colour": world.COLOURS, "shape": world.SHAPES, "count": world.NUMBERS}
+    kinds = {"bounces": scenes.NUMBERS, "colour": scenes.COLOURS, "shape": scenes.SHAPES, "count": scenes.NUMBERS}
     assert {kind: choices[kind] for kind in kinds} == {kind: len(values) for kind, values in kinds.items()}
-    assert choices["position"] == len(world.ROWS) * len(world.COLUMNS)
+    assert choices["position"] == len(scenes.ROWS) * len(scenes.COLUMNS)
 
 
-def test_shapes_do_not_overlap(scenes):
-    for scene, _ in scenes[:100]:
+def test_shapes_do_not_overlap(sampled):
+    for scene, _ in sampled[:100]:
         across = sorted(next(p for p in actor.path if p)[1 if scene.horizontal else 0] for actor in scene.actors)
-        assert all(b - a > 2 * world.RADIUS for a, b in zip(across, across[1:], strict=False))
+        assert all(b - a > 2 * scenes.RADIUS for a, b in zip(across, across[1:], strict=False))
 
 
 def test_render_writes_h264_and_questions(rendered, tmp_path):
@@ -141,7 +163,7 @@ def test_render_writes_h264_and_questions(rendered, tmp_path):
     with av.open(str(rendered / rows[0]["video"])) as container:
         stream = container.streams.video[0]
         assert stream.codec_context.name == "h264"
-        assert sum(1 for _ in container.decode(stream)) == world.NUM_FRAMES
+        assert sum(1 for _ in container.decode(stream)) == scenes.NUM_FRAMES
     render(tmp_path, clips=48, seed=1)
     assert (tmp_path / "questions.jsonl").read_bytes() == (rendered / "questions.jsonl").read_bytes()
     assert (tmp_path / rows[0]["video"]).read_bytes() == (rendered / rows[0]["video"]).read_bytes()
@@ -150,21 +172,67 @@ def test_render_writes_h264_and_questions(rendered, tmp_path):
 def test_draw_shows_the_scene():
     scene, _ = questions.clip(seed=3, index=0)
     frames = drawing.draw(scene)
-    assert frames.shape == (world.NUM_FRAMES, world.SIZE, world.SIZE, 3) and frames.dtype == np.uint8
+    assert frames.shape == (scenes.NUM_FRAMES, scenes.SIZE, scenes.SIZE, 3) and frames.dtype == np.uint8
     for actor in scene.actors:
         for frame, point in zip(frames, actor.path, strict=True):
             if point:
                 # near the top: the middle of a ring is empty
-                assert tuple(frame[round(point[1]) - world.RADIUS + 4, round(point[0])]) == world.COLOURS[actor.colour]
+                assert (
+                    tuple(frame[round(point[1]) - scenes.RADIUS + 4, round(point[0])]) == scenes.COLOURS[actor.colour]
+                )
+
+
+STAGE = {"steps": 10, "batch_size": 8, "learning_rate": 1e-3}
+
+
+def video_stage(**values):
+    options = {"clips": 48, "num_frames": 16, "lora_r": 4, "pooling_shape": [16, 3, 3]}
+    return VideoStage(**{**STAGE, **options, "mix": {"questions": [1, 1]}, **values})
 
 
 def test_video_conversations_differ_in_each_epoch(rendered):
-    rows = list(video_conversations(rendered, seed=0).take(96))
+    rows = list(video_conversations(rendered, video_stage(), seed=0).take(96))
     by_clip = defaultdict(list)
     for row in rows:
         by_clip[row["videos"][0]].append(json.dumps(row["messages"]))
     assert len(by_clip) == 48 and all(len(seen) == 2 for seen in by_clip.values())
     assert sum(first != second for first, second in by_clip.values()) > 30
+
+
+def test_video_conversations_are_about_the_first_clips_of_a_stage(rendered):
+    rows = video_conversations(rendered, video_stage(clips=6), seed=0).take(24)
+    assert {Path(row["videos"][0]).stem for row in rows} == {f"{index:05d}" for index in range(6)}
+
+
+def test_each_batch_has_one_kind_and_the_mixture_changes(tmp_path):
+    render(tmp_path, clips=16, seed=1, listings=True)
+    mix = {"listing": [1, 0], "caption": [0, 1]}
+    rows = list(video_conversations(tmp_path, video_stage(clips=16, steps=100, mix=mix), seed=0).take(8 * 120))
+    asked = [row["messages"][0]["content"][-1]["text"] for row in rows]
+    batches = [set(asked[start : start + 8]) for start in range(0, len(asked), 8)]
+    assert all(len(batch) == 1 for batch in batches)
+    listings = [batch == {"Trace the shapes."} for batch in batches]
+    assert sum(listings[:25]) > 15 > 10 > sum(listings[75:100]) and not any(listings[100:])
+
+
+def test_images_are_still_or_not_shown_at_all():
+    stage = Stage(**STAGE, pooling_shape=[1, 6, 6], mix={"questions": [1, 1], "unseen": [1, 1]})
+    rows = list(image_conversations(stage, seed=0).take(160))
+    shown = [row for row in rows if row["images"]]
+    assert 40 < len(shown) < 120 and {row["images"][0].size for row in shown} == {(96, 96)}
+    assert all(row["messages"][0]["content"][0]["type"] == "text" for row in rows if not row["images"])
+
+
+def test_an_unknown_kind_is_refused(rendered):
+    with pytest.raises(ValueError, match=r"no conversations of the kinds \['unseen'\]; there are listing"):
+        video_conversations(rendered, video_stage(mix={"unseen": [1, 1]}), seed=0)
+
+
+def test_a_recipe_with_a_wrong_value_is_refused(tmp_path):
+    file = tmp_path / "recipe.yaml"
+    file.write_text(RECIPE.read_text().replace("lora_r", "lora_rank"))
+    with pytest.raises(ValueError, match="recipe.yaml is not a recipe like .*lora_rank"):
+        read_recipe(file)
 
 
 @pytest.fixture(scope="module")
@@ -209,4 +277,4 @@ def test_card_contains_the_evaluation():
 
 
 def test_sample_scene_is_a_function_of_the_seed():
-    assert world.sample_scene(random.Random(5)) == world.sample_scene(random.Random(5))
+    assert scenes.sample_scene(random.Random(5)) == scenes.sample_scene(random.Random(5))

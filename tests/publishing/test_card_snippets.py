@@ -14,7 +14,7 @@ from local_hub import local_hub
 from transformers import AutoProcessor
 
 import pllava
-from pllava.nano.data import render
+from pllava.nano.world.rendering import render
 
 pytestmark = pytest.mark.slow
 

@@ -22,7 +22,7 @@ import pllava
 from pllava.adapters import lora_config
 from pllava.hub_cards.publishing import staged
 from pllava.model_card_pllava import is_generated
-from pllava.nano.data import render
+from pllava.nano.world.rendering import render
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from transformers import AutoProcessor, pipeline
 
 import pllava
 from pllava.adapters import lora_config, plain_model
-from pllava.nano.data import render
+from pllava.nano.world.rendering import render
 
 pytestmark = pytest.mark.slow
 

@@ -10,7 +10,7 @@ from model_server import ModelServer, World, model_server
 from transformers import pipeline
 
 import pllava
-from pllava.nano.data import read_questions, render
+from pllava.nano.world.rendering import read_questions, render
 
 CLIPS = 16
 

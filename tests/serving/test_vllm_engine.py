@@ -17,7 +17,7 @@ from video_files import moving_frames, write_video
 
 from pllava import NANO, PllavaForConditionalGeneration
 from pllava.model_pooling import choose_pooling, set_pooling
-from pllava.nano import drawing, questions
+from pllava.nano.world import drawing, questions
 
 PYTHON = os.environ.get("PLLAVA_VLLM_PYTHON")
 SCRIPT = Path(__file__).parents[1] / "support" / "vllm_answers.py"

@@ -21,7 +21,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from video_files import moving_frames, write_video
 
 from pllava import NANO
-from pllava.nano.data import read_questions, render
+from pllava.nano.world.rendering import read_questions, render
 
 PYTHON = os.environ.get("PLLAVA_VLLM_PYTHON")
 TOKENS = 24

@@ -13,7 +13,7 @@ from PIL import Image
 from video_files import write_video
 
 from pllava.eval import Benchmark, load_benchmark, load_prompts
-from pllava.nano import drawing, questions, world
+from pllava.nano.world import drawing, questions, scenes
 
 SCENES = 4
 
@@ -50,13 +50,13 @@ class Clips:
     def _encode(self, path: Path, frames: np.ndarray) -> None:
         if path.suffix == ".gif":
             images = [Image.fromarray(frame) for frame in frames]
-            images[0].save(path, save_all=True, append_images=images[1:], duration=1000 // world.FPS, loop=0)
+            images[0].save(path, save_all=True, append_images=images[1:], duration=1000 // scenes.FPS, loop=0)
         elif path.suffix == ".webm":
-            write_video(path, frames, fps=world.FPS, codec="libvpx-vp9", deadline="realtime")
+            write_video(path, frames, fps=scenes.FPS, codec="libvpx-vp9", deadline="realtime")
         elif path.suffix == ".avi":
-            write_video(path, frames, fps=world.FPS, codec="mpeg4", qscale=2)
+            write_video(path, frames, fps=scenes.FPS, codec="mpeg4", qscale=2)
         elif path.suffix:
-            write_video(path, frames, fps=world.FPS)
+            write_video(path, frames, fps=scenes.FPS)
         else:
             path.mkdir()
             for number, frame in enumerate(frames, start=1):
@@ -79,7 +79,7 @@ def write_mvbench(data: Path, per_task: int = 2) -> Path:
             drawn, _ = questions.clip(seed=7, index=(number + index) % SCENES)
             shapes = [actor.name for actor in drawn.actors]
             answer = rng.choice(shapes)
-            others = [f"{colour} {shape}" for colour in world.COLOURS for shape in world.SHAPES]
+            others = [f"{colour} {shape}" for colour in scenes.COLOURS for shape in scenes.SHAPES]
             candidates = [answer, *rng.sample([other for other in others if other not in shapes], 3)]
             rng.shuffle(candidates)
             row = {"video": video.name, "question": "Which is there?", "candidates": candidates, "answer": answer}

@@ -22,7 +22,7 @@ from transformers import (
 from transformers.models.siglip2.image_processing_siglip2 import convert_image_to_patches
 
 import pllava
-from pllava.nano.tokenizer import train_tokenizer
+from pllava.nano.training.tokenizer import train_tokenizer
 
 TEXTS = [
     "USER: What happens in the video? ASSISTANT: A red circle moves from left to right.",

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from pllava.gallery.data import VARIABLE
 from pllava.gallery.exporting import export_gallery
-from pllava.nano.data import render
+from pllava.nano.world.rendering import render
 from pllava_cli import app
 
 REASON = "It says the same in other words."

@@ -10,7 +10,7 @@ import pytest
 from ports import free_port
 
 import pllava
-from pllava.nano.data import render
+from pllava.nano.world.rendering import render
 
 CONFIGS = sorted((Path(pllava.__file__).parent / "train" / "accelerate").glob("*.yaml"))
 # Like `-m pllava.train`, with FSDP allowed on a CPU

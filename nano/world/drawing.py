@@ -7,7 +7,7 @@ import av
 import numpy as np
 from PIL import Image, ImageDraw
 
-from .world import COLOURS, FPS, NUM_FRAMES, RADIUS, SIZE, Actor, Scene
+from .scenes import COLOURS, FPS, NUM_FRAMES, RADIUS, SIZE, Actor, Scene
 
 
 def draw(scene: Scene) -> np.ndarray:

@@ -2,12 +2,11 @@
 
 import random
 
-from .world import COLUMNS, NUM_FRAMES, NUMBERS, ROWS, SHAPES, SIZE, Actor, Scene, sample_scene
+from .scenes import COLUMNS, NUM_FRAMES, NUMBERS, ROWS, SHAPES, SIZE, Actor, Scene, sample_scene
 
 ORDERED_TYPES = ("direction", "order", "bounces", "change", "speed")  # need the frames in their order
 UNORDERED_TYPES = ("colour", "shape", "count", "position")
 TYPES = ORDERED_TYPES + UNORDERED_TYPES
-EXERCISE_TYPES = ("trace", "action")  # for training only, see `exercises`
 GRID = 8  # columns and rows of the grid of exact positions, for training only
 
 
@@ -62,7 +61,7 @@ def video_questions(scene: Scene, rng: random.Random) -> list[dict[str, str]]:
 
 def image_questions(scene: Scene, frame: int, rng: random.Random) -> list[dict[str, str]]:
     """Return all questions about one frame as an image, in random order, and, last, its caption."""
-    visible = [actor for actor in scene.actors if actor.path[frame] is not None]
+    visible = _visible(scene, frame)
     rows = [_row("count", "How many shapes are there?", ("none", *NUMBERS)[len(visible)])]
     for actor in visible:
         x, y = actor.path[frame]
@@ -77,23 +76,38 @@ def image_questions(scene: Scene, frame: int, rng: random.Random) -> list[dict[s
     return rows + [_row("caption", "Describe the image.", _sentence(things or ["nothing"]))]
 
 
-def exercises(scene: Scene) -> list[dict[str, str]]:
+def image_listing(scene: Scene, frame: int) -> dict[str, str]:
     """
-    Return questions for training only: what each shape does ("action"), and its grid cell along its lane at eight
-    moments ("trace"). Their answers contain what the other questions need: one trace teaches as much about time as a
-    dozen of the others.
+    Return an exercise for training only: where all shapes of a frame are, in words and on the grid. It has several
+    times the answers of the questions in the same number of tokens, and teaches which place belongs to which shape.
     """
-    rows = []
-    for actor in scene.actors:
+    items = []
+    for actor in _in_caption_order(_visible(scene, frame)):
+        x, y = actor.path[frame]
+        items.append(f"{actor.name} {_position(x, y)} {_cell(x)} {_cell(y)}")
+    return _row("listing", "List the shapes.", ", ".join(items) or "none")
+
+
+def video_listing(scene: Scene) -> dict[str, str]:
+    """
+    Return an exercise for training only: of all shapes in a video, where they are first, what they do, and the grid
+    cell along their lane at eight moments.
+    """
+    items = []
+    for actor in _in_caption_order(scene.actors):
         points = [actor.path[frame] for frame in range(2, NUM_FRAMES, NUM_FRAMES // 8)]
         cells = [str(_cell(point[0 if scene.horizontal else 1])) if point else "none" for point in points]
-        rows.append(_row("trace", f"Trace the {actor.name}.", " ".join(cells)))
-        rows.append(_row("action", f"What does the {actor.name} do?", f"it {_action_phrase(actor)}"))
-    return rows
+        first = _position(*next(point for point in actor.path if point))
+        items.append(f"{actor.name} {first} {_action_phrase(actor)} {' '.join(cells)}")
+    return _row("listing", "Trace the shapes.", ", ".join(items))
 
 
 def _row(kind: str, question: str, answer: str) -> dict[str, str]:
     return {"type": kind, "question": question, "answer": answer}
+
+
+def _visible(scene: Scene, frame: int) -> list[Actor]:
+    return [actor for actor in scene.actors if actor.path[frame] is not None]
 
 
 def _position(x: float, y: float) -> str:

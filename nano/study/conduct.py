@@ -1,0 +1,52 @@
+"""Conduct the study: train and ask all runs, side by side, and write the report."""
+
+import math
+from functools import partial
+from pathlib import Path
+
+from tqdm import tqdm
+
+from ...workers import ordered_map
+from ..training.recipe import read_recipe
+from .asking import ask, held_out
+from .report import write_report
+from .settings import CLIPS, NOTHING, STILLS, Run, Setting, Study
+from .tokens import measure_tokens
+from .workshop import Workshop
+
+
+def conduct(study: Study, folder: Path, output: Path, processes: int) -> None:
+    """
+    Train and ask all runs of all seeds for which `folder` has no results, and write the report to `output`.
+
+    Args:
+        processes: Runs that are trained side by side, with one thread each: the models are too small for more.
+    """
+    workshop = Workshop(folder, study, read_recipe())
+    seeds = [*study.seeds, *study.fresh_seeds]
+    for seed in seeds:
+        workshop.clips(seed)
+    for about in (CLIPS, STILLS):
+        held_out(workshop, about)
+    runs = {run: settings for seed in seeds for run, settings in study.runs(seed).items()}
+    starts = {(run.seed, run.size): run for run in runs if run.start != NOTHING}
+    _map(workshop.image_model, list(starts.values()), processes, "Image models")
+    longest_first = sorted(runs.items(), key=lambda item: -item[0].steps)
+    _map(partial(_do, workshop), longest_first, processes, "Runs")
+    write_report(workshop, output)
+
+
+def _do(workshop: Workshop, task: tuple[Run, list[Setting]]) -> None:
+    run, settings = task
+    workshop.train(run)
+    ask(workshop, run, settings)
+    measure_tokens(workshop, run)
+
+
+def _map(function, tasks, processes, title):
+    def lost(task, reason):
+        raise RuntimeError(f"{title}: {task} was lost: {reason}")
+
+    results = ordered_map(function, tasks, processes, len(tasks) + 1, math.inf, lost)
+    for _ in tqdm(results, total=len(tasks), desc=title, unit="run"):
+        pass

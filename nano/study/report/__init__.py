@@ -1,0 +1,104 @@
+"""The study's report: `report.md` with plots, and `verdicts.json`."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from ....environment import hardware, library_versions
+from ....files import read_object, replace_file
+from ....result_files.formatting import markdown_table
+from ..settings import IMAGE_MODEL, Experiment, Setting
+from ..workshop import Workshop
+from .measures import measure
+from .plots import plot_experiment
+from .verdicts import AGREES, CANNOT_TELL, DISAGREES, Verdict, interval_of, judge
+
+COLUMNS = {"all": "all types", "ordered": "questions of time", "unordered": "other questions", "caption": "captions"}
+
+
+def write_report(workshop: Workshop, output: Path) -> None:
+    """Judge all claims, and write the report with its plots."""
+    study = workshop.study
+    verdicts = [judge(workshop, claim, study.seeds, study.fresh_seeds) for claim in study.claims]
+    facts = describe(workshop)
+    content = {**facts, "verdicts": [asdict(verdict) for verdict in verdicts]}
+    output.mkdir(parents=True, exist_ok=True)
+    replace_file(output / "verdicts.json", json.dumps(content, indent=1) + "\n")
+    parts = ["# The paper's questions, asked of nano", _introduction(facts), "## Verdicts", _verdict_table(verdicts)]
+    for name, experiment in study.experiments.items():
+        picture = plot_experiment(workshop, name, output / f"{name.replace(' ', '_')}.png")
+        parts += [f"## {experiment.title}", f"The paper: {experiment.source}.", picture]
+        parts.append(_result_table(workshop, name, experiment))
+    replace_file(output / "report.md", "\n\n".join(part for part in parts if part) + "\n")
+
+
+def describe(workshop: Workshop) -> dict[str, Any]:
+    """Return the facts about a study: its seeds, the number of runs, and the time of training on which machine."""
+    study = workshop.study
+    runs = [run for seed in (*study.seeds, *study.fresh_seeds) for run in study.runs(seed)]
+    starts = {workshop.image_model(run) for run in runs if run.start == IMAGE_MODEL}
+    seconds = [read_object(workshop.folder_of(run) / "run.json")["seconds"] for run in runs]
+    seconds += [json.loads((start / "seconds.json").read_text(encoding="utf-8")) for start in starts]
+    return {
+        "seeds": study.seeds,
+        "fresh_seeds": study.fresh_seeds,
+        "held_out": study.held_out,
+        "image_models": len(starts),
+        "runs": len(runs),
+        "core_hours": sum(seconds) / 3600,
+        "machine": {"hardware": hardware(), **library_versions(["torch", "transformers", "trl", "peft"])},
+    }
+
+
+def _introduction(facts: dict[str, Any]) -> str:
+    clips, hours = facts["held_out"]["clips"], facts["core_hours"]
+    parts = [
+        "Written by `python -m pllava.nano study`, which anybody can run: small PLLaVAs are trained on a synthetic "
+        f"world ({facts['image_models']} image models, {facts['runs']} models of videos, {hours:.1f} hours of single "
+        f"cores of {facts['machine']['hardware']}), and asked about {clips} held-out clips. What holds for them need "
+        "not hold for real models, and the other way round.",
+        f"Effects are means over the seeds {_list(facts['seeds'])}, with Student's 95 % interval over them.",
+    ]
+    if facts["fresh_seeds"]:
+        parts.append(
+            f"The seeds {_list(facts['fresh_seeds'])} were used for nothing before all claims and settings were "
+            "fixed. A verdict holds if the effect of each of them is on its side."
+        )
+    return " ".join(parts)
+
+
+def _list(seeds: Sequence[int]) -> str:
+    return ", ".join(map(str, seeds))
+
+
+def _verdict_table(verdicts: Sequence[Verdict]) -> str:
+    rows = []
+    for each in verdicts:
+        low, high = each.interval
+        holds = {None: "-", True: "holds", False: "does not hold"}[each.holds]
+        size = f"{each.mean:+.1f} [{low:+.1f}, {high:+.1f}] {each.claim.unit}"
+        rows.append([each.claim.text, f"**{each.verdict}**", size, each.why, holds])
+    counts = ", ".join(
+        f"{sum(each.verdict == name for each in verdicts)} {name}" for name in (AGREES, DISAGREES, CANNOT_TELL)
+    )
+    table = markdown_table(["claim", "verdict", "effect", "why", "fresh seeds"], rows, text_columns=range(5))
+    return f"Of {len(verdicts)} claims: {counts}.\n\n{table}"
+
+
+def _result_table(workshop: Workshop, name: str, experiment: Experiment) -> str:
+    """A row for each run as it was trained, with the mean over seeds and its interval."""
+    rows = []
+    for label in experiment.runs:
+        cells = []
+        for column in COLUMNS:
+            values = [
+                measure(workshop, workshop.study.run(name, label, seed), Setting(), column)
+                for seed in workshop.study.seeds
+            ]
+            low, high = interval_of(values)
+            cells.append(f"{fmean(values):.1f} ± {(high - low) / 2:.1f}")
+        rows.append([label, *cells])
+    return markdown_table(["", *COLUMNS.values()], rows)

@@ -1,0 +1,42 @@
+"""Measures of a run, from its stored answers and the statistics of its visual tokens."""
+
+from collections import defaultdict
+from functools import reduce
+from statistics import fmean
+
+from ....files import read_object
+from ...world.questions import ORDERED_TYPES, TYPES, UNORDERED_TYPES
+from ..asking import answers
+from ..settings import Run, Setting
+from ..tokens import FILE
+from ..workshop import Workshop
+
+GROUPS = {"all": TYPES, "ordered": ORDERED_TYPES, "unordered": UNORDERED_TYPES}
+TOKENS, WORDS = "tokens.", "words"
+
+
+def measure(workshop: Workshop, run: Run, setting: Setting, name: str) -> float:
+    """
+    Return a measure of a run.
+
+    Args:
+        name: A type of question, for the per cent of exact answers; "all", "ordered" or "unordered", for the mean of
+            the types in a group; "words", the mean length of a caption; or a place in tokens.json, such as
+            "tokens.after.dominant.pooled".
+
+    Raises:
+        ValueError: if there were no such questions.
+    """
+    if name.startswith(TOKENS):
+        statistics = read_object(workshop.folder_of(run) / FILE)
+        return reduce(dict.__getitem__, name.removeprefix(TOKENS).split("."), statistics)
+    rows = answers(workshop, run, setting)
+    if name == WORDS:
+        return fmean(len(row["prediction"].split()) for row in rows if row["task"] == "caption")
+    correct: dict[str, list[bool]] = defaultdict(list)
+    for row in rows:
+        correct[row["task"]].append(row["correct"])
+    kinds = [kind for kind in GROUPS.get(name, (name,)) if kind in correct]
+    if not kinds:
+        raise ValueError(f"There are no questions for the measure {name!r}; there are {sorted(correct)}")
+    return 100 * fmean(fmean(correct[kind]) for kind in kinds)

@@ -1,0 +1,240 @@
+"""The study's plots: for each experiment its measures, beside the paper's curve where there is one."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from statistics import fmean
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from ....eval.report.paper import PAPER
+from ....eval.report.plots import MUTED_MARKERS, WIDTH, Theme, save_plot
+from ....files import read_object
+from ....pooling_pllava import parse_pooling
+from ..settings import CLIPS, STILLS, Setting
+from ..tokens import FILE
+from ..workshop import Workshop
+from .measures import measure
+from .verdicts import interval_of
+
+PAPER_GRID, PAPER_ALPHA = 24, 32  # rows of patches; alpha in training
+Points = list[tuple[float, list[float]]]  # x, and the values of the seeds
+
+
+def plot_experiment(workshop: Workshop, name: str, file: Path) -> str:
+    """Plot an experiment, for light and for dark pages. Returns Markdown."""
+    return save_plot(lambda theme: PLOTS[name](workshop, theme), file)
+
+
+def plot_lines(axes: Axes, lines: dict[str, Points], theme: Theme) -> None:
+    """Draw lines with an interval over the seeds at each point; the first is in the strong colour."""
+    for index, (label, points) in enumerate(lines.items()):
+        color = theme.model if index == 0 else theme.muted[(index - 1) % 3]
+        marker = "o" if index == 0 else MUTED_MARKERS[(index - 1) % len(MUTED_MARKERS)]
+        xs, means = [x for x, _ in points], [fmean(values) for _, values in points]
+        axes.plot(xs, means, color=color, marker=marker, markersize=5, label=label, zorder=3 - 0.1 * index)
+        for x, values in points:
+            if len(values) > 1:
+                axes.vlines(x, *interval_of(values), color=color, linewidth=1)
+    axes.set(ylim=(0, 102))
+    axes.grid(axis="y", linewidth=0.6)
+
+
+def _values(workshop: Workshop, experiment: str, label: str, setting: Setting, name: str) -> list[float]:
+    study = workshop.study
+    return [measure(workshop, study.run(experiment, label, seed), setting, name) for seed in study.seeds]
+
+
+def _figure(panels: int) -> tuple[Figure, Sequence[Axes]]:
+    figure = Figure(figsize=(WIDTH, 3.6), layout="constrained")
+    return figure, figure.subplots(1, panels, squeeze=False)[0]
+
+
+def _legend(axes: Axes) -> None:
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2, fontsize=9)
+
+
+def _spatial(workshop: Workshop, theme: Theme) -> Figure:
+    figure, (ours, theirs) = _figure(2)
+    runs = workshop.study.experiments["spatial"].runs
+    grid = max(parse_pooling(run["pooling"]).shapes[0][1] for run in runs.values())
+    lines = {}
+    for name, title in (("all", "all types"), ("ordered", "questions of time"), ("caption", "captions")):
+        lines[title] = [
+            (parse_pooling(run["pooling"]).shapes[0][1] / grid, _values(workshop, "spatial", label, Setting(), name))
+            for label, run in runs.items()
+        ]
+    plot_lines(ours, lines, theme)
+    for index, (name, title) in enumerate((("mvbench", "MVBench (%)"), ("vcg", "VCG score, 5 = 100"))):
+        scale = 1 if name == "mvbench" else 20
+        xs, ys = zip(*PAPER["spatial_pooling"][name].items(), strict=True)
+        color = theme.muted[index]
+        theirs.plot(
+            [int(x) / PAPER_GRID for x in xs], [scale * y for y in ys], ":", marker="o", color=color, label=title
+        )
+    theirs.set(ylim=(0, 102))
+    theirs.grid(axis="y", linewidth=0.6)
+    for axes, title in ((ours, "nano, 4 frames"), (theirs, "the paper, 4 frames")):
+        axes.set(title=title, xlabel="rows and columns left, of all", ylabel="accuracy (%)")
+        _legend(axes)
+    return figure
+
+
+def _temporal(workshop: Workshop, theme: Theme) -> Figure:
+    """Each label is "FRAMES to POOLED": a line for each number of frames, over the pooled ones."""
+    figure, panels = _figure(2)
+    runs = workshop.study.experiments["temporal"].runs
+    for axes, name, title in zip(
+        panels, ("ordered", "unordered"), ("questions of time", "other questions"), strict=True
+    ):
+        lines: dict[str, Points] = {}
+        for label, run in runs.items():
+            pooled = parse_pooling({**workshop.study.base, **run}["pooling"]).shapes[0][0]
+            values = _values(workshop, "temporal", label, Setting(), name)
+            lines.setdefault(f"{label.split()[0]} frames", []).append((pooled, values))
+        plot_lines(axes, {key: sorted(points) for key, points in lines.items()}, theme)
+        axes.set(title=title, xlabel="pooled to this number of frames", ylabel="accuracy (%)")
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(ticks := [1, 2, 4, 8, 16], map(str, ticks))
+        _legend(axes)
+    return figure
+
+
+def _alpha(workshop: Workshop, theme: Theme) -> Figure:
+    experiment = workshop.study.experiments["alpha"]
+    figure, panels = _figure(len(experiment.runs))
+    sides = {
+        "clips, all types": (CLIPS, "all"),
+        "clips, captions": (CLIPS, "caption"),
+        "images, all types": (STILLS, "all"),
+    }
+    for axes, label in zip(panels, experiment.runs, strict=True):
+        lines = {
+            title: [
+                (alpha, _values(workshop, "alpha", label, Setting(about, alpha=alpha), name))
+                for alpha in experiment.alphas
+            ]
+            for title, (about, name) in sides.items()
+        }
+        plot_lines(axes, lines, theme)
+        for name, best in PAPER["best_alpha"].items():
+            axes.axvline(best / PAPER_ALPHA, linestyle=":", color=theme.muted[1])
+            axes.text(best / PAPER_ALPHA, 103, {"mvbench": "MVBench", "vcg": "VCG"}[name], fontsize=8, ha="center")
+        axes.set(xlabel="alpha, as a multiple of training's", ylabel="accuracy (%)")
+        axes.set_title(label, pad=16)
+    panels[len(panels) // 2].legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=3, fontsize=9)
+    return figure
+
+
+def _prompts(workshop: Workshop, theme: Theme) -> Figure:
+    experiment = workshop.study.experiments["prompts"]
+    figure, panels = _figure(2)
+    for axes, name, title in zip(panels, ("all", "words"), ("accuracy (%)", "words of a caption"), strict=True):
+        groups = {
+            label: [_values(workshop, "prompts", label, Setting(template=each), name) for each in experiment.templates]
+            for label in reversed(experiment.runs)
+        }
+        plot_bars(axes, experiment.templates, groups, theme)
+        axes.set(ylabel=title)
+        _legend(axes)
+    return figure
+
+
+def plot_bars(axes: Axes, places: Sequence[str], groups: dict[str, list[list[float]]], theme: Theme) -> None:
+    """Draw a group of bars at each place, with intervals over the seeds; the first group is in the strong colour."""
+    width = 0.8 / len(groups)
+    for index, (label, values) in enumerate(groups.items()):
+        color = theme.model if index == 0 else theme.muted[index + 1]
+        xs = [place + (index + 0.5) * width - 0.4 for place in range(len(places))]
+        axes.bar(xs, [fmean(each) for each in values], 0.92 * width, color=color, label=label)
+        for x, each in zip(xs, values, strict=True):
+            if len(each) > 1:
+                axes.vlines(x, *interval_of(each), color=theme.text, linewidth=1)
+    axes.set_xticks(range(len(places)), places)
+    axes.set_ylim(bottom=0)
+    axes.grid(axis="y", linewidth=0.6)
+
+
+def _tokens(workshop: Workshop, theme: Theme) -> Figure:
+    """The quantiles of the norms before and after training: a box for the middle half, a line to 1 and 99 per cent."""
+    experiment, seed = workshop.study.experiments["tokens"], workshop.study.seeds[0]
+    figure, panels = _figure(2)
+    for axes, label in zip(panels, experiment.runs, strict=True):
+        statistics = read_object(workshop.folder_of(workshop.study.run("tokens", label, seed)) / FILE)
+        ticks = []
+        for when in ("before", "after"):
+            for kind, title in (("frames", "of frames"), ("pooled", "pooled")):
+                low, first, median, third, high, _ = statistics[when]["norms"][kind]
+                color = theme.model if when == "after" else theme.muted[1]
+                x = len(ticks)
+                axes.vlines(x, low, high, color=color, linewidth=1)
+                axes.bar(x, third - first, 0.5, bottom=first, color=color)
+                axes.hlines(median, x - 0.25, x + 0.25, color=theme.page, linewidth=1.5)
+                ticks.append(f"{title}\n{when}")
+        axes.set_xticks(range(len(ticks)), ticks, fontsize=9)
+        axes.set(title=label, ylabel=f"norm of visual tokens (seed {seed})", ylim=(0, None))
+        axes.grid(axis="y", linewidth=0.6)
+    return figure
+
+
+def _scaling(workshop: Workshop, theme: Theme) -> Figure:
+    """Each label is "SIZE, NUMBER clips": a line for each size, over the clips."""
+    figure, panels = _figure(2)
+    runs = workshop.study.experiments["scaling"].runs
+    for axes, name, title in zip(panels, ("all", "caption"), ("all types", "captions"), strict=True):
+        lines: dict[str, Points] = {}
+        for label, run in reversed(runs.items()):
+            values = {**workshop.study.base, **run}
+            points = lines.setdefault(values["size"], [])
+            points.insert(0, (values["clips"], _values(workshop, "scaling", label, Setting(), name)))
+        plot_lines(axes, lines, theme)
+        axes.set(title=title, xlabel="training clips", ylabel="accuracy (%)", xscale="log")
+        ticks = sorted({x for points in lines.values() for x, _ in points})
+        axes.set_xticks(ticks, map(str, ticks))
+        axes.minorticks_off()
+        _legend(axes)
+    return figure
+
+
+def _image_stage(workshop: Workshop, theme: Theme) -> Figure:
+    figure, (axes,) = _figure(1)
+    names = {"ordered": "questions of time", "unordered": "other questions", "caption": "captions"}
+    groups = {
+        label: [_values(workshop, "image stage", label, Setting(), name) for name in names]
+        for label in workshop.study.experiments["image stage"].runs
+    }
+    plot_bars(axes, list(names.values()), groups, theme)
+    axes.set(ylabel="accuracy (%)", ylim=(0, 102))
+    _legend(axes)
+    return figure
+
+
+def _frontier(workshop: Workshop, theme: Theme) -> Figure:
+    """Accuracy over the tokens of a clip, for questions and for captions."""
+    experiment = workshop.study.experiments["frontier"]
+    (label,) = experiment.runs
+    figure, panels = _figure(2)
+    trained = parse_pooling({**workshop.study.base, **experiment.runs[label]}["pooling"])
+    for axes, name, title in zip(panels, ("all", "caption"), ("all types", "captions"), strict=True):
+        lines: dict[str, Points] = {}
+        for pooling in map(parse_pooling, [str(trained), *experiment.poolings]):
+            setting = Setting() if str(pooling) == str(trained) else Setting(pooling=str(pooling))
+            points = lines.setdefault(pooling.name, [])
+            points.append((pooling.num_tokens, _values(workshop, "frontier", label, setting, name)))
+        plot_lines(axes, {key: sorted(points) for key, points in lines.items()}, theme)
+        axes.axvline(trained.num_tokens, linestyle=":", color=theme.muted[1])
+        axes.set(title=title, xlabel="tokens of a clip", ylabel="accuracy (%)")
+        _legend(axes)
+    return figure
+
+
+PLOTS: dict[str, Callable[[Workshop, Theme], Figure]] = {
+    "spatial": _spatial,
+    "temporal": _temporal,
+    "alpha": _alpha,
+    "prompts": _prompts,
+    "tokens": _tokens,
+    "scaling": _scaling,
+    "image stage": _image_stage,
+    "frontier": _frontier,
+}

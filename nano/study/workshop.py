@@ -1,0 +1,113 @@
+"""
+Train the study's models, each once. Everything is in one folder, under hashes of what it was made from: a finished
+result is found there, and a run that was killed resumes.
+"""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from dataclasses import asdict, replace
+from pathlib import Path
+
+from peft import PeftModel
+from transformers import AutoProcessor, PreTrainedModel
+
+from ...eval.benchmarks.samples import digest
+from ...files import locked, replace_file
+from ...loading import load_model
+from ...pooling_pllava import parse_pooling
+from ...processing_pllava import PllavaProcessor
+from ..training.models import BACKBONES, build_processor, load_for_video
+from ..training.recipe import Recipe, Stage, VideoStage
+from ..training.train import train_image_stage, train_video_stage
+from ..world.rendering import render
+from .from_nothing import train_from_nothing
+from .settings import NOTHING, Run, Study
+
+BACKBONE = BACKBONES["clip-llama"]
+
+
+class Workshop:
+    """
+    The folder with the clips, the image models and the runs of a study.
+
+    Args:
+        folder: May have the results of an earlier call.
+        study, recipe: What is trained, and how.
+    """
+
+    def __init__(self, folder: Path, study: Study, recipe: Recipe):
+        self.folder, self.study, self.recipe = folder, study, recipe
+
+    def clips(self, seed: int) -> Path:
+        """Return the folder of a seed's training clips, which are rendered unless they are there."""
+        count = max(run.clips for run in self.study.runs(seed))
+        folder = self.folder / "clips" / f"{seed}-{count}"
+        with locked(folder):
+            if not (folder / "questions.jsonl").exists():
+                render(folder, count, seed, listings=True)
+        return folder
+
+    def stages(self, run: Run) -> tuple[Stage, VideoStage]:
+        """Return the recipe's stages with the values of a run."""
+        video = {name: getattr(run, name) for name in ("steps", "clips", "num_frames")}
+        return (
+            replace(self.recipe.image_stage, steps=self.study.image_steps),
+            replace(self.recipe.video_stage, pooling_shape=parse_pooling(run.pooling).shape, **video),
+        )
+
+    def processor(self, run: Run) -> PllavaProcessor:
+        return build_processor(self.clips(run.seed), BACKBONE["colours"], self.stages(run)[1], run.seed)
+
+    def image_model(self, run: Run) -> Path:
+        """Return the folder of the image model from which a run starts, which is trained unless it is there."""
+        stage, width = self.stages(run)[0], self.recipe.widths[run.size]
+        folder = self.folder / "image-models" / digest([run.seed, width, asdict(stage)])
+        with locked(folder):
+            if not (folder / "seconds.json").exists():
+                with logging_to(folder / "log.txt"):
+                    train_image_stage(folder, self.processor(run), BACKBONE, width, stage, run.seed, workers=0)
+        return folder
+
+    def folder_of(self, run: Run) -> Path:
+        """Return a run's folder, whose name is a hash of all that the weights depend on."""
+        return (
+            self.folder / "runs" / digest([asdict(run), self.recipe.widths[run.size], *map(asdict, self.stages(run))])
+        )
+
+    def train(self, run: Run) -> None:
+        """Train a run, unless that is done: its folder gets the model, or its adapter, and `run.json`."""
+        folder, (image_stage, stage) = self.folder_of(run), self.stages(run)
+        with locked(folder):
+            if (folder / "run.json").exists():
+                return
+            with logging_to(folder / "log.txt"):
+                processor, clips = self.processor(run), self.clips(run.seed)
+                options = folder / "training", processor, clips, stage, run.seed
+                if run.start == NOTHING:
+                    width = self.recipe.widths[run.size]
+                    model, seconds = train_from_nothing(BACKBONE, width, image_stage, *options)
+                else:
+                    features = self.folder / "features" / f"{run.seed}-{run.size}"
+                    start = load_for_video(self.image_model(run), stage)
+                    model, seconds = train_video_stage(start, *options, features, workers=0)
+                model.save_pretrained(folder / "model")
+                processor.save_pretrained(folder / "model")
+            replace_file(folder / "run.json", json.dumps({**asdict(run), "seconds": seconds}, indent=1) + "\n")
+
+    def load(self, run: Run) -> tuple[PreTrainedModel | PeftModel, PllavaProcessor]:
+        """Load a trained run, with its adapter unmerged if it has one, and its processor."""
+        folder = self.folder_of(run) / "model"
+        if run.start == NOTHING:
+            model = load_model(folder, check=False)
+        else:
+            model = PeftModel.from_pretrained(load_for_video(self.image_model(run), self.stages(run)[1]), folder)
+        return model.eval(), AutoProcessor.from_pretrained(folder)
+
+
+@contextmanager
+def logging_to(file: Path) -> Iterator[None]:
+    """Write what a call prints, with its progress bars, to a file."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.open("a", encoding="utf-8") as log, redirect_stdout(log), redirect_stderr(log):
+        yield

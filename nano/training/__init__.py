@@ -1,0 +1,1 @@
+"""How nano is trained, by the paper's recipe at a small scale."""

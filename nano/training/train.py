@@ -1,0 +1,156 @@
+"""
+Train nano from scratch: the paper's recipe at a small scale, with this project's own trainer.
+
+Stage 1 trains an image LLaVA: vision tower, projector and language model learn to describe single frames. Stage 2
+makes a PLLaVA of it: the model reads 16 frames, the tower is frozen, and the projector and LoRA on the language model
+learn what happens between the frames. The adapter is merged at the end.
+"""
+
+import json
+import os
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftModel
+from transformers import AutoModelForImageTextToText, PreTrainedModel
+from trl import SFTConfig
+
+from ...adapters import lora_config
+from ...processing_pllava import PllavaProcessor
+from ...train import build_trainer
+from ..world.rendering import render
+from .conversations import image_conversations, video_conversations
+from .models import ATTENTION, BACKBONES, build_config, build_processor, image_processor, load_for_video
+from .recipe import Recipe, Stage, VideoStage
+
+
+def train(output: Path, work: Path, backbone: str, recipe: Recipe, seed: int) -> None:
+    """
+    Render training videos to `work/data`, train both stages in a folder for the backbone, and write the merged
+    checkpoint to `output`. Finished results of an earlier run in `work` are reused: the clips, and stage 1.
+
+    Args:
+        backbone: A name in `BACKBONES`.
+
+    Raises:
+        ValueError: if there is no such backbone.
+    """
+    if backbone not in BACKBONES:
+        raise ValueError(f"There is no backbone {backbone!r}: nano's are {', '.join(BACKBONES)}")
+    data, stage = work / "data", recipe.video_stage
+    if not (data / "questions.jsonl").exists():
+        render(data, stage.clips, seed, listings=True)
+    processor = build_processor(data, BACKBONES[backbone]["colours"], stage, seed)
+    image_stage, video_stage = work / backbone / "image-stage", work / backbone / "video-stage"
+    if not (image_stage / "seconds.json").exists():
+        width = recipe.widths["nano"]
+        train_image_stage(image_stage, processor, BACKBONES[backbone], width, recipe.image_stage, seed)
+    model, video_seconds = train_video_stage(
+        load_for_video(image_stage, stage), video_stage, processor, data, stage, seed, work / backbone / "features"
+    )
+    merged = work / backbone / "checkpoint"
+    model.merge_and_unload().save_pretrained(merged)
+    processor.save_pretrained(merged)
+    image_seconds = json.loads((image_stage / "seconds.json").read_text(encoding="utf-8"))
+    seconds = {"image": image_seconds, "video": video_seconds}
+    facts = {
+        "backbone": backbone,
+        "image_stage": asdict(recipe.image_stage),
+        "video_stage": asdict(stage),
+        "seed": seed,
+        "minutes": {name: round(value / 60, 1) for name, value in seconds.items()},
+        "cores": os.cpu_count(),
+    }
+    (merged / "training.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+    output.mkdir(parents=True, exist_ok=True)
+    for file in merged.iterdir():
+        if not (output / file.name).is_symlink():  # the code files of the checkpoint in the repository are links
+            shutil.copyfile(file, output / file.name)
+
+
+def train_image_stage(
+    output: Path,
+    processor: PllavaProcessor,
+    backbone: dict[str, Any],
+    width: int,
+    stage: Stage,
+    seed: int,
+    workers: int = 1,
+) -> None:
+    """
+    Train all weights of an image LLaVA from random ones, and save it with its training's seconds.
+
+    Args:
+        workers: Processes that make batches; with 0, this one does.
+    """
+    torch.manual_seed(seed)
+    processor = image_processor(processor, stage)
+    config = build_config(processor, backbone, width)
+    model = AutoModelForImageTextToText.from_config(config, attn_implementation=ATTENTION)
+    args = training_args(output, stage, seed, workers)
+    trainer = build_trainer(model, processor, image_conversations(stage, seed), args, shuffle_buffer_size=1)
+    seconds = trainer.train().metrics["train_runtime"]
+    model.save_pretrained(output)
+    (output / "seconds.json").write_text(json.dumps(seconds), encoding="utf-8")
+
+
+def video_adapter(stage: VideoStage) -> LoraConfig:
+    return lora_config(r=stage.lora_r, lora_alpha=stage.lora_r, lora_dropout=0.0, targets=r"\w+_proj")
+
+
+def train_video_stage(
+    model: PreTrainedModel,
+    output: Path,
+    processor: PllavaProcessor,
+    data: Path,
+    stage: VideoStage,
+    seed: int,
+    features: Path,
+    workers: int = 1,
+) -> tuple[PeftModel, float]:
+    """
+    Train projector and adapter, with the tower frozen.
+
+    Args:
+        model: From [`load_for_video`].
+        features: Directory for the tower's features of each clip, so that it is encoded once.
+        workers: Processes that make batches; with 0, this one does.
+
+    Returns:
+        The trained model and the training's seconds.
+    """
+    trainer = build_trainer(
+        model,
+        processor,
+        video_conversations(data, stage, seed),
+        training_args(output, stage, seed, workers),
+        video_adapter(stage),
+        shuffle_buffer_size=1,
+        feature_cache=str(features),
+    )
+    return trainer.model, trainer.train().metrics["train_runtime"]
+
+
+def training_args(output_dir: Path, stage: Stage, seed: int, workers: int) -> SFTConfig:
+    return SFTConfig(
+        output_dir=str(output_dir),
+        max_steps=stage.steps,
+        per_device_train_batch_size=stage.batch_size,
+        learning_rate=stage.learning_rate,
+        lr_scheduler_type="cosine_with_min_lr",
+        lr_scheduler_kwargs={"min_lr_rate": 0.02},
+        warmup_steps=min(200, stage.steps // 10),
+        weight_decay=0.01,
+        adam_beta2=0.98,
+        bf16=True,
+        use_cpu=not torch.cuda.is_available(),
+        gradient_checkpointing=False,
+        dataloader_num_workers=workers,
+        logging_steps=50,
+        save_strategy="no",
+        report_to="none",
+        seed=seed,
+    )

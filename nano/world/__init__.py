@@ -1,0 +1,1 @@
+"""The synthetic world of nano: its scenes, their questions, and clips."""

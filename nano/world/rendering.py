@@ -1,0 +1,46 @@
+"""Render clips of nano's world, with their questions."""
+
+import json
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from pathlib import Path
+
+from tqdm import tqdm
+
+from . import drawing, questions
+
+
+def render(directory: Path, clips: int, seed: int, listings: bool = False) -> Path:
+    """
+    Write `clips` videos with all questions about them. The same seed gives the same files.
+
+    Args:
+        listings: Write the exercise for training as well (see `questions.video_listing`).
+
+    Returns:
+        The path of `questions.jsonl`: rows `{"video", "type", "question", "answer"}`, the video relative to
+        `directory`.
+    """
+    (directory / "clips").mkdir(parents=True, exist_ok=True)
+    file = directory / "questions.jsonl"
+    partial_file = file.with_suffix(".jsonl.partial")
+    with ProcessPoolExecutor() as pool, partial_file.open("w", encoding="utf-8") as lines:
+        results = pool.map(partial(_render_clip, directory, seed, listings), range(clips), chunksize=32)
+        for rows in tqdm(results, total=clips, desc=f"Rendering to {directory}", unit="clip"):
+            lines.writelines(json.dumps(row) + "\n" for row in rows)
+    partial_file.replace(file)
+    return file
+
+
+def _render_clip(directory: Path, seed: int, listings: bool, index: int) -> list[dict[str, str]]:
+    scene, rows = questions.clip(seed, index)
+    name = f"clips/{index:05d}.mp4"
+    drawing.write_clip(directory / name, drawing.draw(scene))
+    rows += [questions.video_listing(scene)] if listings else []
+    return [{"video": name, **row} for row in rows]
+
+
+def read_questions(directory: Path) -> list[dict[str, str]]:
+    """Read the rows of `questions.jsonl`, with the paths of the videos joined to `directory`."""
+    lines = (directory / "questions.jsonl").read_text(encoding="utf-8").splitlines()
+    return [{**row, "video": str(directory / row["video"])} for row in map(json.loads, lines)]
