@@ -1,8 +1,9 @@
 """Conduct the study: train and ask all runs, side by side, and write the report."""
 
-import math
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
@@ -13,6 +14,8 @@ from .report import write_report
 from .settings import CLIPS, NOTHING, STILLS, Run, Setting, Study
 from .tokens import measure_tokens
 from .workshop import Workshop
+
+RUN_TIMEOUT = 24 * 3600  # seconds
 
 
 def conduct(study: Study, folder: Path, output: Path, processes: int) -> None:
@@ -43,10 +46,12 @@ def _do(workshop: Workshop, task: tuple[Run, list[Setting]]) -> None:
     measure_tokens(workshop, run)
 
 
-def _map(function, tasks, processes, title):
-    def lost(task, reason):
-        raise RuntimeError(f"{title}: {task} was lost: {reason}")
+def _map(function: Callable[[Any], Any], tasks: list[Any], processes: int, title: str) -> None:
+    """Call a function for each task in worker processes, with a progress bar."""
 
-    results = ordered_map(function, tasks, processes, len(tasks) + 1, math.inf, lost)
+    def lost(task: Any, reason: str) -> None:
+        raise RuntimeError(f"{title}: {task} was lost: {reason}. Start the study again: it continues")
+
+    results = ordered_map(function, tasks, processes, len(tasks) + 1, RUN_TIMEOUT, lost)
     for _ in tqdm(results, total=len(tasks), desc=title, unit="run"):
         pass
