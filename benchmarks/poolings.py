@@ -22,10 +22,9 @@ from transformers import AutoProcessor, PreTrainedModel, ProcessorMixin
 import pllava
 from pllava.environment import hardware, library_versions
 from pllava.eval import LocalModel, Variant, evaluate, load_benchmark, load_prompts
-from pllava.files import read_lines, replace_file, to_lines
+from pllava.files import replace_file
 from pllava.model_pooling import choose_pooling, pooled
 from pllava.modeling_pllava import PllavaModel
-from pllava.nano.evaluate import one_of_each_type
 from pllava.nano.world.rendering import render
 from pllava.pooling_pllava import Pooling
 
@@ -45,8 +44,7 @@ def measure_answers(
     """Return the metrics of each pooling. As for nano's card, each clip has one question of each type."""
     variants = [Variant(f"pooling={pooling}", pooling=str(pooling)) for pooling in poolings]
     with TemporaryDirectory() as folder:
-        file = render(Path(folder), clips, HELD_OUT_SEED)
-        replace_file(file, to_lines(one_of_each_type(read_lines(file))))
+        render(Path(folder), clips, HELD_OUT_SEED, one_of_each=True)
         benchmark, answerer = load_benchmark("nano", load_prompts()), LocalModel(model, processor)
         metrics = evaluate(benchmark, answerer, folder, Path(folder, "results"), variants, seed=HELD_OUT_SEED)
     return {str(pooling): metrics[variant.name] for pooling, variant in zip(poolings, variants, strict=True)}

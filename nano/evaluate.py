@@ -11,7 +11,7 @@ from transformers import AutoProcessor
 from .. import load_model, model_path
 from ..eval import PLAIN, LocalModel, Variant, load_benchmark, load_prompts
 from ..eval import evaluate as run_benchmark
-from ..files import read_lines, replace_file, to_lines
+from ..files import read_lines, replace_file
 from ..hub_cards.cards.model_card import write_model_card
 from ..hub_cards.cards.nano_card import EVALUATION_FILE, MAIN, NO_VIDEO, SHUFFLED
 from .world.questions import ORDERED_TYPES, TYPES, UNORDERED_TYPES, clip
@@ -33,9 +33,7 @@ def evaluate(model_name: str, clips: int, seed: int) -> None:
     path = Path(model_path(model_name))
     model = LocalModel(load_model(path), AutoProcessor.from_pretrained(path))
     with TemporaryDirectory() as directory:
-        rows_file = render(Path(directory), clips, seed)
-        rows = one_of_each_type(read_lines(rows_file))
-        replace_file(rows_file, to_lines(rows))
+        rows = read_lines(render(Path(directory), clips, seed, one_of_each=True))
         benchmark, variants = load_benchmark("nano", load_prompts()), list(VARIANTS.values())
         metrics = run_benchmark(benchmark, model, directory, Path(directory, "results"), variants, seed=seed)
     moving = [len(clip(seed, index)[0].acting(*MOTIONS)) for index in range(clips)]
@@ -52,14 +50,6 @@ def evaluate(model_name: str, clips: int, seed: int) -> None:
     replace_file(path / EVALUATION_FILE, json.dumps(results, indent=2) + "\n")
     write_model_card(path, "path/to/nano")
     print(json.dumps(results, indent=2))
-
-
-def one_of_each_type(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Keep the first question of each type about a clip (their order is random), so that clips count equally."""
-    first: dict[tuple[str, str], dict[str, Any]] = {}
-    for row in rows:
-        first.setdefault((row["video"], row["type"]), row)
-    return list(first.values())
 
 
 def accuracy(per_task: dict[str, dict[str, Any]]) -> dict[str, float]:

@@ -1,17 +1,19 @@
 """Conduct the study: train and ask all runs, side by side, and write the report."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
+from ...files import locked
 from ...workers import ordered_map
 from ..training.recipe import read_recipe
 from .asking import ask, held_out
 from .report import write_report
-from .settings import CLIPS, NOTHING, STILLS, Run, Setting, Study
+from .settings import CLIPS, IMAGE_MODEL, STILLS, Run, Setting, Study
 from .tokens import measure_tokens
 from .workshop import Workshop
 
@@ -24,26 +26,47 @@ def conduct(study: Study, folder: Path, output: Path, processes: int) -> None:
 
     Args:
         processes: Runs that are trained side by side, with one thread each: the models are too small for more.
+
+    Raises:
+        ValueError: if another study is using `folder`.
+        RuntimeError: if a run fails.
     """
-    workshop = Workshop(folder, study, read_recipe())
-    seeds = [*study.seeds, *study.fresh_seeds]
-    for seed in seeds:
-        workshop.clips(seed)
-    for about in (CLIPS, STILLS):
-        held_out(workshop, about)
-    runs = {run: settings for seed in seeds for run, settings in study.runs(seed).items()}
-    starts = {(run.seed, run.size): run for run in runs if run.start != NOTHING}
-    _map(workshop.image_model, list(starts.values()), processes, "Image models")
-    longest_first = sorted(runs.items(), key=lambda item: -item[0].steps)
-    _map(partial(_do, workshop), longest_first, processes, "Runs")
-    write_report(workshop, output)
+    with locked(folder):
+        workshop = Workshop(folder, study, read_recipe())
+        seeds = [*study.seeds, *study.fresh_seeds]
+        for seed in seeds:
+            workshop.clips(seed)
+        for about in (CLIPS, STILLS):
+            held_out(workshop, about)
+        runs = {run: settings for seed in seeds for run, settings in study.runs(seed).items()}
+        starts = {(run.seed, run.size): run for run in runs if run.start == IMAGE_MODEL}
+        _map(partial(_train_image_model, workshop), list(starts.values()), processes, "Image models")
+        longest_first = sorted(runs.items(), key=lambda item: -item[0].steps)
+        _map(partial(_train_and_ask, workshop), longest_first, processes, "Runs")
+        write_report(workshop, output)
 
 
-def _do(workshop: Workshop, task: tuple[Run, list[Setting]]) -> None:
+def _train_image_model(workshop: Workshop, run: Run) -> None:
+    with logging_to(workshop.folder / "logs" / f"image-model-{run.seed}-{run.size}.txt"):
+        workshop.image_model(run)
+
+
+def _train_and_ask(workshop: Workshop, task: tuple[Run, list[Setting]]) -> None:
     run, settings = task
-    workshop.train(run)
-    ask(workshop, run, settings)
-    measure_tokens(workshop, run)
+    with logging_to(workshop.folder / "logs" / f"{workshop.folder_of(run).name}.txt"):
+        workshop.train(run)
+        model, processor = workshop.load(run)
+        ask(workshop, run, model, processor, settings)
+        if workshop.study.has_norms(run):
+            measure_tokens(workshop, run, model, processor)
+
+
+@contextmanager
+def logging_to(file: Path) -> Iterator[None]:
+    """Write what a call prints, with its progress bars, to a file."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.open("a", encoding="utf-8") as log, redirect_stdout(log), redirect_stderr(log):
+        yield
 
 
 def _map(function: Callable[[Any], Any], tasks: list[Any], processes: int, title: str) -> None:

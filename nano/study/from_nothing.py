@@ -39,12 +39,13 @@ def train_from_nothing(
         The trained model and the training's seconds.
     """
     torch.manual_seed(seed)
+    of_image_stage = image_processor(processor, image_stage)
     images, model = (
         AutoModelForImageTextToText.from_config(build_config(each, backbone, width), attn_implementation=ATTENTION)
-        for each in (image_processor(processor, image_stage), processor)
+        for each in (of_image_stage, processor)
     )
     model.config.num_frames = stage.num_frames
-    of_images = count_operations(images, image_processor(processor, image_stage), image_conversations, image_stage)
+    of_images = count_operations(images, of_image_stage, image_conversations, image_stage)
     conversations = partial(video_conversations, data)
     of_all_weights = count_operations(model, processor, conversations, stage)
     adapted = get_peft_model(deepcopy(model), video_adapter(stage))

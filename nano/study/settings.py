@@ -186,6 +186,14 @@ class Study:
                 settings += [each for each in experiment.settings() if each not in settings]
         return found
 
+    def has_norms(self, run: Run) -> bool:
+        """Whether an experiment measures the norms of a run's visual tokens."""
+        return any(
+            experiment.norms and run == self.run(name, label, run.seed)
+            for name, experiment in self.experiments.items()
+            for label in experiment.runs
+        )
+
 
 def read_study(file: Path = STUDY, quick: bool = False) -> Study:
     """

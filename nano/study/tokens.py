@@ -7,9 +7,11 @@ import torch
 from peft import PeftModel
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
+from transformers import PreTrainedModel
 
 from ...adapters import plain_model
 from ...files import read_lines, replace_file
+from ...processing_pllava import PllavaProcessor
 from .asking import held_out
 from .settings import CLIPS, Run
 from .workshop import Workshop
@@ -20,12 +22,13 @@ FILE = "tokens.json"
 
 
 @torch.inference_mode()
-def measure_tokens(workshop: Workshop, run: Run) -> None:
-    """Write the statistics of a run's visual tokens to its folder, unless they are there."""
+def measure_tokens(
+    workshop: Workshop, run: Run, model: PreTrainedModel | PeftModel, processor: PllavaProcessor
+) -> None:
+    """Write the statistics of a trained run's visual tokens to its folder, unless they are there."""
     file = workshop.folder_of(run) / FILE
     if file.exists():
         return
-    model, processor = workshop.load(run)
     folder = held_out(workshop, CLIPS)
     rows = read_lines(folder / "questions.jsonl", "video")
     paths = list(dict.fromkeys(str(folder / row["video"]) for row in rows))[:CLIP_COUNT]

@@ -4,8 +4,6 @@ result is found there, and a run that was killed resumes.
 """
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -13,7 +11,7 @@ from peft import PeftModel
 from transformers import AutoProcessor, PreTrainedModel
 
 from ...eval.benchmarks.samples import digest
-from ...files import locked, replace_file
+from ...files import replace_file
 from ...loading import load_model
 from ...pooling_pllava import parse_pooling
 from ...processing_pllava import PllavaProcessor
@@ -29,7 +27,7 @@ BACKBONE = BACKBONES["clip-llama"]
 
 class Workshop:
     """
-    The folder with the clips, the image models and the runs of a study.
+    The folder with the clips, the image models and the runs of a study. Each of them is made by one process at a time.
 
     Args:
         folder: May have the results of an earlier call.
@@ -43,9 +41,8 @@ class Workshop:
         """Return the folder of a seed's training clips, which are rendered unless they are there."""
         count = max(run.clips for run in self.study.runs(seed))
         folder = self.folder / "clips" / f"{seed}-{count}"
-        with locked(folder):
-            if not (folder / "questions.jsonl").exists():
-                render(folder, count, seed, listings=True)
+        if not (folder / "questions.jsonl").exists():
+            render(folder, count, seed, listings=True)
         return folder
 
     def stages(self, run: Run) -> tuple[Stage, VideoStage]:
@@ -63,10 +60,8 @@ class Workshop:
         """Return the folder of the image model from which a run starts, which is trained unless it is there."""
         stage, width = self.stages(run)[0], self.recipe.widths[run.size]
         folder = self.folder / "image-models" / digest([run.seed, width, asdict(stage)])
-        with locked(folder):
-            if not (folder / "seconds.json").exists():
-                with logging_to(folder / "log.txt"):
-                    train_image_stage(folder, self.processor(run), BACKBONE, width, stage, run.seed, workers=0)
+        if not (folder / "seconds.json").exists():
+            train_image_stage(folder, self.processor(run), BACKBONE, width, stage, run.seed, workers=0)
         return folder
 
     def folder_of(self, run: Run) -> Path:
@@ -78,22 +73,20 @@ class Workshop:
     def train(self, run: Run) -> None:
         """Train a run, unless that is done: its folder gets the model, or its adapter, and `run.json`."""
         folder, (image_stage, stage) = self.folder_of(run), self.stages(run)
-        with locked(folder):
-            if (folder / "run.json").exists():
-                return
-            with logging_to(folder / "log.txt"):
-                processor, clips = self.processor(run), self.clips(run.seed)
-                options = folder / "training", processor, clips, stage, run.seed
-                if run.start == NOTHING:
-                    width = self.recipe.widths[run.size]
-                    model, seconds = train_from_nothing(BACKBONE, width, image_stage, *options)
-                else:
-                    features = self.folder / "features" / f"{run.seed}-{run.size}"
-                    start = load_for_video(self.image_model(run), stage)
-                    model, seconds = train_video_stage(start, *options, features, workers=0)
-                model.save_pretrained(folder / "model")
-                processor.save_pretrained(folder / "model")
-            replace_file(folder / "run.json", json.dumps({**asdict(run), "seconds": seconds}, indent=1) + "\n")
+        if (folder / "run.json").exists():
+            return
+        processor, clips = self.processor(run), self.clips(run.seed)
+        options = folder / "training", processor, clips, stage, run.seed
+        if run.start == NOTHING:
+            width = self.recipe.widths[run.size]
+            model, seconds = train_from_nothing(BACKBONE, width, image_stage, *options)
+        else:
+            features = self.folder / "features" / f"{run.seed}-{run.size}"
+            start = load_for_video(self.image_model(run), stage)
+            model, seconds = train_video_stage(start, *options, features, workers=0)
+        model.save_pretrained(folder / "model")
+        processor.save_pretrained(folder / "model")
+        replace_file(folder / "run.json", json.dumps({**asdict(run), "seconds": seconds}, indent=1) + "\n")
 
     def load(self, run: Run) -> tuple[PreTrainedModel | PeftModel, PllavaProcessor]:
         """Load a trained run, with its adapter unmerged if it has one, and its processor."""
@@ -103,11 +96,3 @@ class Workshop:
         else:
             model = PeftModel.from_pretrained(load_for_video(self.image_model(run), self.stages(run)[1]), folder)
         return model.eval(), AutoProcessor.from_pretrained(folder)
-
-
-@contextmanager
-def logging_to(file: Path) -> Iterator[None]:
-    """Write what a call prints, with its progress bars, to a file."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with file.open("a", encoding="utf-8") as log, redirect_stdout(log), redirect_stderr(log):
-        yield

@@ -17,11 +17,11 @@ from pllava.eval import evaluate as run_benchmark
 from pllava.files import read_lines, to_lines
 from pllava.hub_cards.cards.model_card import build_model_card
 from pllava.model_card_pllava import sign
-from pllava.nano.evaluate import MAIN, SHUFFLED, VARIANTS, accuracy, one_of_each_type
+from pllava.nano.evaluate import MAIN, SHUFFLED, VARIANTS, accuracy
 from pllava.nano.training.conversations import image_conversations, video_conversations
 from pllava.nano.training.recipe import RECIPE, Stage, VideoStage, read_recipe
 from pllava.nano.world import drawing, questions, scenes
-from pllava.nano.world.rendering import read_questions, render
+from pllava.nano.world.rendering import one_of_each_type, read_questions, render
 
 CLIPS = 600
 

@@ -12,7 +12,7 @@ from ....files import read_object, replace_file
 from ....result_files.formatting import markdown_table
 from ..settings import IMAGE_MODEL, Experiment, Setting
 from ..workshop import Workshop
-from .measures import measure
+from .measures import measure_seeds
 from .plots import plot_experiment
 from .verdicts import AGREES, CANNOT_TELL, DISAGREES, Verdict, interval_of, judge
 
@@ -94,10 +94,7 @@ def _result_table(workshop: Workshop, name: str, experiment: Experiment) -> str:
     for label in experiment.runs:
         cells = []
         for column in COLUMNS:
-            values = [
-                measure(workshop, workshop.study.run(name, label, seed), Setting(), column)
-                for seed in workshop.study.seeds
-            ]
+            values = measure_seeds(workshop, name, label, Setting(), column)
             low, high = interval_of(values)
             cells.append(f"{fmean(values):.1f} ± {(high - low) / 2:.1f}")
         rows.append([label, *cells])

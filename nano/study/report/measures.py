@@ -40,3 +40,9 @@ def measure(workshop: Workshop, run: Run, setting: Setting, name: str) -> float:
     if not kinds:
         raise ValueError(f"There are no questions for the measure {name!r}; there are {sorted(correct)}")
     return 100 * fmean(fmean(correct[kind]) for kind in kinds)
+
+
+def measure_seeds(workshop: Workshop, experiment: str, label: str, setting: Setting, name: str) -> list[float]:
+    """Return a measure of an experiment's run for each of the study's seeds."""
+    study = workshop.study
+    return [measure(workshop, study.run(experiment, label, seed), setting, name) for seed in study.seeds]

@@ -14,7 +14,7 @@ from ....pooling_pllava import parse_pooling
 from ..settings import CLIPS, STILLS, Setting
 from ..tokens import FILE
 from ..workshop import Workshop
-from .measures import measure
+from .measures import measure_seeds
 from .verdicts import interval_of
 
 PAPER_GRID, PAPER_ALPHA = 24, 32  # rows of patches; alpha in training
@@ -40,11 +40,6 @@ def plot_lines(axes: Axes, lines: dict[str, Points], theme: Theme) -> None:
     axes.grid(axis="y", linewidth=0.6)
 
 
-def _values(workshop: Workshop, experiment: str, label: str, setting: Setting, name: str) -> list[float]:
-    study = workshop.study
-    return [measure(workshop, study.run(experiment, label, seed), setting, name) for seed in study.seeds]
-
-
 def _figure(panels: int) -> tuple[Figure, Sequence[Axes]]:
     figure = Figure(figsize=(WIDTH, 3.6), layout="constrained")
     return figure, figure.subplots(1, panels, squeeze=False)[0]
@@ -61,7 +56,10 @@ def _spatial(workshop: Workshop, theme: Theme) -> Figure:
     lines = {}
     for name, title in (("all", "all types"), ("ordered", "questions of time"), ("caption", "captions")):
         lines[title] = [
-            (parse_pooling(run["pooling"]).shapes[0][1] / grid, _values(workshop, "spatial", label, Setting(), name))
+            (
+                parse_pooling(run["pooling"]).shapes[0][1] / grid,
+                measure_seeds(workshop, "spatial", label, Setting(), name),
+            )
             for label, run in runs.items()
         ]
     plot_lines(ours, lines, theme)
@@ -90,7 +88,7 @@ def _temporal(workshop: Workshop, theme: Theme) -> Figure:
         lines: dict[str, Points] = {}
         for label, run in runs.items():
             pooled = parse_pooling({**workshop.study.base, **run}["pooling"]).shapes[0][0]
-            values = _values(workshop, "temporal", label, Setting(), name)
+            values = measure_seeds(workshop, "temporal", label, Setting(), name)
             lines.setdefault(f"{label.split()[0]} frames", []).append((pooled, values))
         plot_lines(axes, {key: sorted(points) for key, points in lines.items()}, theme)
         axes.set(title=title, xlabel="pooled to this number of frames", ylabel="accuracy (%)")
@@ -111,7 +109,7 @@ def _alpha(workshop: Workshop, theme: Theme) -> Figure:
     for axes, label in zip(panels, experiment.runs, strict=True):
         lines = {
             title: [
-                (alpha, _values(workshop, "alpha", label, Setting(about, alpha=alpha), name))
+                (alpha, measure_seeds(workshop, "alpha", label, Setting(about, alpha=alpha), name))
                 for alpha in experiment.alphas
             ]
             for title, (about, name) in sides.items()
@@ -131,7 +129,10 @@ def _prompts(workshop: Workshop, theme: Theme) -> Figure:
     figure, panels = _figure(2)
     for axes, name, title in zip(panels, ("all", "words"), ("accuracy (%)", "words of a caption"), strict=True):
         groups = {
-            label: [_values(workshop, "prompts", label, Setting(template=each), name) for each in experiment.templates]
+            label: [
+                measure_seeds(workshop, "prompts", label, Setting(template=each), name)
+                for each in experiment.templates
+            ]
             for label in reversed(experiment.runs)
         }
         plot_bars(axes, experiment.templates, groups, theme)
@@ -186,7 +187,7 @@ def _scaling(workshop: Workshop, theme: Theme) -> Figure:
         for label, run in reversed(runs.items()):
             values = {**workshop.study.base, **run}
             points = lines.setdefault(values["size"], [])
-            points.insert(0, (values["clips"], _values(workshop, "scaling", label, Setting(), name)))
+            points.insert(0, (values["clips"], measure_seeds(workshop, "scaling", label, Setting(), name)))
         plot_lines(axes, lines, theme)
         axes.set(title=title, xlabel="training clips", ylabel="accuracy (%)", xscale="log")
         ticks = sorted({x for points in lines.values() for x, _ in points})
@@ -200,7 +201,7 @@ def _image_stage(workshop: Workshop, theme: Theme) -> Figure:
     figure, (axes,) = _figure(1)
     names = {"ordered": "questions of time", "unordered": "other questions", "caption": "captions"}
     groups = {
-        label: [_values(workshop, "image stage", label, Setting(), name) for name in names]
+        label: [measure_seeds(workshop, "image stage", label, Setting(), name) for name in names]
         for label in workshop.study.experiments["image stage"].runs
     }
     plot_bars(axes, list(names.values()), groups, theme)
@@ -220,7 +221,7 @@ def _frontier(workshop: Workshop, theme: Theme) -> Figure:
         for pooling in map(parse_pooling, [str(trained), *experiment.poolings]):
             setting = Setting() if str(pooling) == str(trained) else Setting(pooling=str(pooling))
             points = lines.setdefault(pooling.name, [])
-            points.append((pooling.num_tokens, _values(workshop, "frontier", label, setting, name)))
+            points.append((pooling.num_tokens, measure_seeds(workshop, "frontier", label, setting, name)))
         plot_lines(axes, {key: sorted(points) for key, points in lines.items()}, theme)
         axes.axvline(trained.num_tokens, linestyle=":", color=theme.muted[1])
         axes.set(title=title, xlabel="tokens of a clip", ylabel="accuracy (%)")
