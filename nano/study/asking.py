@@ -20,23 +20,28 @@ from .workshop import Workshop
 
 def held_out(workshop: Workshop, about: str) -> Path:
     """Return the folder of clips or stills that no run is trained on, with one question of each type about each."""
-    counts = workshop.study.held_out
-    folder = workshop.folder / "held-out" / f"{about}-{counts[about]}-{counts['seed']}"
+    folder, counts = _held_out_folder(workshop, about), workshop.study.held_out
+    most_shapes = workshop.recipe.video_stage.most_shapes
     if not (folder / "questions.jsonl").exists():
         if about == CLIPS:
-            render(folder, counts[about], counts["seed"], one_of_each=True)
+            render(folder, counts[about], counts["seed"], most_shapes, one_of_each=True)
         else:
-            render_stills(folder, counts[about], counts["seed"])
+            render_stills(folder, counts[about], counts["seed"], most_shapes)
     return folder
 
 
-def render_stills(directory: Path, count: int, seed: int) -> None:
+def _held_out_folder(workshop: Workshop, about: str) -> Path:
+    counts, most_shapes = workshop.study.held_out, workshop.recipe.video_stage.most_shapes
+    return workshop.folder / "held-out" / f"{about}-{counts[about]}-{counts['seed']}-{most_shapes}"
+
+
+def render_stills(directory: Path, count: int, seed: int, most_shapes: int) -> None:
     """Write `count` videos of a single frame, with one question of each type about it as an image."""
     (directory / "clips").mkdir(parents=True, exist_ok=True)
     rows: list[dict[str, Any]] = []
     for index in range(count):
         rng = random.Random(f"still/{seed}/{index}")
-        scene, frame = scenes.sample_scene(rng), rng.randrange(scenes.NUM_FRAMES)
+        scene, frame = scenes.sample_scene(rng, most_shapes), rng.randrange(scenes.NUM_FRAMES)
         name = f"clips/{index:05d}.mp4"
         drawing.write_clip(directory / name, drawing.draw_frame(scene, frame)[None])
         rows += [{"video": name, **row} for row in questions.image_questions(scene, frame, rng)]
@@ -51,20 +56,29 @@ def ask(
     settings: Sequence[Setting],
 ) -> None:
     """Let a trained run, as loaded, answer in all settings in which answers are missing."""
-    folder, benchmark = workshop.folder_of(run), load_benchmark("nano", load_prompts())
-    adapter = None if run.start == NOTHING else str(folder / "model")
-    for name in dict.fromkeys(setting.folder for setting in settings):
-        together = [setting for setting in settings if setting.folder == name]
+    benchmark = load_benchmark("nano", load_prompts())
+    adapter = None if run.start == NOTHING else str(workshop.folder_of(run) / "model")
+    for out in dict.fromkeys(_results(workshop, run, setting) for setting in settings):
+        together = [setting for setting in settings if _results(workshop, run, setting) == out]
         answerer = LocalModel(model, processor, adapter, together[0].template, batch_size=32, num_workers=0)
         variants = list(dict.fromkeys(variant(workshop, setting) for setting in together))
-        data = str(held_out(workshop, together[0].about))
-        evaluate(benchmark, answerer, data, folder / "answers" / name, variants)
+        evaluate(benchmark, answerer, str(held_out(workshop, together[0].about)), out, variants)
 
 
 def answers(workshop: Workshop, run: Run, setting: Setting) -> list[dict[str, Any]]:
     """Return the rows of predictions.jsonl."""
-    folder = workshop.folder_of(run) / "answers" / setting.folder / "nano" / variant(workshop, setting).name
-    return read_lines(folder / "predictions.jsonl", "video", "task", "prediction", "correct")
+    return read_lines(answers_folder(workshop, run, setting) / "predictions.jsonl", "task", "prediction", "correct")
+
+
+def answers_folder(workshop: Workshop, run: Run, setting: Setting) -> Path:
+    """Return the folder of a run's answers in a setting. When they are complete, it has a `metrics.json`."""
+    return _results(workshop, run, setting) / "nano" / variant(workshop, setting).name
+
+
+def _results(workshop: Workshop, run: Run, setting: Setting) -> Path:
+    """Return the folder with the answers to the same questions under the same template."""
+    name = _held_out_folder(workshop, setting.about).name
+    return workshop.folder_of(run) / "answers" / f"{name}-{setting.template or 'training'}"
 
 
 def variant(workshop: Workshop, setting: Setting) -> Variant:

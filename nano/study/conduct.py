@@ -11,9 +11,10 @@ from tqdm import tqdm
 from ...files import locked
 from ...workers import ordered_map
 from ..training.recipe import read_recipe
-from .asking import ask, held_out
+from .asking import answers_folder, ask, held_out
 from .report import write_report
 from .settings import CLIPS, IMAGE_MODEL, STILLS, Run, Setting, Study
+from .tokens import FILE as TOKENS_FILE
 from .tokens import measure_tokens
 from .workshop import Workshop
 
@@ -39,15 +40,24 @@ def conduct(study: Study, folder: Path, output: Path, processes: int) -> None:
         for about in (CLIPS, STILLS):
             held_out(workshop, about)
         runs = {run: settings for seed in seeds for run, settings in study.runs(seed).items()}
-        starts = {(run.seed, run.size): run for run in runs if run.start == IMAGE_MODEL}
-        _map(partial(_train_image_model, workshop), list(starts.values()), processes, "Image models")
+        runs = {run: settings for run, settings in runs.items() if not is_finished(workshop, run, settings)}
+        starts = {run.size: run for run in runs if run.start == IMAGE_MODEL}
+        widest_first = sorted(starts.values(), key=lambda run: -workshop.recipe.widths[run.size])
+        _map(partial(_train_image_model, workshop), widest_first, processes, "Image models")
         longest_first = sorted(runs.items(), key=lambda item: -item[0].steps)
         _map(partial(_train_and_ask, workshop), longest_first, processes, "Runs")
         write_report(workshop, output)
 
 
+def is_finished(workshop: Workshop, run: Run, settings: list[Setting]) -> bool:
+    """Whether a run is trained, asked in all settings, and measured."""
+    files = [answers_folder(workshop, run, setting) / "metrics.json" for setting in settings]
+    files += [workshop.folder_of(run) / TOKENS_FILE] if workshop.study.has_norms(run) else []
+    return all(file.exists() for file in files)
+
+
 def _train_image_model(workshop: Workshop, run: Run) -> None:
-    with logging_to(workshop.folder / "logs" / f"image-model-{run.seed}-{run.size}.txt"):
+    with logging_to(workshop.folder / "logs" / f"image-model-{run.size}.txt"):
         workshop.image_model(run)
 
 

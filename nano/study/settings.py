@@ -1,5 +1,6 @@
 """What the study trains, asks and judges, as data: `study.yaml`."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -54,11 +55,6 @@ class Setting:
     template: str | None = None
     alpha: float | None = None
     pooling: str | None = None
-
-    @property
-    def folder(self) -> str:
-        """The name of the folder with the results of all settings that share the questions and the template."""
-        return f"{self.about}-{self.template}" if self.template else self.about
 
     def variant(self, training_alpha: float, still_pooling: str) -> Variant:
         pooling = still_pooling if self.about == STILLS else self.pooling
@@ -178,13 +174,24 @@ class Study:
         return Run(seed, **{**self.base, **self.experiments[experiment].runs[label]})
 
     def runs(self, seed: int) -> dict[Run, list[Setting]]:
-        """Return all runs of a seed, each with all ways in which it is asked."""
+        """
+        Return the runs of a seed, each with the ways in which it is asked: all or, for a fresh seed, those that claims
+        compare.
+        """
         found: dict[Run, list[Setting]] = {}
+        for name, label, setting in self._claimed() if seed in self.fresh_seeds else self._all():
+            settings = found.setdefault(self.run(name, label, seed), [])
+            settings += [setting] if setting not in settings else []
+        return found
+
+    def _all(self) -> Iterator[tuple[str, str, Setting]]:
         for name, experiment in self.experiments.items():
             for label in experiment.runs:
-                settings = found.setdefault(self.run(name, label, seed), [])
-                settings += [each for each in experiment.settings() if each not in settings]
-        return found
+                yield from ((name, label, setting) for setting in experiment.settings())
+
+    def _claimed(self) -> Iterator[tuple[str, str, Setting]]:
+        for claim in self.claims:
+            yield from ((claim.experiment, side.run, side.setting) for side in claim.more + claim.less)
 
     def has_norms(self, run: Run) -> bool:
         """Whether an experiment measures the norms of a run's visual tokens."""

@@ -40,9 +40,10 @@ class Workshop:
     def clips(self, seed: int) -> Path:
         """Return the folder of a seed's training clips, which are rendered unless they are there."""
         count = max(run.clips for run in self.study.runs(seed))
-        folder = self.folder / "clips" / f"{seed}-{count}"
+        most_shapes = self.recipe.video_stage.most_shapes
+        folder = self.folder / "clips" / f"{seed}-{count}-{most_shapes}"
         if not (folder / "questions.jsonl").exists():
-            render(folder, count, seed, listings=True)
+            render(folder, count, seed, most_shapes, listings=True)
         return folder
 
     def stages(self, run: Run) -> tuple[Stage, VideoStage]:
@@ -54,21 +55,25 @@ class Workshop:
         )
 
     def processor(self, run: Run) -> PllavaProcessor:
-        return build_processor(self.clips(run.seed), BACKBONE["colours"], self.stages(run)[1], run.seed)
+        """Return a run's processor. All of a study have the tokenizer of the first seed."""
+        seed = self.study.seeds[0]
+        return build_processor(self.clips(seed), BACKBONE["colours"], self.stages(run)[1], seed)
 
     def image_model(self, run: Run) -> Path:
-        """Return the folder of the image model from which a run starts, which is trained unless it is there."""
-        stage, width = self.stages(run)[0], self.recipe.widths[run.size]
-        folder = self.folder / "image-models" / digest([run.seed, width, asdict(stage)])
+        """
+        Return the folder of the image model from which a run starts, which is trained unless it is there. Runs of one
+        size start from the same, as all of the paper's models of one size do.
+        """
+        stage, width, seed = self.stages(run)[0], self.recipe.widths[run.size], self.study.seeds[0]
+        folder = self.folder / "image-models" / digest([seed, width, asdict(stage)])
         if not (folder / "seconds.json").exists():
-            train_image_stage(folder, self.processor(run), BACKBONE, width, stage, run.seed, workers=0)
+            train_image_stage(folder, self.processor(run), BACKBONE, width, stage, seed, workers=0)
         return folder
 
     def folder_of(self, run: Run) -> Path:
         """Return a run's folder, whose name is a hash of all that the weights depend on."""
-        return (
-            self.folder / "runs" / digest([asdict(run), self.recipe.widths[run.size], *map(asdict, self.stages(run))])
-        )
+        values = self.study.seeds[0], asdict(run), self.recipe.widths[run.size], *map(asdict, self.stages(run))
+        return self.folder / "runs" / digest(list(values))
 
     def train(self, run: Run) -> None:
         """Train a run, unless that is done: its folder gets the model, or its adapter, and `run.json`."""

@@ -43,15 +43,30 @@ def video_conversations(directory: Path, stage: VideoStage, seed: int) -> Iterab
 
 
 def _video_rows(directory: Path, stage: VideoStage, seed: int) -> Iterator[dict[str, Any]]:
-    rows = [list(rows) for _, rows in groupby(read_questions(directory), key=lambda row: row["video"])][: stage.clips]
+    clips = [list(rows) for _, rows in groupby(read_questions(directory), key=lambda row: row["video"])][: stage.clips]
     rng = random.Random(seed)
-    kinds = _draw_kinds(stage, random.Random(seed))
-    order = list(range(len(rows)))
+    shuffled, asked = _shuffle_forever(clips, rng), _ask_by_type(clips, stage.types, rng)
+    for kind in _draw_kinds(stage, random.Random(seed)):
+        turns = next(asked) if kind == "questions" else _choose_turns(kind, next(shuffled), rng)
+        yield {"messages": _conversation("video", turns), "videos": [turns[0]["video"]]}
+
+
+def _shuffle_forever(clips: list[list[dict[str, str]]], rng: random.Random) -> Iterator[list[dict[str, str]]]:
     while True:
-        rng.shuffle(order)
-        for index in order:
-            turns = _choose_turns(next(kinds), rows[index], rng)
-            yield {"messages": _conversation("video", turns), "videos": [rows[index][0]["video"]]}
+        yield from rng.sample(clips, len(clips))
+
+
+def _ask_by_type(
+    clips: list[list[dict[str, str]]], types: dict[str, float], rng: random.Random
+) -> Iterator[list[dict[str, str]]]:
+    """Draw the type of the first question, then a clip that has one, then the other questions about this clip."""
+    having = {name: [rows for rows in clips if any(row["type"] == name for row in rows)] for name in types}
+    weights = {name: weight for name, weight in types.items() if having[name]}
+    while True:
+        (name,) = rng.choices(list(weights), weights.values())
+        rows = rng.choice(having[name])
+        first = rng.choice([row for row in rows if row["type"] == name])
+        yield [first, *_choose_turns("questions", [row for row in rows if row is not first], rng)][:TURNS]
 
 
 def image_conversations(stage: Stage, seed: int) -> IterableDataset:
@@ -74,7 +89,7 @@ def image_conversations(stage: Stage, seed: int) -> IterableDataset:
 def _image_rows(stage: Stage, seed: int) -> Iterator[dict[str, Any]]:
     for index, kind in enumerate(_draw_kinds(stage, random.Random(seed))):
         rng = random.Random(f"image/{seed}/{index}")
-        scene, frame = scenes.sample_scene(rng), rng.randrange(scenes.NUM_FRAMES)
+        scene, frame = scenes.sample_scene(rng, stage.most_shapes), rng.randrange(scenes.NUM_FRAMES)
         if kind == "unseen":
             rows = [*questions.video_questions(scene, rng), questions.video_listing(scene)]
             turns = _choose_turns(rng.choice(VIDEO_KINDS), rows, rng)

@@ -15,6 +15,7 @@ class Stage:
 
     Args:
         pooling_shape: Frames, rows and columns of the pooled tokens.
+        most_shapes: Of a scene.
         mix: The kinds of conversations (`IMAGE_KINDS` or `VIDEO_KINDS` in `data.py`), with their weights at the
             beginning and at the end of the stage.
     """
@@ -23,6 +24,7 @@ class Stage:
     batch_size: int
     learning_rate: float
     pooling_shape: list[int]
+    most_shapes: int
     mix: dict[str, list[float]]
 
 
@@ -33,11 +35,14 @@ class VideoStage(Stage):
         clips: Training clips, each of which is seen several times.
         num_frames: Frames of a clip that the model reads.
         lora_r: Rank of the adapter, which is also its alpha in training.
+        types: How often the first question of a conversation is of each type, as weights. A type that clips seldom
+            allow is asked as often as its weight says.
     """
 
     clips: int
     num_frames: int
     lora_r: int
+    types: dict[str, float]
 
 
 @dataclass(frozen=True)

@@ -42,7 +42,7 @@ def train(output: Path, work: Path, backbone: str, recipe: Recipe, seed: int) ->
         raise ValueError(f"There is no backbone {backbone!r}: nano's are {', '.join(BACKBONES)}")
     data, stage = work / "data", recipe.video_stage
     if not (data / "questions.jsonl").exists():
-        render(data, stage.clips, seed, listings=True)
+        render(data, stage.clips, seed, stage.most_shapes, listings=True)
     processor = build_processor(data, BACKBONES[backbone]["colours"], stage, seed)
     image_stage, video_stage = work / backbone / "image-stage", work / backbone / "video-stage"
     if not (image_stage / "seconds.json").exists():
@@ -134,6 +134,12 @@ def train_video_stage(
     return trainer.model, trainer.train().metrics["train_runtime"]
 
 
+def is_bfloat16_fast() -> bool:
+    """Whether the processor multiplies in bfloat16. Others emulate it, several times slower than float32."""
+    instructions = torch.cpu.get_capabilities()
+    return torch.cuda.is_available() or any(instructions.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+
+
 def training_args(output_dir: Path, stage: Stage, seed: int, workers: int) -> SFTConfig:
     return SFTConfig(
         output_dir=str(output_dir),
@@ -145,7 +151,7 @@ def training_args(output_dir: Path, stage: Stage, seed: int, workers: int) -> SF
         warmup_steps=min(200, stage.steps // 10),
         weight_decay=0.01,
         adam_beta2=0.98,
-        bf16=True,
+        bf16=is_bfloat16_fast(),
         use_cpu=not torch.cuda.is_available(),
         gradient_checkpointing=False,
         dataloader_num_workers=workers,

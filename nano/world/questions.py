@@ -2,7 +2,7 @@
 
 import random
 
-from .scenes import COLUMNS, NUM_FRAMES, NUMBERS, ROWS, SHAPES, SIZE, Actor, Scene, sample_scene
+from .scenes import COLUMNS, MOST_SHAPES, NUM_FRAMES, NUMBERS, ROWS, SHAPES, SIZE, Actor, Scene, sample_scene
 
 ORDERED_TYPES = ("direction", "order", "bounces", "change", "speed")  # need the frames in their order
 UNORDERED_TYPES = ("colour", "shape", "count", "position")
@@ -10,10 +10,10 @@ TYPES = ORDERED_TYPES + UNORDERED_TYPES
 GRID = 8  # columns and rows of the grid of exact positions, for training only
 
 
-def clip(seed: int, index: int) -> tuple[Scene, list[dict[str, str]]]:
+def clip(seed: int, index: int, most_shapes: int = MOST_SHAPES) -> tuple[Scene, list[dict[str, str]]]:
     """Return the scene and the questions of clip number `index` for this seed. They never change."""
     rng = random.Random(f"{seed}/{index}")
-    scene = sample_scene(rng)
+    scene = sample_scene(rng, most_shapes)
     return scene, video_questions(scene, rng)
 
 

@@ -30,6 +30,7 @@ COLOURS = {
 SHAPES = ("ring", "square", "triangle", "cross")
 ROWS, COLUMNS = ("top", "middle", "bottom"), ("left", "centre", "right")
 NUMBERS = ("one", "two", "three")
+MOST_SHAPES = 3  # a lane for each
 MOTIONS = ("move", "speed", "bounce")
 
 
@@ -61,9 +62,9 @@ class Scene:
         return [actor for actor in self.actors if actor.action in actions]
 
 
-def sample_scene(rng: random.Random) -> Scene:
-    """Sample a scene. More than a third of all scenes have two or three moving shapes."""
-    count = rng.choice((1, 2, 3))
+def sample_scene(rng: random.Random, most_shapes: int = MOST_SHAPES) -> Scene:
+    """Sample a scene. With three shapes at most, more than a third of all scenes have two or three moving ones."""
+    count = rng.choice(range(1, most_shapes + 1))
     pairs = ([], [], [], ["flash", "flash"], ["appear", "leave"])
     actions = rng.choice(pairs) if count > 1 else []
     singles = ("still", "appear", "leave") + 8 * MOTIONS

@@ -9,6 +9,7 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+import torch
 from transformers import AutoProcessor
 
 from pllava import NANO, load_model
@@ -20,6 +21,7 @@ from pllava.model_card_pllava import sign
 from pllava.nano.evaluate import MAIN, SHUFFLED, VARIANTS, accuracy
 from pllava.nano.training.conversations import image_conversations, video_conversations
 from pllava.nano.training.recipe import RECIPE, Stage, VideoStage, read_recipe
+from pllava.nano.training.train import training_args
 from pllava.nano.world import drawing, questions, scenes
 from pllava.nano.world.rendering import one_of_each_type, read_questions, render
 
@@ -182,21 +184,36 @@ def test_draw_shows_the_scene():
                 )
 
 
-STAGE = {"steps": 10, "batch_size": 8, "learning_rate": 1e-3}
+STAGE = {"steps": 10, "batch_size": 8, "learning_rate": 1e-3, "most_shapes": 3}
+TYPES = dict.fromkeys(questions.TYPES, 1)
 
 
 def video_stage(**values):
-    options = {"clips": 48, "num_frames": 16, "lora_r": 4, "pooling_shape": [16, 3, 3]}
+    options = {"clips": 48, "num_frames": 16, "lora_r": 4, "pooling_shape": [16, 3, 3], "types": TYPES}
     return VideoStage(**{**STAGE, **options, "mix": {"questions": [1, 1]}, **values})
 
 
-def test_video_conversations_differ_in_each_epoch(rendered):
-    rows = list(video_conversations(rendered, video_stage(), seed=0).take(96))
-    by_clip = defaultdict(list)
-    for row in rows:
-        by_clip[row["videos"][0]].append(json.dumps(row["messages"]))
-    assert len(by_clip) == 48 and all(len(seen) == 2 for seen in by_clip.values())
-    assert sum(first != second for first, second in by_clip.values()) > 30
+def first_questions(rows):
+    return [row["messages"][0]["content"][-1]["text"] for row in rows]
+
+
+def test_captions_go_through_all_clips_before_one_comes_again(rendered):
+    rows = list(video_conversations(rendered, video_stage(mix={"caption": [1, 1]}), seed=0).take(96))
+    first, second = ([row["videos"][0] for row in part] for part in (rows[:48], rows[48:]))
+    assert set(first) == set(second) and len(set(first)) == 48 and first != second
+
+
+def test_questions_of_a_rare_type_are_asked_as_often_as_their_weight_says(rendered):
+    stage = video_stage(types={"order": 3, "colour": 1})
+    rows = list(video_conversations(rendered, stage, seed=0).take(400))
+    shares = [
+        sum(text.startswith(start) for text in first_questions(rows)) / 400
+        for start in ("Which shows first", "What colour")
+    ]
+    assert shares == pytest.approx([0.75, 0.25], abs=0.07)
+    conversations = {json.dumps(row["messages"]) for row in rows}
+    assert len(conversations) > 100 and len({row["videos"][0] for row in rows}) > 30
+    assert all(len(set(map(str, row["messages"][::2]))) == len(row["messages"]) // 2 for row in rows)
 
 
 def test_video_conversations_are_about_the_first_clips_of_a_stage(rendered):
@@ -208,7 +225,7 @@ def test_each_batch_has_one_kind_and_the_mixture_changes(tmp_path):
     render(tmp_path, clips=16, seed=1, listings=True)
     mix = {"listing": [1, 0], "caption": [0, 1]}
     rows = list(video_conversations(tmp_path, video_stage(clips=16, steps=100, mix=mix), seed=0).take(8 * 120))
-    asked = [row["messages"][0]["content"][-1]["text"] for row in rows]
+    asked = first_questions(rows)
     batches = [set(asked[start : start + 8]) for start in range(0, len(asked), 8)]
     assert all(len(batch) == 1 for batch in batches)
     listings = [batch == {"Trace the shapes."} for batch in batches]
@@ -221,6 +238,13 @@ def test_images_are_still_or_not_shown_at_all():
     shown = [row for row in rows if row["images"]]
     assert 40 < len(shown) < 120 and {row["images"][0].size for row in shown} == {(96, 96)}
     assert all(row["messages"][0]["content"][0]["type"] == "text" for row in rows if not row["images"])
+
+
+@pytest.mark.parametrize(("instructions", "bf16"), [({"avx2": True}, False), ({"avx512_bf16": True}, True)])
+def test_training_is_in_bfloat16_where_the_processor_has_it(tmp_path, monkeypatch, instructions, bf16):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: instructions)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert training_args(tmp_path, video_stage(), seed=0, workers=0).bf16 is bf16
 
 
 def test_an_unknown_kind_is_refused(rendered):
@@ -274,6 +298,17 @@ def test_card_contains_the_evaluation():
         row = next(line for line in card.splitlines() if line.startswith(f"| {kind} |"))
         assert f" {value:.1f} |" in row
     assert (Path(NANO) / "model.safetensors").stat().st_size <= 12_000_000
+
+
+def test_a_simpler_world_has_fewer_shapes(tmp_path):
+    counts = [len(questions.clip(3, index, most_shapes=2)[0].actors) for index in range(60)]
+    assert set(counts) == {1, 2}
+    stage = Stage(**{**STAGE, "most_shapes": 1}, pooling_shape=[1, 6, 6], mix={"listing": [1, 1]})
+    listings = [row["messages"][1]["content"][0]["text"] for row in image_conversations(stage, seed=0).take(40)]
+    assert not any("," in listing for listing in listings)
+    render(tmp_path, clips=4, seed=3, most_shapes=1, one_of_each=True)
+    rows = read_lines(tmp_path / "questions.jsonl")
+    assert {row["answer"] for row in rows if row["type"] == "count"} == {"one"}
 
 
 def test_sample_scene_is_a_function_of_the_seed():

@@ -9,9 +9,9 @@ import pytest
 import yaml
 
 from pllava.files import replace_file, to_lines
-from pllava.nano.study.asking import answers, variant
-from pllava.nano.study.conduct import conduct
-from pllava.nano.study.report.measures import measure
+from pllava.nano.study.asking import answers, answers_folder
+from pllava.nano.study.conduct import conduct, is_finished
+from pllava.nano.study.report.measures import above_chance, measure
 from pllava.nano.study.report.verdicts import AGREES, CANNOT_TELL, DISAGREES, decide, interval_of, judge
 from pllava.nano.study.settings import STUDY, Claim, Setting, read_study
 from pllava.nano.study.workshop import Workshop
@@ -36,6 +36,16 @@ def test_runs_with_the_same_values_are_trained_once():
     assert (
         Setting() in settings and Setting(template="eval_mvbench") in settings and len(set(settings)) == len(settings)
     )
+
+
+def test_fresh_seeds_have_what_claims_compare_and_no_more():
+    study = read_study()
+    seed, fresh = study.seeds[0], study.fresh_seeds[0]
+    runs, fresh_runs = study.runs(seed), {replace(run, seed=seed): each for run, each in study.runs(fresh).items()}
+    assert len(fresh_runs) < len(runs) and all(set(each) <= set(runs[run]) for run, each in fresh_runs.items())
+    for claim in study.claims:
+        for side in claim.more + claim.less:
+            assert side.setting in fresh_runs[study.run(claim.experiment, side.run, seed)]
 
 
 def test_all_claims_are_about_runs_and_settings_of_their_experiment():
@@ -102,7 +112,7 @@ def answered(tmp_path):
                 for task in ("direction", "count", "caption")
                 for n in range(10)
             ]
-            folder = workshop.folder_of(run) / "answers" / "clips" / "nano" / variant(workshop, Setting()).name
+            folder = answers_folder(workshop, run, Setting())
             folder.mkdir(parents=True)
             replace_file(folder / "predictions.jsonl", to_lines(rows))
     return workshop
@@ -128,9 +138,33 @@ def test_fresh_seeds_confirm_or_refute_a_verdict(answered):
     assert judge(answered, opposite, [0, 1, 2], [3]).verdict == DISAGREES
     run = answered.study.run("spatial", "1x1", 4)
     rows = [{**row, "correct": True} for row in answers(answered, run, Setting())]
-    folder = answered.folder_of(run) / "answers" / "clips" / "nano"
-    replace_file(folder / "predictions.jsonl", to_lines(rows))
+    replace_file(answers_folder(answered, run, Setting()) / "predictions.jsonl", to_lines(rows))
     assert judge(answered, more, [0, 1, 2], [3, 4]).holds is False
+
+
+def test_models_that_guess_are_not_equal_to_each_other(answered):
+    """With two directions and three counts, guessing gives 50 and 33 per cent."""
+    equal = answered.study.claims[0]
+    run = answered.study.run("spatial", "3x3", 1)
+    assert above_chance(answered, run, Setting(), "direction") == 20
+    assert above_chance(answered, run, Setting(), "caption") == 70
+    assert judge(answered, equal, [0, 1, 2]).verdict == AGREES
+    for seed in (0, 1, 2):
+        for label in ("6x6", "3x3"):
+            run = answered.study.run("spatial", label, seed)
+            rows = [{**row, "correct": int(row["id"][-1]) < 4} for row in answers(answered, run, Setting())]
+            replace_file(answers_folder(answered, run, Setting()) / "predictions.jsonl", to_lines(rows))
+    verdict = judge(answered, equal, [0, 1, 2])
+    assert (verdict.verdict, verdict.mean) == (CANNOT_TELL, 0)
+    assert "not clearly above chance" in verdict.why
+
+
+def test_a_finished_run_is_not_loaded_again(answered):
+    run = answered.study.run("spatial", "3x3", 0)
+    assert not is_finished(answered, run, [Setting()])
+    (answers_folder(answered, run, Setting()) / "metrics.json").write_text("{}")
+    assert is_finished(answered, run, [Setting()])
+    assert not is_finished(answered, run, [Setting(), Setting(alpha=0.5)])
 
 
 @pytest.mark.slow

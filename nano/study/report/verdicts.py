@@ -8,7 +8,7 @@ from scipy.stats import t as student_t
 
 from ..settings import Claim, Side
 from ..workshop import Workshop
-from .measures import measure
+from .measures import above_chance, measure
 
 AGREES, DISAGREES, CANNOT_TELL = "agrees", "does not agree", "cannot tell"
 LEVEL = 0.95
@@ -43,10 +43,22 @@ def judge(workshop: Workshop, claim: Claim, seeds: Sequence[int], fresh_seeds: S
     effects, fresh = ({seed: effect(workshop, claim, seed) for seed in each} for each in (seeds, fresh_seeds))
     interval = interval_of(list(effects.values()))
     verdict, why = decide(claim, interval)
+    if claim.expect == "equal" and verdict == AGREES and not is_above_chance(workshop, claim, seeds):
+        verdict, why = CANNOT_TELL, "the models are not clearly above chance"
     holds = None
     if fresh and verdict != CANNOT_TELL:
         holds = all(is_as_claimed(claim, value) == (verdict == AGREES) for value in fresh.values())
     return Verdict(claim, effects, fmean(effects.values()), interval, verdict, why, fresh, holds)
+
+
+def is_above_chance(workshop: Workshop, claim: Claim, seeds: Sequence[int]) -> bool:
+    """Whether all that a claim compares is more than guessing: two models that know nothing are equal, too."""
+
+    def above(side: Side, seed: int) -> float:
+        run = workshop.study.run(claim.experiment, side.run, seed)
+        return above_chance(workshop, run, side.setting, side.measure)
+
+    return all(interval_of([above(side, seed) for seed in seeds])[0] > 0 for side in claim.more + claim.less)
 
 
 def effect(workshop: Workshop, claim: Claim, seed: int) -> float:
