@@ -1,6 +1,7 @@
 """Ask the study's runs about held-out clips and images. Each answer is stored once, by the runner of `pllava eval`."""
 
 import random
+from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -58,8 +59,10 @@ def ask(
     """Let a trained run, as loaded, answer in all settings in which answers are missing."""
     benchmark = load_benchmark("nano", load_prompts())
     adapter = None if run.start == NOTHING else str(workshop.folder_of(run) / "model")
-    for out in dict.fromkeys(_results(workshop, run, setting) for setting in settings):
-        together = [setting for setting in settings if _results(workshop, run, setting) == out]
+    by_folder: dict[Path, list[Setting]] = defaultdict(list)
+    for setting in settings:
+        by_folder[_results(workshop, run, setting)].append(setting)
+    for out, together in by_folder.items():
         answerer = LocalModel(model, processor, adapter, together[0].template, batch_size=32, num_workers=0)
         variants = list(dict.fromkeys(variant(workshop, setting) for setting in together))
         evaluate(benchmark, answerer, str(held_out(workshop, together[0].about)), out, variants)

@@ -20,7 +20,7 @@ class Run:
     A model of stage 2.
 
     Args:
-        seed: Of the clips, the weights and the order of training.
+        seed: Of the clips, the weights that are not an image model's, and the order of training.
         size: A name in the recipe's `widths`.
         start: "image model", the result of stage 1; or "nothing": random weights, which are all trained, with as many
             operations as both stages.

@@ -39,12 +39,15 @@ class Workshop:
 
     def clips(self, seed: int) -> Path:
         """Return the folder of a seed's training clips, which are rendered unless they are there."""
-        count = max(run.clips for run in self.study.runs(seed))
-        most_shapes = self.recipe.video_stage.most_shapes
+        count, most_shapes = self._clip_facts(seed)
         folder = self.folder / "clips" / f"{seed}-{count}-{most_shapes}"
         if not (folder / "questions.jsonl").exists():
             render(folder, count, seed, most_shapes, listings=True)
         return folder
+
+    def _clip_facts(self, seed: int) -> tuple[int, int]:
+        """Return the number of a seed's training clips, and their most shapes."""
+        return max(run.clips for run in self.study.runs(seed)), self.recipe.video_stage.most_shapes
 
     def stages(self, run: Run) -> tuple[Stage, VideoStage]:
         """Return the recipe's stages with the values of a run."""
@@ -65,15 +68,16 @@ class Workshop:
         size start from the same, as all of the paper's models of one size do.
         """
         stage, width, seed = self.stages(run)[0], self.recipe.widths[run.size], self.study.seeds[0]
-        folder = self.folder / "image-models" / digest([seed, width, asdict(stage)])
+        folder = self.folder / "image-models" / digest([seed, *self._clip_facts(seed), width, asdict(stage)])
         if not (folder / "seconds.json").exists():
             train_image_stage(folder, self.processor(run), BACKBONE, width, stage, seed, workers=0)
         return folder
 
     def folder_of(self, run: Run) -> Path:
         """Return a run's folder, whose name is a hash of all that the weights depend on."""
-        values = self.study.seeds[0], asdict(run), self.recipe.widths[run.size], *map(asdict, self.stages(run))
-        return self.folder / "runs" / digest(list(values))
+        seed, width = self.study.seeds[0], self.recipe.widths[run.size]
+        values = [seed, *self._clip_facts(seed), asdict(run), width, *map(asdict, self.stages(run))]
+        return self.folder / "runs" / digest(values)
 
     def train(self, run: Run) -> None:
         """Train a run, unless that is done: its folder gets the model, or its adapter, and `run.json`."""

@@ -16,8 +16,8 @@ class Stage:
     Args:
         pooling_shape: Frames, rows and columns of the pooled tokens.
         most_shapes: Of a scene.
-        mix: The kinds of conversations (`IMAGE_KINDS` or `VIDEO_KINDS` in `data.py`), with their weights at the
-            beginning and at the end of the stage.
+        mix: The kinds of conversations (`IMAGE_KINDS` or `VIDEO_KINDS` in `conversations.py`), with their weights at
+            the beginning and at the end of the stage.
     """
 
     steps: int

@@ -1,6 +1,6 @@
 """The paper's claims beside the study's answers: the size of an effect, its interval over seeds, and a verdict."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import fmean, stdev
 
@@ -53,22 +53,22 @@ def judge(workshop: Workshop, claim: Claim, seeds: Sequence[int], fresh_seeds: S
 
 def is_above_chance(workshop: Workshop, claim: Claim, seeds: Sequence[int]) -> bool:
     """Whether all that a claim compares is more than guessing: two models that know nothing are equal, too."""
-
-    def above(side: Side, seed: int) -> float:
-        run = workshop.study.run(claim.experiment, side.run, seed)
-        return above_chance(workshop, run, side.setting, side.measure)
-
-    return all(interval_of([above(side, seed) for seed in seeds])[0] > 0 for side in claim.more + claim.less)
+    sides = claim.more + claim.less
+    above = [[_measure_side(above_chance, workshop, claim, side, seed) for seed in seeds] for side in sides]
+    return all(interval_of(values)[0] > 0 for values in above)
 
 
 def effect(workshop: Workshop, claim: Claim, seed: int) -> float:
     """Return the sum over the sides that should have more, minus that over those that should have less."""
+    more, less = (
+        [_measure_side(measure, workshop, claim, side, seed) for side in sides] for sides in (claim.more, claim.less)
+    )
+    return sum(more) - sum(less)
 
-    def value(side: Side) -> float:
-        run = workshop.study.run(claim.experiment, side.run, seed)
-        return measure(workshop, run, side.setting, side.measure)
 
-    return sum(map(value, claim.more)) - sum(map(value, claim.less))
+def _measure_side(function: Callable[..., float], workshop: Workshop, claim: Claim, side: Side, seed: int) -> float:
+    run = workshop.study.run(claim.experiment, side.run, seed)
+    return function(workshop, run, side.setting, side.measure)
 
 
 def interval_of(values: Sequence[float]) -> tuple[float, float]:
