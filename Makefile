@@ -81,4 +81,4 @@ $(PAGE_PACKAGES): gallery/web/package.json gallery/web/package-lock.json
 	touch $@
 
 clean:
-	rm -rf .venv .venv-oldest .venv-lmms-eval .venv-vllm demo.mp4 nano-training gallery/site gallery/web/node_modules
+	rm -rf .venv .venv-oldest .venv-lmms-eval .venv-vllm demo.mp4 nano-study nano-study.lock nano-training gallery/site gallery/web/node_modules

@@ -33,7 +33,7 @@ def conduct(study: Study, folder: Path, output: Path, processes: int) -> None:
         RuntimeError: if a run fails.
     """
     with locked(folder):
-        workshop = Workshop(folder, study, read_recipe())
+        workshop = Workshop(folder, study, study.adapt(read_recipe()))
         seeds = [*study.seeds, *study.fresh_seeds]
         for seed in seeds:
             workshop.clips(seed)

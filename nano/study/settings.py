@@ -8,6 +8,7 @@ from typing import Any
 import yaml
 
 from ...eval import PLAIN, Variant
+from ..training.recipe import Recipe
 
 STUDY = Path(__file__).with_name("study.yaml")
 IMAGE_MODEL, NOTHING = "image model", "nothing"
@@ -154,7 +155,7 @@ class Study:
     Args:
         seeds: With which the study was made.
         fresh_seeds: With which its claims are checked again.
-        image_steps: Steps of stage 1.
+        stages: By their names in the recipe, the values of stages that are not the recipe's.
         base: The values of a [`Run`], but for the seed.
         held_out: Numbers of "clips" and of "stills" that are asked about, and their "seed".
         experiments: By name.
@@ -163,11 +164,16 @@ class Study:
 
     seeds: list[int]
     fresh_seeds: list[int]
-    image_steps: int
+    stages: dict[str, dict[str, Any]]
     base: dict[str, Any]
     held_out: dict[str, int]
     experiments: dict[str, Experiment]
     claims: list[Claim]
+
+    def adapt(self, recipe: Recipe) -> Recipe:
+        """Return the recipe with the study's values."""
+        changed = {name: replace(getattr(recipe, name), **values) for name, values in self.stages.items()}
+        return replace(recipe, **changed)
 
     def run(self, experiment: str, label: str, seed: int) -> Run:
         """Return a run of an experiment."""

@@ -6,6 +6,7 @@ result is found there, and a run that was killed resumes.
 import json
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 from peft import PeftModel
 from transformers import AutoProcessor, PreTrainedModel
@@ -16,8 +17,8 @@ from ...loading import load_model
 from ...pooling_pllava import parse_pooling
 from ...processing_pllava import PllavaProcessor
 from ..training.models import BACKBONES, build_processor, load_for_video
-from ..training.recipe import Recipe, Stage, VideoStage
-from ..training.train import train_image_stage, train_video_stage
+from ..training.recipe import Recipe, VideoStage
+from ..training.train import train_image_model, train_video_stage
 from ..world.rendering import render
 from .from_nothing import train_from_nothing
 from .settings import NOTHING, Run, Study
@@ -49,46 +50,48 @@ class Workshop:
         """Return the number of a seed's training clips, and their most shapes."""
         return max(run.clips for run in self.study.runs(seed)), self.recipe.video_stage.most_shapes
 
-    def stages(self, run: Run) -> tuple[Stage, VideoStage]:
-        """Return the recipe's stages with the values of a run."""
-        video = {name: getattr(run, name) for name in ("steps", "clips", "num_frames")}
-        return (
-            replace(self.recipe.image_stage, steps=self.study.image_steps),
-            replace(self.recipe.video_stage, pooling_shape=parse_pooling(run.pooling).shape, **video),
-        )
+    def video_stage(self, run: Run) -> VideoStage:
+        """Return the recipe's stage 2 with the values of a run."""
+        values = {name: getattr(run, name) for name in ("steps", "clips", "num_frames")}
+        return replace(self.recipe.video_stage, pooling_shape=parse_pooling(run.pooling).shape, **values)
 
     def processor(self, run: Run) -> PllavaProcessor:
         """Return a run's processor. All of a study have the tokenizer of the first seed."""
         seed = self.study.seeds[0]
-        return build_processor(self.clips(seed), BACKBONE["colours"], self.stages(run)[1], seed)
+        return build_processor(self.clips(seed), BACKBONE["colours"], self.video_stage(run), seed)
 
     def image_model(self, run: Run) -> Path:
         """
         Return the folder of the image model from which a run starts, which is trained unless it is there. Runs of one
         size start from the same, as all of the paper's models of one size do.
         """
-        stage, width, seed = self.stages(run)[0], self.recipe.widths[run.size], self.study.seeds[0]
-        folder = self.folder / "image-models" / digest([seed, *self._clip_facts(seed), width, asdict(stage)])
+        folder = self.folder / "image-models" / digest(self._image_facts(run))
         if not (folder / "seconds.json").exists():
-            train_image_stage(folder, self.processor(run), BACKBONE, width, stage, seed, workers=0)
+            width, seed = self.recipe.widths[run.size], self.study.seeds[0]
+            train_image_model(folder, self.processor(run), BACKBONE, width, self.recipe, seed, workers=0)
         return folder
+
+    def _image_facts(self, run: Run) -> list[Any]:
+        """Return all that the weights of a run's image model depend on."""
+        seed, recipe = self.study.seeds[0], self.recipe
+        stages = [asdict(stage) for stage in (recipe.tower_stage, recipe.image_stage)]
+        return [seed, *self._clip_facts(seed), recipe.widths[run.size], *stages]
 
     def folder_of(self, run: Run) -> Path:
         """Return a run's folder, whose name is a hash of all that the weights depend on."""
-        seed, width = self.study.seeds[0], self.recipe.widths[run.size]
-        values = [seed, *self._clip_facts(seed), asdict(run), width, *map(asdict, self.stages(run))]
+        values = [*self._image_facts(run), asdict(run), asdict(self.video_stage(run))]
         return self.folder / "runs" / digest(values)
 
     def train(self, run: Run) -> None:
         """Train a run, unless that is done: its folder gets the model, or its adapter, and `run.json`."""
-        folder, (image_stage, stage) = self.folder_of(run), self.stages(run)
+        folder, stage = self.folder_of(run), self.video_stage(run)
         if (folder / "run.json").exists():
             return
         processor, clips = self.processor(run), self.clips(run.seed)
         options = folder / "training", processor, clips, stage, run.seed
         if run.start == NOTHING:
             width = self.recipe.widths[run.size]
-            model, seconds = train_from_nothing(BACKBONE, width, image_stage, *options)
+            model, seconds = train_from_nothing(BACKBONE, width, self.recipe, *options)
         else:
             features = self.folder / "features" / f"{run.seed}-{run.size}"
             start = load_for_video(self.image_model(run), stage)
@@ -103,5 +106,5 @@ class Workshop:
         if run.start == NOTHING:
             model = load_model(folder, check=False)
         else:
-            model = PeftModel.from_pretrained(load_for_video(self.image_model(run), self.stages(run)[1]), folder)
+            model = PeftModel.from_pretrained(load_for_video(self.image_model(run), self.video_stage(run)), folder)
         return model.eval(), AutoProcessor.from_pretrained(folder)

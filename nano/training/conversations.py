@@ -12,7 +12,7 @@ from PIL import Image
 
 from ..world import drawing, questions, scenes
 from ..world.rendering import read_questions
-from .recipe import Stage, VideoStage
+from .recipe import ImageStage, VideoStage
 
 if TYPE_CHECKING:
     from datasets import IterableDataset
@@ -69,7 +69,7 @@ def _ask_by_type(
         yield [first, *_choose_turns("questions", [row for row in rows if row is not first], rng)][:TURNS]
 
 
-def image_conversations(stage: Stage, seed: int) -> IterableDataset:
+def image_conversations(stage: ImageStage, seed: int) -> IterableDataset:
     """
     Return an endless dataset of conversations about single frames of scenes; see [`video_conversations`].
 
@@ -86,7 +86,7 @@ def image_conversations(stage: Stage, seed: int) -> IterableDataset:
     return IterableDataset.from_generator(_image_rows, gen_kwargs={"stage": stage, "seed": seed})
 
 
-def _image_rows(stage: Stage, seed: int) -> Iterator[dict[str, Any]]:
+def _image_rows(stage: ImageStage, seed: int) -> Iterator[dict[str, Any]]:
     for index, kind in enumerate(_draw_kinds(stage, random.Random(seed))):
         rng = random.Random(f"image/{seed}/{index}")
         scene, frame = scenes.sample_scene(rng, stage.most_shapes), rng.randrange(scenes.NUM_FRAMES)
@@ -100,12 +100,12 @@ def _image_rows(stage: Stage, seed: int) -> Iterator[dict[str, Any]]:
             yield {"messages": _conversation("image", _choose_turns(kind, rows, rng)), "images": [image]}
 
 
-def _check_kinds(stage: Stage, known: Sequence[str]) -> None:
+def _check_kinds(stage: ImageStage, known: Sequence[str]) -> None:
     if unknown := stage.mix.keys() - set(known):
         raise ValueError(f"There are no conversations of the kinds {sorted(unknown)}; there are {', '.join(known)}")
 
 
-def _draw_kinds(stage: Stage, rng: random.Random) -> Iterator[str]:
+def _draw_kinds(stage: ImageStage, rng: random.Random) -> Iterator[str]:
     """Draw the kind of each batch by the weights at its step, and yield it for each conversation."""
     for step in count():
         progress = min(1, step / stage.steps)

@@ -18,7 +18,7 @@ from ...processing_pllava import PllavaProcessor
 from ...video_processing_pllava import PllavaVideoProcessor
 from ..world import questions, scenes
 from ..world.rendering import read_questions
-from .recipe import Stage, VideoStage
+from .recipe import ImageStage, VideoStage
 from .tokenizer import train_tokenizer
 
 IMAGE_SIZE, PATCH_SIZE, LAYERS, HEADS = 48, 8, 4, 4
@@ -69,7 +69,7 @@ def build_processor(data: Path, colours: dict[str, list[float]], stage: VideoSta
     )
 
 
-def image_processor(processor: PllavaProcessor, stage: Stage) -> PllavaProcessor:
+def image_processor(processor: PllavaProcessor, stage: ImageStage) -> PllavaProcessor:
     """Return the processor with the pooling of stage 1."""
     processor = copy(processor)
     processor.pooling_shape = stage.pooling_shape

@@ -14,22 +14,30 @@ class Stage:
     A stage of training.
 
     Args:
-        pooling_shape: Frames, rows and columns of the pooled tokens.
         most_shapes: Of a scene.
-        mix: The kinds of conversations (`IMAGE_KINDS` or `VIDEO_KINDS` in `conversations.py`), with their weights at
-            the beginning and at the end of the stage.
     """
 
     steps: int
     batch_size: int
     learning_rate: float
-    pooling_shape: list[int]
     most_shapes: int
+
+
+@dataclass(frozen=True)
+class ImageStage(Stage):
+    """
+    Args:
+        pooling_shape: Frames, rows and columns of the pooled tokens.
+        mix: The kinds of conversations (`IMAGE_KINDS` or `VIDEO_KINDS` in `conversations.py`), with their weights at
+            the beginning and at the end of the stage.
+    """
+
+    pooling_shape: list[int]
     mix: dict[str, list[float]]
 
 
 @dataclass(frozen=True)
-class VideoStage(Stage):
+class VideoStage(ImageStage):
     """
     Args:
         clips: Training clips, each of which is seen several times.
@@ -50,12 +58,14 @@ class Recipe:
     """
     Args:
         widths: Hidden sizes of the vision tower and the language model, by the size's name.
+        tower_stage: Stage 0.
         image_stage: Stage 1.
         video_stage: Stage 2.
     """
 
     widths: dict[str, int]
-    image_stage: Stage
+    tower_stage: Stage
+    image_stage: ImageStage
     video_stage: VideoStage
 
 
@@ -68,7 +78,8 @@ def read_recipe(file: Path = RECIPE) -> Recipe:
     """
     values = yaml.safe_load(file.read_text(encoding="utf-8"))
     try:
-        stages = Stage(**values.pop("image_stage")), VideoStage(**values.pop("video_stage"))
-        return Recipe(values.pop("widths"), *stages, **values)
+        kinds = {"tower_stage": Stage, "image_stage": ImageStage, "video_stage": VideoStage}
+        stages = {name: kind(**values.pop(name)) for name, kind in kinds.items()}
+        return Recipe(**stages, **values)
     except (AttributeError, KeyError, TypeError) as error:
         raise ValueError(f"{file} is not a recipe like {RECIPE}: {error}") from None

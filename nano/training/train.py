@@ -1,9 +1,9 @@
 """
 Train nano from scratch: the paper's recipe at a small scale, with this project's own trainer.
 
-Stage 1 trains an image LLaVA: vision tower, projector and language model learn to describe single frames. Stage 2
-makes a PLLaVA of it: the model reads 16 frames, the tower is frozen, and the projector and LoRA on the language model
-learn what happens between the frames. The adapter is merged at the end.
+Stage 0 trains the vision tower, which is frozen after it. Stage 1 makes an image LLaVA: projector and language model
+learn to describe single frames. Stage 2 makes a PLLaVA of it: the model reads 16 frames, and the projector and LoRA on
+the language model learn what happens between the frames. The adapter is merged at the end.
 """
 
 import json
@@ -25,12 +25,13 @@ from ..world.rendering import render
 from .conversations import image_conversations, video_conversations
 from .models import ATTENTION, BACKBONES, build_config, build_processor, image_processor, load_for_video
 from .recipe import Recipe, Stage, VideoStage
+from .tower import train_tower
 
 
 def train(output: Path, work: Path, backbone: str, recipe: Recipe, seed: int) -> None:
     """
-    Render training videos to `work/data`, train both stages in a folder for the backbone, and write the merged
-    checkpoint to `output`. Finished results of an earlier run in `work` are reused: the clips, and stage 1.
+    Render training videos to `work/data`, train all stages in a folder for the backbone, and write the merged
+    checkpoint to `output`. Finished results of an earlier run in `work` are reused: the clips, and the image LLaVA.
 
     Args:
         backbone: A name in `BACKBONES`.
@@ -46,18 +47,17 @@ def train(output: Path, work: Path, backbone: str, recipe: Recipe, seed: int) ->
     processor = build_processor(data, BACKBONES[backbone]["colours"], stage, seed)
     image_stage, video_stage = work / backbone / "image-stage", work / backbone / "video-stage"
     if not (image_stage / "seconds.json").exists():
-        width = recipe.widths["nano"]
-        train_image_stage(image_stage, processor, BACKBONES[backbone], width, recipe.image_stage, seed)
+        train_image_model(image_stage, processor, BACKBONES[backbone], recipe.widths["nano"], recipe, seed)
     model, video_seconds = train_video_stage(
         load_for_video(image_stage, stage), video_stage, processor, data, stage, seed, work / backbone / "features"
     )
     merged = work / backbone / "checkpoint"
     model.merge_and_unload().save_pretrained(merged)
     processor.save_pretrained(merged)
-    image_seconds = json.loads((image_stage / "seconds.json").read_text(encoding="utf-8"))
-    seconds = {"image": image_seconds, "video": video_seconds}
+    seconds = json.loads((image_stage / "seconds.json").read_text(encoding="utf-8")) | {"video": video_seconds}
     facts = {
         "backbone": backbone,
+        "tower_stage": asdict(recipe.tower_stage),
         "image_stage": asdict(recipe.image_stage),
         "video_stage": asdict(stage),
         "seed": seed,
@@ -71,29 +71,34 @@ def train(output: Path, work: Path, backbone: str, recipe: Recipe, seed: int) ->
             shutil.copyfile(file, output / file.name)
 
 
-def train_image_stage(
+def train_image_model(
     output: Path,
     processor: PllavaProcessor,
     backbone: dict[str, Any],
     width: int,
-    stage: Stage,
+    recipe: Recipe,
     seed: int,
     workers: int = 1,
 ) -> None:
     """
-    Train all weights of an image LLaVA from random ones, and save it with its training's seconds.
+    Train an image LLaVA from random weights (stages 0 and 1), and save it with the seconds of both stages.
 
     Args:
         workers: Processes that make batches; with 0, this one does.
     """
     torch.manual_seed(seed)
+    tower_stage, stage = recipe.tower_stage, recipe.image_stage
     processor = image_processor(processor, stage)
     config = build_config(processor, backbone, width)
     model = AutoModelForImageTextToText.from_config(config, attn_implementation=ATTENTION)
+    args = training_args(output / "tower", tower_stage, seed, workers)
+    tower_seconds = train_tower(model, processor.image_processor, args, tower_stage.most_shapes, seed)
+    model.model.vision_tower.requires_grad_(False)
     args = training_args(output, stage, seed, workers)
     trainer = build_trainer(model, processor, image_conversations(stage, seed), args, shuffle_buffer_size=1)
-    seconds = trainer.train().metrics["train_runtime"]
+    image_seconds = trainer.train().metrics["train_runtime"]
     model.save_pretrained(output)
+    seconds = {"tower": tower_seconds, "image": image_seconds}
     (output / "seconds.json").write_text(json.dumps(seconds), encoding="utf-8")
 
 
@@ -112,7 +117,7 @@ def train_video_stage(
     workers: int = 1,
 ) -> tuple[PeftModel, float]:
     """
-    Train projector and adapter, with the tower frozen.
+    Train projector and adapter.
 
     Args:
         model: From [`load_for_video`].

@@ -69,7 +69,7 @@ def image_questions(scene: Scene, frame: int, rng: random.Random) -> list[dict[s
             _row("colour", f"What colour is the {actor.shape}?", actor.colour),
             _row("shape", f"What shape is {actor.colour}?", actor.shape),
             _row("position", f"Where is the {actor.name}?", _position(x, y)),
-            _row("grid", f"Where exactly is the {actor.name}?", f"column {_cell(x)}, row {_cell(y)}"),
+            _row("grid", f"Where exactly is the {actor.name}?", f"column {cell(x)}, row {cell(y)}"),
         ]
     rng.shuffle(rows)
     things = [f"a {actor.name} at the {_position(*actor.path[frame])}" for actor in _in_caption_order(visible)]
@@ -84,7 +84,7 @@ def image_listing(scene: Scene, frame: int) -> dict[str, str]:
     items = []
     for actor in _in_caption_order(_visible(scene, frame)):
         x, y = actor.path[frame]
-        items.append(f"{actor.name} {_position(x, y)} {_cell(x)} {_cell(y)}")
+        items.append(f"{actor.name} {_position(x, y)} {cell(x)} {cell(y)}")
     return _row("listing", "List the shapes.", ", ".join(items) or "none")
 
 
@@ -96,7 +96,7 @@ def video_listing(scene: Scene) -> dict[str, str]:
     items = []
     for actor in _in_caption_order(scene.actors):
         points = [actor.path[frame] for frame in range(2, NUM_FRAMES, NUM_FRAMES // 8)]
-        cells = [str(_cell(point[0 if scene.horizontal else 1])) if point else "none" for point in points]
+        cells = [str(cell(point[0 if scene.horizontal else 1])) if point else "none" for point in points]
         first = _position(*next(point for point in actor.path if point))
         items.append(f"{actor.name} {first} {_action_phrase(actor)} {' '.join(cells)}")
     return _row("listing", "Trace the shapes.", ", ".join(items))
@@ -115,7 +115,7 @@ def _position(x: float, y: float) -> str:
     return row if column == "centre" else f"{row} {column}"
 
 
-def _cell(coordinate: float) -> int:
+def cell(coordinate: float) -> int:
     return int(GRID * coordinate / SIZE) + 1
 
 

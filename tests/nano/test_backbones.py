@@ -63,9 +63,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a checkpoint of SigLIP and Qwen3 after a few steps of both stages, and its clips in work/data."""
     folder = tmp_path_factory.mktemp("siglip_qwen3")
     recipe = read_recipe()
-    image_stage = replace(recipe.image_stage, steps=4)
-    video_stage = replace(recipe.video_stage, steps=4, clips=8)
-    recipe = replace(recipe, image_stage=image_stage, video_stage=video_stage)
+    stages = {name: replace(getattr(recipe, name), steps=4) for name in ("tower_stage", "image_stage")}
+    recipe = replace(recipe, **stages, video_stage=replace(recipe.video_stage, steps=4, clips=8))
     train(folder / "model", folder / "work", "siglip-qwen3", recipe, seed=0)
     return folder
 

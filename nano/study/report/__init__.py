@@ -41,7 +41,8 @@ def describe(workshop: Workshop) -> dict[str, Any]:
     runs = [run for seed in (*study.seeds, *study.fresh_seeds) for run in study.runs(seed)]
     starts = {workshop.image_model(run) for run in runs if run.start == IMAGE_MODEL}
     seconds = [read_object(workshop.folder_of(run) / "run.json")["seconds"] for run in runs]
-    seconds += [json.loads((start / "seconds.json").read_text(encoding="utf-8")) for start in starts]
+    for start in starts:
+        seconds += read_object(start / "seconds.json").values()
     return {
         "seeds": study.seeds,
         "fresh_seeds": study.fresh_seeds,

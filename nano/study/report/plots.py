@@ -93,7 +93,7 @@ def _temporal(workshop: Workshop, theme: Theme) -> Figure:
         plot_lines(axes, {key: sorted(points) for key, points in lines.items()}, theme)
         axes.set(title=title, xlabel="pooled to this number of frames", ylabel="accuracy (%)")
         axes.set_xscale("log", base=2)
-        axes.set_xticks(ticks := [1, 2, 4, 8, 16], map(str, ticks))
+        axes.set_xticks(ticks := [1, 2, 4, 8], map(str, ticks))
         _legend(axes)
     return figure
 
