@@ -21,7 +21,7 @@ from transformers import BaseImageProcessor, PreTrainedModel, Trainer, TrainingA
 from ..world import drawing, scenes
 from ..world.questions import GRID, cell
 
-NOTHING = -100  # the label of a patch without a shape, which `cross_entropy` leaves out
+NO_LABEL = -100  # the label of a patch without a shape, which `cross_entropy` leaves out
 NEAR = scenes.RADIUS + 1  # pixels along each axis between the centres of a shape and of a patch that shows it
 
 
@@ -48,7 +48,7 @@ class PatchLabels(nn.Module):
         """
         patches = self.encoder.encode_frames(pixel_values).last_hidden_state
         losses = [
-            cross_entropy(head(patches).flatten(0, 1), label.flatten(), ignore_index=NOTHING)
+            cross_entropy(head(patches).flatten(0, 1), label.flatten(), ignore_index=NO_LABEL)
             for head, label in zip(self.heads, labels.unbind(-1), strict=True)
         ]
         return {"loss": torch.stack(losses).sum()}
@@ -94,7 +94,7 @@ class Frames(IterableDataset):
 def label_patches(scene: scenes.Scene, frame: int, grid: int) -> np.ndarray:
     """Return the labels of a frame's patches, `(grid * grid, 4)` int64, see [`PatchLabels`]."""
     centres = (np.arange(grid) + 0.5) * scenes.SIZE / grid
-    labels = np.full((grid, grid, 4), NOTHING)
+    labels = np.full((grid, grid, 4), NO_LABEL)
     labels[..., :2] = 0
     for actor in scene.actors:
         if (centre := actor.path[frame]) is None:

@@ -12,7 +12,7 @@ from pllava import NANO
 from pllava.nano.training.conversations import image_conversations, video_conversations
 from pllava.nano.training.models import BACKBONES, build_config
 from pllava.nano.training.recipe import RECIPE, ImageStage, Stage, VideoStage, read_recipe
-from pllava.nano.training.tower import NOTHING, label_patches, train_tower
+from pllava.nano.training.tower import NO_LABEL, label_patches, train_tower
 from pllava.nano.training.train import training_args
 from pllava.nano.world import drawing, questions, scenes
 from pllava.nano.world.rendering import render
@@ -123,7 +123,7 @@ def test_patches_are_labelled_with_the_shape_that_is_on_them():
                 assert colours.any() and f"column {column + 1}, row {row + 1}" in places
                 labelled += 1
             else:
-                assert label == [0, 0, NOTHING, NOTHING]
+                assert label == [0, 0, NO_LABEL, NO_LABEL]
                 assert (patch == scene.ground).all(-1).mean() > 0.5  # an edge of a shape at most
     assert labelled > 100
 
