@@ -24,7 +24,7 @@ class Run:
         seed: Of the clips, the weights that are not an image model's, and the order of training.
         size: A name in the recipe's `widths`.
         start: "image model", the result of stage 1; or "nothing": random weights, which are all trained, with as many
-            operations as both stages.
+            operations as all stages.
         num_frames: Frames of a clip that the model reads.
         pooling: In the notation of `parse_pooling`.
         steps: Of stage 2.

@@ -8,7 +8,6 @@ tokens, which changes with the pooling.
 
 import random
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 import torch
@@ -18,10 +17,10 @@ from torch.nn.functional import cross_entropy
 from torch.utils.data import IterableDataset
 from transformers import BaseImageProcessor, PreTrainedModel, Trainer, TrainingArguments
 
+from ...train.loader.collator import IGNORE_INDEX
 from ..world import drawing, scenes
 from ..world.questions import GRID, cell
 
-NO_LABEL = -100  # the label of a patch without a shape, which `cross_entropy` leaves out
 NEAR = scenes.RADIUS + 1  # pixels along each axis between the centres of a shape and of a patch that shows it
 
 
@@ -44,11 +43,12 @@ class PatchLabels(nn.Module):
         """
         Args:
             pixel_values: `(images, 3, height, width)`.
-            labels: `(images, patches, 4)` int64: form, colour, column and row.
+            labels: `(images, patches, 4)` int64: form, colour, column and row. A patch without a shape has form and
+                colour 0, and no place (-100).
         """
         patches = self.encoder.encode_frames(pixel_values).last_hidden_state
         losses = [
-            cross_entropy(head(patches).flatten(0, 1), label.flatten(), ignore_index=NO_LABEL)
+            cross_entropy(head(patches).flatten(0, 1), label.flatten(), ignore_index=IGNORE_INDEX)
             for head, label in zip(self.heads, labels.unbind(-1), strict=True)
         ]
         return {"loss": torch.stack(losses).sum()}
@@ -68,33 +68,32 @@ def train_tower(
     """
     grid = model.config.patch_grid
 
-    def collate(rows: list[dict[str, Any]]) -> dict[str, Tensor]:
-        pixels = image_processor([row["image"] for row in rows], return_tensors="pt")["pixel_values"]
-        labels = [label_patches(row["scene"], row["frame"], grid) for row in rows]
+    def collate(frames: list[tuple[scenes.Scene, int]]) -> dict[str, Tensor]:
+        images = [Image.fromarray(drawing.draw_frame(*frame)) for frame in frames]
+        labels = [label_patches(*frame, grid) for frame in frames]
+        pixels = image_processor(images, return_tensors="pt")["pixel_values"]
         return {"pixel_values": pixels, "labels": torch.from_numpy(np.stack(labels))}
 
-    args.remove_unused_columns = False  # `collate` makes other ones of them
     trainer = Trainer(PatchLabels(model.model), args, collate, Frames(most_shapes, seed))
     return trainer.train().metrics["train_runtime"]
 
 
 class Frames(IterableDataset):
-    """An endless dataset of single frames: `{"scene", "frame", "image"}`."""
+    """An endless dataset of single frames: a scene, and the frame's number."""
 
     def __init__(self, most_shapes: int, seed: int):
         self.most_shapes, self.seed = most_shapes, seed
 
-    def __iter__(self) -> Iterator[dict[str, Any]]:
+    def __iter__(self) -> Iterator[tuple[scenes.Scene, int]]:
         rng = random.Random(f"tower/{self.seed}")
         while True:
-            scene, frame = scenes.sample_scene(rng, self.most_shapes), rng.randrange(scenes.NUM_FRAMES)
-            yield {"scene": scene, "frame": frame, "image": Image.fromarray(drawing.draw_frame(scene, frame))}
+            yield scenes.sample_scene(rng, self.most_shapes), rng.randrange(scenes.NUM_FRAMES)
 
 
 def label_patches(scene: scenes.Scene, frame: int, grid: int) -> np.ndarray:
     """Return the labels of a frame's patches, `(grid * grid, 4)` int64, see [`PatchLabels`]."""
     centres = (np.arange(grid) + 0.5) * scenes.SIZE / grid
-    labels = np.full((grid, grid, 4), NO_LABEL)
+    labels = np.full((grid, grid, 4), IGNORE_INDEX)
     labels[..., :2] = 0
     for actor in scene.actors:
         if (centre := actor.path[frame]) is None:

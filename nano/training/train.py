@@ -19,6 +19,7 @@ from transformers import AutoModelForImageTextToText, PreTrainedModel
 from trl import SFTConfig
 
 from ...adapters import lora_config
+from ...files import read_object, replace_file
 from ...processing_pllava import PllavaProcessor
 from ...train import build_trainer
 from ..world.rendering import render
@@ -54,7 +55,7 @@ def train(output: Path, work: Path, backbone: str, recipe: Recipe, seed: int) ->
     merged = work / backbone / "checkpoint"
     model.merge_and_unload().save_pretrained(merged)
     processor.save_pretrained(merged)
-    seconds = json.loads((image_stage / "seconds.json").read_text(encoding="utf-8")) | {"video": video_seconds}
+    seconds = read_object(image_stage / "seconds.json") | {"video": video_seconds}
     facts = {
         "backbone": backbone,
         "tower_stage": asdict(recipe.tower_stage),
@@ -64,7 +65,7 @@ def train(output: Path, work: Path, backbone: str, recipe: Recipe, seed: int) ->
         "minutes": {name: round(value / 60, 1) for name, value in seconds.items()},
         "cores": os.cpu_count(),
     }
-    (merged / "training.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+    replace_file(merged / "training.json", json.dumps(facts, indent=2) + "\n")
     output.mkdir(parents=True, exist_ok=True)
     for file in merged.iterdir():
         if not (output / file.name).is_symlink():  # the code files of the checkpoint in the repository are links
@@ -99,7 +100,7 @@ def train_image_model(
     image_seconds = trainer.train().metrics["train_runtime"]
     model.save_pretrained(output)
     seconds = {"tower": tower_seconds, "image": image_seconds}
-    (output / "seconds.json").write_text(json.dumps(seconds), encoding="utf-8")
+    replace_file(output / "seconds.json", json.dumps(seconds))
 
 
 def video_adapter(stage: VideoStage) -> LoraConfig:

@@ -29,13 +29,6 @@ def sampled():
     return [questions.clip(seed=3, index=index) for index in range(CLIPS)]
 
 
-@pytest.fixture(scope="module")
-def rendered(tmp_path_factory):
-    directory = tmp_path_factory.mktemp("world")
-    render(directory, clips=48, seed=1)
-    return directory
-
-
 def actors_in(scene, text):
     return [actor for actor in scene.actors if actor.name in text]
 

@@ -12,18 +12,11 @@ from pllava import NANO
 from pllava.nano.training.conversations import image_conversations, video_conversations
 from pllava.nano.training.models import BACKBONES, build_config
 from pllava.nano.training.recipe import RECIPE, ImageStage, Stage, VideoStage, read_recipe
-from pllava.nano.training.tower import NO_LABEL, label_patches, train_tower
+from pllava.nano.training.tower import label_patches, train_tower
 from pllava.nano.training.train import training_args
 from pllava.nano.world import drawing, questions, scenes
 from pllava.nano.world.rendering import render
-
-
-@pytest.fixture(scope="module")
-def rendered(tmp_path_factory):
-    directory = tmp_path_factory.mktemp("world")
-    render(directory, clips=48, seed=1)
-    return directory
-
+from pllava.train.loader.collator import IGNORE_INDEX
 
 STAGE = {"steps": 10, "batch_size": 8, "learning_rate": 1e-3, "most_shapes": 3}
 TYPES = dict.fromkeys(questions.TYPES, 1)
@@ -123,7 +116,7 @@ def test_patches_are_labelled_with_the_shape_that_is_on_them():
                 assert colours.any() and f"column {column + 1}, row {row + 1}" in places
                 labelled += 1
             else:
-                assert label == [0, 0, NO_LABEL, NO_LABEL]
+                assert label == [0, 0, IGNORE_INDEX, IGNORE_INDEX]
                 assert (patch == scene.ground).all(-1).mean() > 0.5  # an edge of a shape at most
     assert labelled > 100
 
