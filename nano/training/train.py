@@ -19,6 +19,7 @@ from transformers import AutoModelForImageTextToText, PreTrainedModel
 from trl import SFTConfig
 
 from ...adapters import lora_config
+from ...eval.benchmarks.samples import digest
 from ...files import read_object, replace_file
 from ...processing_pllava import PllavaProcessor
 from ...train import build_trainer
@@ -31,8 +32,9 @@ from .tower import train_tower
 
 def train(output: Path, work: Path, backbone: str, recipe: Recipe, seed: int) -> None:
     """
-    Render training videos to `work/data`, train all stages in a folder for the backbone, and write the merged
-    checkpoint to `output`. Finished results of an earlier run in `work` are reused: the clips, and the image LLaVA.
+    Render training videos to `work`, train all stages there, and write the merged checkpoint to `output`. Clips and
+    image LLaVA are in folders named by a hash of all that they were made from: what an earlier run finished with the
+    same values is used again.
 
     Args:
         backbone: A name in `BACKBONES`.
@@ -42,21 +44,25 @@ def train(output: Path, work: Path, backbone: str, recipe: Recipe, seed: int) ->
     """
     if backbone not in BACKBONES:
         raise ValueError(f"There is no backbone {backbone!r}: nano's are {', '.join(BACKBONES)}")
-    data, stage = work / "data", recipe.video_stage
+    stage, width = recipe.video_stage, recipe.widths["nano"]
+    facts = [seed, stage.clips, stage.most_shapes]
+    data = work / f"clips-{digest(facts)}"
+    facts += [width, asdict(recipe.tower_stage), asdict(recipe.image_stage)]
+    image_model = work / backbone / f"image-model-{digest(facts)}"
     if not (data / "questions.jsonl").exists():
         render(data, stage.clips, seed, stage.most_shapes, listings=True)
     processor = build_processor(data, BACKBONES[backbone]["colours"], stage, seed)
-    image_stage, video_stage = work / backbone / "image-stage", work / backbone / "video-stage"
-    if not (image_stage / "seconds.json").exists():
-        train_image_model(image_stage, processor, BACKBONES[backbone], recipe.widths["nano"], recipe, seed)
+    if not (image_model / "seconds.json").exists():
+        train_image_model(image_model, processor, BACKBONES[backbone], width, recipe, seed)
+    start, features = load_for_video(image_model, stage), work / backbone / "features"
     model, video_seconds = train_video_stage(
-        load_for_video(image_stage, stage), video_stage, processor, data, stage, seed, work / backbone / "features"
+        start, work / backbone / "video-stage", processor, data, stage, seed, features
     )
     merged = work / backbone / "checkpoint"
     model.merge_and_unload().save_pretrained(merged)
     processor.save_pretrained(merged)
-    seconds = read_object(image_stage / "seconds.json") | {"video": video_seconds}
-    facts = {
+    seconds = read_object(image_model / "seconds.json") | {"video": video_seconds}
+    training = {
         "backbone": backbone,
         "tower_stage": asdict(recipe.tower_stage),
         "image_stage": asdict(recipe.image_stage),
@@ -65,7 +71,7 @@ def train(output: Path, work: Path, backbone: str, recipe: Recipe, seed: int) ->
         "minutes": {name: round(value / 60, 1) for name, value in seconds.items()},
         "cores": os.cpu_count(),
     }
-    replace_file(merged / "training.json", json.dumps(facts, indent=2) + "\n")
+    replace_file(merged / "training.json", json.dumps(training, indent=2) + "\n")
     output.mkdir(parents=True, exist_ok=True)
     for file in merged.iterdir():
         if not (output / file.name).is_symlink():  # the code files of the checkpoint in the repository are links

@@ -1,6 +1,7 @@
 """The backbones of `python -m pllava.nano train`: one recipe trains all, and the same code takes what it makes."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,7 +24,7 @@ from transformers.image_utils import IMAGENET_STANDARD_MEAN
 import pllava
 from pllava.convert import convert
 from pllava.nano.training.models import BACKBONES, build_config
-from pllava.nano.training.recipe import read_recipe
+from pllava.nano.training.recipe import Recipe, read_recipe
 from pllava.nano.training.train import train
 from pllava.nano.world.rendering import read_questions
 
@@ -60,22 +61,47 @@ def test_an_unknown_backbone_is_refused(tmp_path):
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a checkpoint of SigLIP and Qwen3 after a few steps of both stages, and its clips in work/data."""
+    """A folder with a checkpoint of SigLIP and Qwen3 after a few steps of all stages, and the work folder."""
     folder = tmp_path_factory.mktemp("siglip_qwen3")
+    train(folder / "model", folder / "work", "siglip-qwen3", short_recipe(), seed=0)
+    return folder
+
+
+def short_recipe() -> Recipe:
     recipe = read_recipe()
     stages = {name: replace(getattr(recipe, name), steps=4) for name in ("tower_stage", "image_stage")}
-    recipe = replace(recipe, **stages, video_stage=replace(recipe.video_stage, steps=4, clips=8))
-    train(folder / "model", folder / "work", "siglip-qwen3", recipe, seed=0)
+    return replace(recipe, **stages, video_stage=replace(recipe.video_stage, steps=4, clips=8))
+
+
+def image_models(trained: Path) -> list[Path]:
+    return sorted((trained / "work" / "siglip-qwen3").glob("image-model-*"))
+
+
+def clips_of(trained: Path) -> Path:
+    (folder,) = (trained / "work").glob("clips-*")
     return folder
 
 
 @pytest.fixture(scope="module")
 def answer(trained: Path) -> tuple[Path, str, str]:
     """A clip, a question about it, and what the pipeline answers."""
-    row = read_questions(trained / "work" / "data")[0]
+    row = read_questions(clips_of(trained))[0]
     pipe = pipeline("video-text-to-text", str(trained / "model"), trust_remote_code=True)
     (output,) = pipe(row["video"], text=row["question"], generate_kwargs={"do_sample": False})
     return Path(row["video"]), row["question"], output["generated_text"]
+
+
+@pytest.mark.slow
+def test_an_image_model_is_used_again_only_if_its_values_are_equal(trained, tmp_path):
+    shutil.copytree(trained / "work", tmp_path / "work")
+    (first,) = image_models(tmp_path)
+    before = (first / "seconds.json").stat().st_mtime_ns
+    recipe = short_recipe()
+    train(tmp_path / "again", tmp_path / "work", "siglip-qwen3", recipe, seed=0)
+    assert image_models(tmp_path) == [first] and (first / "seconds.json").stat().st_mtime_ns == before
+    recipe = replace(recipe, image_stage=replace(recipe.image_stage, learning_rate=1e-3))
+    train(tmp_path / "changed", tmp_path / "work", "siglip-qwen3", recipe, seed=0)
+    assert len(image_models(tmp_path)) == 2 and clips_of(tmp_path).exists()
 
 
 @pytest.mark.slow
@@ -89,7 +115,8 @@ def test_the_auto_classes_load_what_both_stages_trained(trained):
     for each in (processor.image_processor, processor.video_processor):
         assert list(each.image_mean) == IMAGENET_STANDARD_MEAN
 
-    start = AutoModelForImageTextToText.from_pretrained(trained / "work" / "siglip-qwen3" / "image-stage")
+    (image_model,) = image_models(trained)
+    start = AutoModelForImageTextToText.from_pretrained(image_model)
     changed = {
         name.split(".")[1]
         for name, weight in model.named_parameters()
@@ -104,7 +131,8 @@ def test_the_auto_classes_load_what_both_stages_trained(trained):
 def test_the_image_model_of_stage_1_converts(trained, tmp_path):
     """Saved as transformers' own LLaVA, it becomes a PLLaVA that reads images in full, with the same logits."""
     processor = AutoProcessor.from_pretrained(trained / "model")
-    start = AutoModelForImageTextToText.from_pretrained(trained / "work" / "siglip-qwen3" / "image-stage")
+    (image_model,) = image_models(trained)
+    start = AutoModelForImageTextToText.from_pretrained(image_model)
     image_model = LlavaForConditionalGeneration(LlavaConfig(**{name: getattr(start.config, name) for name in LLAVA}))
     missing, unexpected = image_model.load_state_dict(start.state_dict(), strict=False)
     assert unexpected == [] and {name.split(".")[2] for name in missing} == {"post_layernorm", "head"}
@@ -125,7 +153,7 @@ def test_it_is_evaluated_pushed_and_chats_from_the_hub(trained, answer, tmp_path
     clip, question, said = answer
     (tmp_path / "hub").mkdir()
     with local_hub(tmp_path / "hub") as hub:
-        data = trained / "work" / "data"
+        data = clips_of(trained)
         model = trained / "model"
         run(hub, tmp_path, "pllava", "eval", model, "--data", data, "--out", "results", "--limit", 2)
         metrics = json.loads((tmp_path / "results" / "nano" / "metrics.json").read_text())

@@ -1,6 +1,7 @@
 """The study's report: `report.md` with plots, and `verdicts.json`."""
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -12,11 +13,16 @@ from ....files import read_object, replace_file
 from ....result_files.formatting import markdown_table
 from ..settings import IMAGE_MODEL, Experiment, Setting
 from ..workshop import Workshop
-from .measures import measure_seeds
+from .measures import TOKENS, measure_seeds
 from .plots import plot_experiment
 from .verdicts import AGREES, CANNOT_TELL, DISAGREES, Verdict, interval_of, judge
 
 COLUMNS = {"all": "all types", "ordered": "questions of time", "unordered": "other questions", "caption": "captions"}
+TOKEN_COLUMNS = {  # titles, and digits after the point
+    "dominant.frames": ("dominant tokens of frames (%)", 1),
+    "dominant.pooled": ("dominant pooled tokens (%)", 1),
+    "similarity": ("cosine with the next frame's token", 3),
+}
 
 
 def write_report(workshop: Workshop, output: Path) -> None:
@@ -31,7 +37,7 @@ def write_report(workshop: Workshop, output: Path) -> None:
     for name, experiment in study.experiments.items():
         picture = plot_experiment(workshop, name, output / f"{name.replace(' ', '_')}.png")
         parts += [f"## {experiment.title}", f"The paper: {experiment.source}.", picture]
-        parts.append(_result_table(workshop, name, experiment))
+        parts.append((_token_table if experiment.norms else _result_table)(workshop, name, experiment))
     replace_file(output / "report.md", "\n\n".join(part for part in parts if part) + "\n")
 
 
@@ -82,21 +88,48 @@ def _verdict_table(verdicts: Sequence[Verdict]) -> str:
         holds = {None: "-", True: "holds", False: "does not hold"}[each.holds]
         size = f"{each.mean:+.1f} [{low:+.1f}, {high:+.1f}] {each.claim.unit}"
         rows.append([each.claim.text, f"**{each.verdict}**", size, each.why, holds])
-    counts = ", ".join(
-        f"{sum(each.verdict == name for each in verdicts)} {name}" for name in (AGREES, DISAGREES, CANNOT_TELL)
+    counts = Counter(each.verdict for each in verdicts)
+    summary = (
+        f"Of {len(verdicts)} claims of the paper, the study agrees with {counts[AGREES]} and disagrees with "
+        f"{counts[DISAGREES]}; for {counts[CANNOT_TELL]} it cannot tell."
     )
     table = markdown_table(["claim", "verdict", "effect", "why", "fresh seeds"], rows, text_columns=range(5))
-    return f"Of {len(verdicts)} claims: {counts}.\n\n{table}"
+    return f"{summary}\n\n{table}"
 
 
 def _result_table(workshop: Workshop, name: str, experiment: Experiment) -> str:
-    """A row for each run as it was trained, with the mean over seeds and its interval."""
-    rows = []
-    for label in experiment.runs:
-        cells = []
-        for column in COLUMNS:
-            values = measure_seeds(workshop, name, label, Setting(), column)
-            low, high = interval_of(values)
-            cells.append(f"{fmean(values):.1f} ± {(high - low) / 2:.1f}")
-        rows.append([label, *cells])
-    return markdown_table(["", *COLUMNS.values()], rows)
+    """
+    A row for each run as it was trained, or for each pooling of an experiment that compares these. Cells have the mean
+    over seeds and its interval.
+    """
+    rows = {label: (label, Setting()) for label in experiment.runs}
+    if experiment.poolings:
+        (label,) = experiment.runs
+        rows = {f"trained with {workshop.study.run(name, label, workshop.study.seeds[0]).pooling}": (label, Setting())}
+        rows |= {f"`{pooling}`": (label, Setting(pooling=pooling)) for pooling in experiment.poolings}
+    cells = [
+        [title, *(_cell(measure_seeds(workshop, name, label, setting, column)) for column in COLUMNS)]
+        for title, (label, setting) in rows.items()
+    ]
+    return markdown_table(["", *COLUMNS.values()], cells)
+
+
+def _token_table(workshop: Workshop, name: str, experiment: Experiment) -> str:
+    """A row for each run before and after its training, with the share of dominant tokens and their similarity."""
+    rows = [
+        [
+            f"{label}, {when} training",
+            *(
+                _cell(measure_seeds(workshop, name, label, Setting(), f"{TOKENS}{when}.{column}"), digits)
+                for column, (_, digits) in TOKEN_COLUMNS.items()
+            ),
+        ]
+        for label in experiment.runs
+        for when in ("before", "after")
+    ]
+    return markdown_table(["", *(title for title, _ in TOKEN_COLUMNS.values())], rows)
+
+
+def _cell(values: Sequence[float], digits: int = 1) -> str:
+    low, high = interval_of(values)
+    return f"{fmean(values):.{digits}f} ± {(high - low) / 2:.{digits}f}"

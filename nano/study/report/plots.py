@@ -18,6 +18,7 @@ from .measures import measure_seeds
 from .verdicts import interval_of
 
 PAPER_GRID, PAPER_ALPHA = 24, 32  # rows of patches; alpha in training
+LINES = {"all": "all types", "ordered": "questions of time", "caption": "captions"}
 Points = list[tuple[float, list[float]]]  # x, and the values of the seeds
 
 
@@ -45,8 +46,14 @@ def _figure(panels: int) -> tuple[Figure, Sequence[Axes]]:
     return figure, figure.subplots(1, panels, squeeze=False)[0]
 
 
-def _legend(axes: Axes) -> None:
-    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2, fontsize=9)
+def _mark(axes: Axes, x: float, title: str, theme: Theme) -> None:
+    """Draw a dotted vertical line with a title."""
+    axes.axvline(x, linestyle=":", color=theme.muted[1])
+    axes.text(x, 2, title, fontsize=8, rotation=90, ha="right")
+
+
+def _shared_legend(figure: Figure, axes: Axes) -> None:
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=9)
 
 
 def _spatial(workshop: Workshop, theme: Theme) -> Figure:
@@ -54,7 +61,7 @@ def _spatial(workshop: Workshop, theme: Theme) -> Figure:
     runs = workshop.study.experiments["spatial"].runs
     grid = max(parse_pooling(run["pooling"]).shapes[0][1] for run in runs.values())
     lines = {}
-    for name, title in (("all", "all types"), ("ordered", "questions of time"), ("caption", "captions")):
+    for name, title in LINES.items():
         lines[title] = [
             (
                 parse_pooling(run["pooling"]).shapes[0][1] / grid,
@@ -74,7 +81,7 @@ def _spatial(workshop: Workshop, theme: Theme) -> Figure:
     theirs.grid(axis="y", linewidth=0.6)
     for axes, title in ((ours, "nano, 4 frames"), (theirs, "the paper, 4 frames")):
         axes.set(title=title, xlabel="rows and columns left, of all", ylabel="accuracy (%)")
-        _legend(axes)
+        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2, fontsize=9)
     return figure
 
 
@@ -94,7 +101,7 @@ def _temporal(workshop: Workshop, theme: Theme) -> Figure:
         axes.set(title=title, xlabel="pooled to this number of frames", ylabel="accuracy (%)")
         axes.set_xscale("log", base=2)
         axes.set_xticks(ticks := [1, 2, 4, 8], map(str, ticks))
-        _legend(axes)
+    _shared_legend(figure, panels[0])
     return figure
 
 
@@ -115,12 +122,11 @@ def _alpha(workshop: Workshop, theme: Theme) -> Figure:
             for title, (about, name) in sides.items()
         }
         plot_lines(axes, lines, theme)
-        for name, best in PAPER["best_alpha"].items():
-            axes.axvline(best / PAPER_ALPHA, linestyle=":", color=theme.muted[1])
-            axes.text(best / PAPER_ALPHA, 103, {"mvbench": "MVBench", "vcg": "VCG"}[name], fontsize=8, ha="center")
-        axes.set(xlabel="alpha, as a multiple of training's", ylabel="accuracy (%)")
-        axes.set_title(label, pad=16)
-    panels[len(panels) // 2].legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=3, fontsize=9)
+        for name, title in (("mvbench", "the paper's best on MVBench"), ("vcg", "the paper's best on VCG")):
+            _mark(axes, PAPER["best_alpha"][name] / PAPER_ALPHA, title, theme)
+        axes.set(title=label, xlabel="alpha (1 = training's)")
+    panels[0].set_ylabel("accuracy (%)")
+    _shared_legend(figure, panels[0])
     return figure
 
 
@@ -135,9 +141,10 @@ def _prompts(workshop: Workshop, theme: Theme) -> Figure:
             ]
             for label in reversed(experiment.runs)
         }
-        plot_bars(axes, experiment.templates, groups, theme)
-        axes.set(ylabel=title)
-        _legend(axes)
+        plot_bars(axes, [template.removeprefix("eval_") for template in experiment.templates], groups, theme)
+        axes.set(ylabel=title, xlabel="prompt")
+    panels[0].set_ylim(top=102)
+    _shared_legend(figure, panels[0])
     return figure
 
 
@@ -179,22 +186,39 @@ def _tokens(workshop: Workshop, theme: Theme) -> Figure:
 
 
 def _scaling(workshop: Workshop, theme: Theme) -> Figure:
-    """Each label is "SIZE, NUMBER clips": a line for each size, over the clips."""
-    figure, panels = _figure(2)
-    runs = workshop.study.experiments["scaling"].runs
-    for axes, name, title in zip(panels, ("all", "caption"), ("all types", "captions"), strict=True):
-        lines: dict[str, Points] = {}
-        for label, run in reversed(runs.items()):
-            values = {**workshop.study.base, **run}
-            points = lines.setdefault(values["size"], [])
-            points.insert(0, (values["clips"], measure_seeds(workshop, "scaling", label, Setting(), name)))
+    """The base's size over the clips, and all sizes over their widths, beside the paper's."""
+    figure, (data, sizes, theirs) = _figure(3)
+    study, widths = workshop.study, workshop.recipe.widths
+    runs = {label: {**study.base, **run} for label, run in study.experiments["scaling"].runs.items()}
+    by_clips = {label: run["clips"] for label, run in runs.items() if run["size"] == study.base["size"]}
+    by_width = {label: widths[run["size"]] for label, run in runs.items() if run["clips"] == study.base["clips"]}
+    for axes, places in ((data, by_clips), (sizes, by_width)):
+        lines = {
+            title: sorted(
+                (place, measure_seeds(workshop, "scaling", label, Setting(), name)) for label, place in places.items()
+            )
+            for name, title in LINES.items()
+        }
         plot_lines(axes, lines, theme)
-        axes.set(title=title, xlabel="training clips", ylabel="accuracy (%)", xscale="log")
-        ticks = sorted({x for points in lines.values() for x, _ in points})
-        axes.set_xticks(ticks, map(str, ticks))
-        axes.minorticks_off()
-        _legend(axes)
+    paper = {int(model.split()[1][:-1]): row for model, row in PAPER["vcg"].items() if model.startswith("PLLaVA")}
+    average = PAPER["vcg"]["columns"].index("average")
+    theirs.plot(paper.keys(), [20 * row[average] for row in paper.values()], ":o", color=theme.muted[1])
+    _log_axis(data, {clips: str(clips) for clips in by_clips.values()}, "training clips")
+    _log_axis(sizes, {width: name for name, width in widths.items()}, "size")
+    _log_axis(theirs, {size: f"{size}B" for size in paper}, "size")
+    for axes, title in ((data, "nano: data"), (sizes, "nano: size"), (theirs, "the paper: VCG, 5 = 100")):
+        axes.set(title=title, ylim=(0, 102))
+    theirs.grid(axis="y", linewidth=0.6)
+    data.set_ylabel("accuracy (%)")
+    _shared_legend(figure, data)
     return figure
+
+
+def _log_axis(axes: Axes, ticks: dict[int, str], title: str) -> None:
+    axes.set_xscale("log")
+    axes.set_xticks(list(ticks), ticks.values())
+    axes.minorticks_off()
+    axes.set_xlabel(title)
 
 
 def _image_stage(workshop: Workshop, theme: Theme) -> Figure:
@@ -206,7 +230,7 @@ def _image_stage(workshop: Workshop, theme: Theme) -> Figure:
     }
     plot_bars(axes, list(names.values()), groups, theme)
     axes.set(ylabel="accuracy (%)", ylim=(0, 102))
-    _legend(axes)
+    _shared_legend(figure, axes)
     return figure
 
 
@@ -223,9 +247,9 @@ def _frontier(workshop: Workshop, theme: Theme) -> Figure:
             points = lines.setdefault(pooling.name, [])
             points.append((pooling.num_tokens, measure_seeds(workshop, "frontier", label, setting, name)))
         plot_lines(axes, {key: sorted(points) for key, points in lines.items()}, theme)
-        axes.axvline(trained.num_tokens, linestyle=":", color=theme.muted[1])
-        axes.set(title=title, xlabel="tokens of a clip", ylabel="accuracy (%)")
-        _legend(axes)
+        _mark(axes, trained.num_tokens, "in training", theme)
+        axes.set(title=title, xlabel="tokens of a clip", ylabel="accuracy (%)", xlim=(0, None))
+    _shared_legend(figure, panels[0])
     return figure
 
 
