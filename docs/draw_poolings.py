@@ -55,9 +55,11 @@ class Series:
 
 SERIES = {
     "average": Series("o", "#0066b3", "#4db2ff", 0.97, {"xytext": (-5, 2), "ha": "right", "va": "bottom"}),
-    "slowfast": Series("s", "#d55e00", "#ff9a4d", 1.0, {"xytext": (-7, 0), "ha": "right", "va": "center"}),
+    "slowfast": Series("s", "#d55e00", "#ff9a4d", 1.0, {"xytext": (0, -6), "ha": "center", "va": "top"}),
     "merge": Series("^", "#00805c", "#4fd6a8", 1.03, {"xytext": (5, 2), "ha": "left", "va": "bottom"}),
 }
+ABOVE = {"xytext": (0, 5), "va": "bottom"}
+CROWDED = ("slowfast-4x6x6+16x3x3",)  # another point is below this one: the label is above it
 
 
 def tokens(point: Point) -> list[float]:
@@ -118,10 +120,11 @@ def label_points(axes: Axes, results: dict[str, Any], theme: Theme) -> None:
     outline = [withStroke(linewidth=2, foreground=theme.page)]
     for point in results["points"]:
         name, shape = point["pooling"].split("-")
-        shape += "\nas trained" * (point["pooling"] == results["trained_with"])
+        shape = shape.replace("+", "\n+") + "\nas trained" * (point["pooling"] == results["trained_with"])
         style = {"color": getattr(SERIES[name], theme.name), "fontsize": LABEL, "path_effects": outline}
         place = {"xy": (tokens(point)[0], 100 * point["accuracy"]["all"][0]), "textcoords": "offset points"}
-        axes.annotate(shape, **place, **style, **SERIES[name].label)
+        side = SERIES[name].label | (ABOVE if point["pooling"] in CROWDED else {})
+        axes.annotate(shape, **place, **style, **side)
 
 
 def draw_frontier(axes: Axes, points: list[Point], cost: Cost, theme: Theme) -> None:

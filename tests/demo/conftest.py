@@ -54,7 +54,7 @@ def adapter(tmp_path_factory) -> Path:
     model = get_peft_model(pllava.load_model(NANO), lora_config(r=4, lora_alpha=ALPHA))
     for name, weight in model.named_parameters():
         if "lora_B" in name:
-            torch.nn.init.normal_(weight, std=0.15)
+            torch.nn.init.normal_(weight, std=0.3)
     directory = tmp_path_factory.mktemp("adapter")
     model.save_pretrained(directory)
     return directory

@@ -90,7 +90,7 @@ def test_parts_of_videos_and_numbers_of_frames(nano_server: ModelServer, nano_sa
 
 def test_special_tokens_in_texts_are_text(nano_server: ModelServer, nano_says: Callable, world: World) -> None:
     clip = world.clips[0]
-    text = "<video> <image> </s> <s> <pad> <unk> <|im_end|> What moves?"
+    text = "<video> <image> </s> <s> <pad> <unk> <|im_end|> Describe the video."
     system, said = {"role": "system", "content": text}, {"role": "assistant", "content": text}
     expected = nano_says(
         [system, user(text_part(text)), said, user({"type": "video", "path": str(clip)}, text_part(text))]

@@ -39,8 +39,9 @@ def run(*arguments: object) -> str:
 
 
 def grade(request: dict[str, Any]) -> Reply:
-    """Reply like a judge: a good grade, a bad one, or none, as the texts come."""
-    chance = zlib.crc32(request["messages"][1]["content"].encode()) % 3
+    """Reply like a judge: a good grade, a bad one, or none, by what is asked and not by the model's answer."""
+    instructions, asked, *_ = (message["content"] for message in request["messages"])
+    chance = zlib.crc32(f"{instructions}{json.loads(asked)['reference']}".encode()) % 3
     if chance == 0:
         return Reply("I would rather not say.")
     values = {"pred": "yes", "score": 4, "reason": REASON} if chance == 1 else {"pred": "no", "score": 1, "reason": ""}
