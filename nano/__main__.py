@@ -32,9 +32,9 @@ def render(
 @app.command()
 def train(
     output: Annotated[Path, typer.Option(help="The folder for the merged checkpoint.")] = Path("nano/checkpoint"),
-    work: Annotated[Path, typer.Option(help="The folder for training clips and stage 1.")] = Path("nano-training"),
+    work: Annotated[Path, typer.Option(help="The folder for training clips and models.")] = Path("nano-training"),
     backbone: Annotated[str, typer.Option(help="clip-llama, or siglip-qwen3.")] = "clip-llama",
-    recipe: Annotated[Path, typer.Option(help="Steps, batches and exercises of both stages.")] = RECIPE,
+    recipe: Annotated[Path, typer.Option(help="Steps, batches and exercises of all stages.")] = RECIPE,
     seed: Seed = TRAIN_SEED,
 ) -> None:
     """Train a checkpoint from scratch; with the defaults, the one that ships with the project."""

@@ -18,8 +18,7 @@ from ...pooling_pllava import parse_pooling
 from ...processing_pllava import PllavaProcessor
 from ..training.models import BACKBONES, build_processor, load_for_video
 from ..training.recipe import Recipe, VideoStage
-from ..training.train import train_image_model, train_video_stage
-from ..world.rendering import render
+from ..training.train import image_model_facts, train_image_model, train_video_stage, training_clips
 from .from_nothing import train_from_nothing
 from .settings import NOTHING, Run, Study
 
@@ -40,15 +39,11 @@ class Workshop:
 
     def clips(self, seed: int) -> Path:
         """Return the folder of a seed's training clips, which are rendered unless they are there."""
-        count, most_shapes = self._clip_facts(seed)
-        folder = self.folder / "clips" / f"{seed}-{count}-{most_shapes}"
-        if not (folder / "questions.jsonl").exists():
-            render(folder, count, seed, most_shapes, listings=True)
-        return folder
+        most_shapes = self.recipe.video_stage.most_shapes
+        return training_clips(self.folder / "clips", self._clip_count(seed), most_shapes, seed)
 
-    def _clip_facts(self, seed: int) -> tuple[int, int]:
-        """Return the number of a seed's training clips, and their most shapes."""
-        return max(run.clips for run in self.study.runs(seed)), self.recipe.video_stage.most_shapes
+    def _clip_count(self, seed: int) -> int:
+        return max(run.clips for run in self.study.runs(seed))
 
     def video_stage(self, run: Run) -> VideoStage:
         """Return the recipe's stage 2 with the values of a run."""
@@ -73,9 +68,8 @@ class Workshop:
 
     def _image_facts(self, run: Run) -> list[Any]:
         """Return all that the weights of a run's image model depend on."""
-        seed, recipe = self.study.seeds[0], self.recipe
-        stages = [asdict(stage) for stage in (recipe.tower_stage, recipe.image_stage)]
-        return [seed, *self._clip_facts(seed), recipe.widths[run.size], *stages]
+        seed = self.study.seeds[0]
+        return image_model_facts(self.recipe, self.recipe.widths[run.size], self._clip_count(seed), seed)
 
     def folder_of(self, run: Run) -> Path:
         """Return a run's folder, whose name is a hash of all that the weights depend on."""

@@ -7,7 +7,8 @@ tokens, which changes with the pooling.
 """
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -66,16 +67,19 @@ def train_tower(
     Returns:
         The training's seconds.
     """
-    grid = model.config.patch_grid
-
-    def collate(frames: list[tuple[scenes.Scene, int]]) -> dict[str, Tensor]:
-        images = [Image.fromarray(drawing.draw_frame(*frame)) for frame in frames]
-        labels = [label_patches(*frame, grid) for frame in frames]
-        pixels = image_processor(images, return_tensors="pt")["pixel_values"]
-        return {"pixel_values": pixels, "labels": torch.from_numpy(np.stack(labels))}
-
+    collate = partial(collate_frames, image_processor, model.config.patch_grid)
     trainer = Trainer(PatchLabels(model.model), args, collate, Frames(most_shapes, seed))
     return trainer.train().metrics["train_runtime"]
+
+
+def collate_frames(
+    image_processor: BaseImageProcessor, grid: int, frames: Sequence[tuple[scenes.Scene, int]]
+) -> dict[str, Tensor]:
+    """Return the pixels of frames and the labels of their patches, as [`PatchLabels`] takes them."""
+    images = [Image.fromarray(drawing.draw_frame(*frame)) for frame in frames]
+    labels = [label_patches(*frame, grid) for frame in frames]
+    pixels = image_processor(images, return_tensors="pt")["pixel_values"]
+    return {"pixel_values": pixels, "labels": torch.from_numpy(np.stack(labels))}
 
 
 class Frames(IterableDataset):

@@ -32,9 +32,9 @@ from .tower import train_tower
 
 def train(output: Path, work: Path, backbone: str, recipe: Recipe, seed: int) -> None:
     """
-    Render training videos to `work`, train all stages there, and write the merged checkpoint to `output`. Clips and
-    image LLaVA are in folders named by a hash of all that they were made from: what an earlier run finished with the
-    same values is used again.
+    Render training videos to `work`, train all stages there, and write the merged checkpoint to `output`. Folders of
+    clips and of image LLaVAs are named by what they were made from: what an earlier run finished with the same values
+    is used again.
 
     Args:
         backbone: A name in `BACKBONES`.
@@ -45,12 +45,8 @@ def train(output: Path, work: Path, backbone: str, recipe: Recipe, seed: int) ->
     if backbone not in BACKBONES:
         raise ValueError(f"There is no backbone {backbone!r}: nano's are {', '.join(BACKBONES)}")
     stage, width = recipe.video_stage, recipe.widths["nano"]
-    facts = [seed, stage.clips, stage.most_shapes]
-    data = work / f"clips-{digest(facts)}"
-    facts += [width, asdict(recipe.tower_stage), asdict(recipe.image_stage)]
-    image_model = work / backbone / f"image-model-{digest(facts)}"
-    if not (data / "questions.jsonl").exists():
-        render(data, stage.clips, seed, stage.most_shapes, listings=True)
+    data = training_clips(work / "clips", stage.clips, stage.most_shapes, seed)
+    image_model = work / backbone / "image-models" / digest(image_model_facts(recipe, width, stage.clips, seed))
     processor = build_processor(data, BACKBONES[backbone]["colours"], stage, seed)
     if not (image_model / "seconds.json").exists():
         train_image_model(image_model, processor, BACKBONES[backbone], width, recipe, seed)
@@ -62,7 +58,7 @@ def train(output: Path, work: Path, backbone: str, recipe: Recipe, seed: int) ->
     model.merge_and_unload().save_pretrained(merged)
     processor.save_pretrained(merged)
     seconds = read_object(image_model / "seconds.json") | {"video": video_seconds}
-    training = {
+    facts = {
         "backbone": backbone,
         "tower_stage": asdict(recipe.tower_stage),
         "image_stage": asdict(recipe.image_stage),
@@ -71,11 +67,30 @@ def train(output: Path, work: Path, backbone: str, recipe: Recipe, seed: int) ->
         "minutes": {name: round(value / 60, 1) for name, value in seconds.items()},
         "cores": os.cpu_count(),
     }
-    replace_file(merged / "training.json", json.dumps(training, indent=2) + "\n")
+    replace_file(merged / "training.json", json.dumps(facts, indent=2) + "\n")
     output.mkdir(parents=True, exist_ok=True)
     for file in merged.iterdir():
         if not (output / file.name).is_symlink():  # the code files of the checkpoint in the repository are links
             shutil.copyfile(file, output / file.name)
+
+
+def training_clips(folder: Path, clips: int, most_shapes: int, seed: int) -> Path:
+    """Return the directory of training clips in `folder`. They are rendered unless they are there."""
+    directory = folder / f"{seed}-{clips}-{most_shapes}"
+    if not (directory / "questions.jsonl").exists():
+        render(directory, clips, seed, most_shapes, listings=True)
+    return directory
+
+
+def image_model_facts(recipe: Recipe, width: int, clips: int, seed: int) -> list[Any]:
+    """
+    Return all that the weights of an image model depend on, but for its backbone.
+
+    Args:
+        clips: Training clips of stage 2, of whose texts the tokenizer is made.
+    """
+    stages = [asdict(stage) for stage in (recipe.tower_stage, recipe.image_stage)]
+    return [seed, clips, recipe.video_stage.most_shapes, width, *stages]
 
 
 def train_image_model(

@@ -74,11 +74,11 @@ def short_recipe() -> Recipe:
 
 
 def image_models(trained: Path) -> list[Path]:
-    return sorted((trained / "work" / "siglip-qwen3").glob("image-model-*"))
+    return sorted((trained / "work" / "siglip-qwen3" / "image-models").iterdir())
 
 
 def clips_of(trained: Path) -> Path:
-    (folder,) = (trained / "work").glob("clips-*")
+    (folder,) = (trained / "work" / "clips").iterdir()
     return folder
 
 

@@ -5,10 +5,8 @@ import random
 from itertools import islice
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 from torch.nn.functional import pad
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
@@ -16,7 +14,7 @@ from pllava import NANO, load_model
 from pllava.nano.training.conversations import image_conversations, video_conversations
 from pllava.nano.training.models import BACKBONES, build_config
 from pllava.nano.training.recipe import RECIPE, ImageStage, Stage, VideoStage, read_recipe
-from pllava.nano.training.tower import Frames, label_patches, train_tower
+from pllava.nano.training.tower import Frames, collate_frames, label_patches, train_tower
 from pllava.nano.training.train import training_args
 from pllava.nano.world import drawing, questions, scenes
 from pllava.nano.world.rendering import render
@@ -140,11 +138,10 @@ def test_places_are_in_the_content_of_the_shipped_tower():
     """A linear function of a patch's features gives the column and row of the shape on it, on frames not fitted to."""
     model, processor = load_model(NANO, check=False), AutoProcessor.from_pretrained(NANO)
     frames = list(islice(Frames(most_shapes=3, seed=5), 200))
-    images = [Image.fromarray(drawing.draw_frame(*frame)) for frame in frames]
-    pixels = processor.image_processor(images, return_tensors="pt")["pixel_values"]
-    labels = torch.from_numpy(np.stack([label_patches(*frame, grid=6) for frame in frames]))
+    batch = collate_frames(processor.image_processor, 6, frames)
     with torch.inference_mode():
-        features = model.model.encode_frames(pixels.to(model.dtype)).last_hidden_state.float()
+        features = model.model.encode_frames(batch["pixel_values"].to(model.dtype)).last_hidden_state.float()
+    labels = batch["labels"]
     shown = labels[..., 0] > 0
     features, cells = pad(features[shown], (0, 1), value=1), labels[shown][:, 2:].float()
     half = len(cells) // 2

@@ -13,11 +13,10 @@ from ....files import read_object, replace_file
 from ....result_files.formatting import markdown_table
 from ..settings import IMAGE_MODEL, Experiment, Setting
 from ..workshop import Workshop
-from .measures import TOKENS, measure_seeds
+from .measures import TITLES, TOKENS, measure_seeds
 from .plots import plot_experiment
 from .verdicts import AGREES, CANNOT_TELL, DISAGREES, Verdict, interval_of, judge
 
-COLUMNS = {"all": "all types", "ordered": "questions of time", "unordered": "other questions", "caption": "captions"}
 TOKEN_COLUMNS = {  # titles, and digits after the point
     "dominant.frames": ("dominant tokens of frames (%)", 1),
     "dominant.pooled": ("dominant pooled tokens (%)", 1),
@@ -108,10 +107,10 @@ def _result_table(workshop: Workshop, name: str, experiment: Experiment) -> str:
         rows = {f"trained with {workshop.study.run(name, label, workshop.study.seeds[0]).pooling}": (label, Setting())}
         rows |= {f"`{pooling}`": (label, Setting(pooling=pooling)) for pooling in experiment.poolings}
     cells = [
-        [title, *(_cell(measure_seeds(workshop, name, label, setting, column)) for column in COLUMNS)]
+        [title, *(_cell(measure_seeds(workshop, name, label, setting, column)) for column in TITLES)]
         for title, (label, setting) in rows.items()
     ]
-    return markdown_table(["", *COLUMNS.values()], cells)
+    return markdown_table(["", *TITLES.values()], cells)
 
 
 def _token_table(workshop: Workshop, name: str, experiment: Experiment) -> str:

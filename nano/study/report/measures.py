@@ -13,6 +13,7 @@ from ..tokens import FILE
 from ..workshop import Workshop
 
 GROUPS = {"all": TYPES, "ordered": ORDERED_TYPES, "unordered": UNORDERED_TYPES}
+TITLES = {"all": "all types", "ordered": "questions of time", "unordered": "other questions", "caption": "captions"}
 TOKENS, WORDS = "tokens.", "words"
 
 

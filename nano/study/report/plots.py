@@ -14,11 +14,11 @@ from ....pooling_pllava import parse_pooling
 from ..settings import CLIPS, STILLS, Setting
 from ..tokens import FILE
 from ..workshop import Workshop
-from .measures import measure_seeds
+from .measures import TITLES, measure_seeds
 from .verdicts import interval_of
 
 PAPER_GRID, PAPER_ALPHA = 24, 32  # rows of patches; alpha in training
-LINES = {"all": "all types", "ordered": "questions of time", "caption": "captions"}
+LINES = ("all", "ordered", "caption")  # measures of plots with several
 Points = list[tuple[float, list[float]]]  # x, and the values of the seeds
 
 
@@ -61,8 +61,8 @@ def _spatial(workshop: Workshop, theme: Theme) -> Figure:
     runs = workshop.study.experiments["spatial"].runs
     grid = max(parse_pooling(run["pooling"]).shapes[0][1] for run in runs.values())
     lines = {}
-    for name, title in LINES.items():
-        lines[title] = [
+    for name in LINES:
+        lines[TITLES[name]] = [
             (
                 parse_pooling(run["pooling"]).shapes[0][1] / grid,
                 measure_seeds(workshop, "spatial", label, Setting(), name),
@@ -89,16 +89,14 @@ def _temporal(workshop: Workshop, theme: Theme) -> Figure:
     """Each label is "FRAMES to POOLED": a line for each number of frames, over the pooled ones."""
     figure, panels = _figure(2)
     runs = workshop.study.experiments["temporal"].runs
-    for axes, name, title in zip(
-        panels, ("ordered", "unordered"), ("questions of time", "other questions"), strict=True
-    ):
+    for axes, name in zip(panels, ("ordered", "unordered"), strict=True):
         lines: dict[str, Points] = {}
         for label, run in runs.items():
             pooled = parse_pooling({**workshop.study.base, **run}["pooling"]).shapes[0][0]
             values = measure_seeds(workshop, "temporal", label, Setting(), name)
             lines.setdefault(f"{label.split()[0]} frames", []).append((pooled, values))
         plot_lines(axes, {key: sorted(points) for key, points in lines.items()}, theme)
-        axes.set(title=title, xlabel="pooled to this number of frames", ylabel="accuracy (%)")
+        axes.set(title=TITLES[name], xlabel="pooled to this number of frames", ylabel="accuracy (%)")
         axes.set_xscale("log", base=2)
         axes.set_xticks(ticks := [1, 2, 4, 8], map(str, ticks))
     _shared_legend(figure, panels[0])
@@ -189,15 +187,15 @@ def _scaling(workshop: Workshop, theme: Theme) -> Figure:
     """The base's size over the clips, and all sizes over their widths, beside the paper's."""
     figure, (data, sizes, theirs) = _figure(3)
     study, widths = workshop.study, workshop.recipe.widths
-    runs = {label: {**study.base, **run} for label, run in study.experiments["scaling"].runs.items()}
-    by_clips = {label: run["clips"] for label, run in runs.items() if run["size"] == study.base["size"]}
-    by_width = {label: widths[run["size"]] for label, run in runs.items() if run["clips"] == study.base["clips"]}
+    runs = {label: study.run("scaling", label, study.seeds[0]) for label in study.experiments["scaling"].runs}
+    by_clips = {label: run.clips for label, run in runs.items() if run.size == study.base["size"]}
+    by_width = {label: widths[run.size] for label, run in runs.items() if run.clips == study.base["clips"]}
     for axes, places in ((data, by_clips), (sizes, by_width)):
         lines = {
-            title: sorted(
+            TITLES[name]: sorted(
                 (place, measure_seeds(workshop, "scaling", label, Setting(), name)) for label, place in places.items()
             )
-            for name, title in LINES.items()
+            for name in LINES
         }
         plot_lines(axes, lines, theme)
     paper = {int(model.split()[1][:-1]): row for model, row in PAPER["vcg"].items() if model.startswith("PLLaVA")}
@@ -223,12 +221,12 @@ def _log_axis(axes: Axes, ticks: dict[int, str], title: str) -> None:
 
 def _image_stage(workshop: Workshop, theme: Theme) -> Figure:
     figure, (axes,) = _figure(1)
-    names = {"ordered": "questions of time", "unordered": "other questions", "caption": "captions"}
+    names = ("ordered", "unordered", "caption")
     groups = {
         label: [measure_seeds(workshop, "image stage", label, Setting(), name) for name in names]
         for label in workshop.study.experiments["image stage"].runs
     }
-    plot_bars(axes, list(names.values()), groups, theme)
+    plot_bars(axes, [TITLES[name] for name in names], groups, theme)
     axes.set(ylabel="accuracy (%)", ylim=(0, 102))
     _shared_legend(figure, axes)
     return figure
@@ -240,7 +238,7 @@ def _frontier(workshop: Workshop, theme: Theme) -> Figure:
     (label,) = experiment.runs
     figure, panels = _figure(2)
     trained = parse_pooling({**workshop.study.base, **experiment.runs[label]}["pooling"])
-    for axes, name, title in zip(panels, ("all", "caption"), ("all types", "captions"), strict=True):
+    for axes, name in zip(panels, ("all", "caption"), strict=True):
         lines: dict[str, Points] = {}
         for pooling in map(parse_pooling, [str(trained), *experiment.poolings]):
             setting = Setting() if str(pooling) == str(trained) else Setting(pooling=str(pooling))
@@ -248,7 +246,7 @@ def _frontier(workshop: Workshop, theme: Theme) -> Figure:
             points.append((pooling.num_tokens, measure_seeds(workshop, "frontier", label, setting, name)))
         plot_lines(axes, {key: sorted(points) for key, points in lines.items()}, theme)
         _mark(axes, trained.num_tokens, "in training", theme)
-        axes.set(title=title, xlabel="tokens of a clip", ylabel="accuracy (%)", xlim=(0, None))
+        axes.set(title=TITLES[name], xlabel="tokens of a clip", ylabel="accuracy (%)", xlim=(0, None))
     _shared_legend(figure, panels[0])
     return figure
 
