@@ -11,7 +11,8 @@ from importlib.util import resolve_name
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-NOT_PRODUCT = ("tests/", "benchmarks/", "docs/", "examples/", "nano/checkpoint/", "gallery/web/")
+STUDY_RESULTS = ("nano/study/report.md", "nano/study/verdicts.json", "nano/study/plots/")
+NOT_PRODUCT = ("tests/", "benchmarks/", "docs/", "examples/", "nano/checkpoint/", *STUDY_RESULTS, "gallery/web/")
 PACKAGES = {"pllava.cli": "pllava_cli", "pllava.eval.lmms_eval_plugin": "pllava_lmms_eval"}  # as in setup.cfg
 
 # The rooms and the patterns of their files, from top to bottom. Imports point downwards only; rooms of the same line
@@ -49,7 +50,10 @@ ROOMS_OF_EVAL = [
 
 
 def product_files() -> list[str]:
-    """Return the files of the package, relative to the root, without nano's checkpoint and the page's TypeScript."""
+    """
+    Return the files of the package, relative to the root, without nano's checkpoint, its study's results, and the
+    page's TypeScript.
+    """
     return [name for name in repository_files() if not name.startswith((".", *NOT_PRODUCT))]
 
 

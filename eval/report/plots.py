@@ -64,9 +64,12 @@ LIGHT = Theme("", "#ffffff", "#1f2328", "#dde1e6", "#0066b3", ("#3f464d", "#656c
 DARK = Theme("_dark", "#0d1117", "#e6edf3", "#2b323a", "#4db2ff", ("#c9d1d9", "#a0a8b0", "#7a828b", "#596169"))
 
 
-def save_plot(draw: Callable[[Theme], Figure], file: Path) -> str:
+def save_plot(draw: Callable[[Theme], Figure], file: Path, page: Path | None = None) -> str:
     """
     Save FILE.png and FILE_dark.png. Figures made without pyplot are drawn by Agg, which needs no display.
+
+    Args:
+        page: The Markdown file that shows the picture; by default, one beside it.
 
     Returns:
         Markdown for GitHub and the Hub that shows the picture that fits the page.
@@ -74,8 +77,9 @@ def save_plot(draw: Callable[[Theme], Figure], file: Path) -> str:
     for theme in (LIGHT, DARK):
         with rc_context(theme.rc_params):
             draw(theme).savefig(file.with_name(f"{file.stem}{theme.suffix}.png"))
-    dark = f'<source media="(prefers-color-scheme: dark)" srcset="{file.stem}{DARK.suffix}.png">'
-    return f'<picture>{dark}<img alt="{file.stem.replace("_", " ")}" src="{file.name}"></picture>'
+    link = file.relative_to((page or file).parent).with_suffix("").as_posix()
+    dark = f'<source media="(prefers-color-scheme: dark)" srcset="{link}{DARK.suffix}.png">'
+    return f'<picture>{dark}<img alt="{file.stem.replace("_", " ")}" src="{link}.png"></picture>'
 
 
 # --- tasks -----------------------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from ...workers import ordered_map
 from ..training.recipe import read_recipe
 from .asking import answers_folder, ask, held_out
 from .report import write_report
-from .settings import CLIPS, IMAGE_MODEL, STILLS, Run, Setting, Study
+from .settings import CLIPS, IMAGE_MODEL, NOTHING, STILLS, Run, Setting, Study
 from .tokens import FILE as TOKENS_FILE
 from .tokens import measure_tokens
 from .workshop import Workshop
@@ -44,7 +44,7 @@ def conduct(study: Study, folder: Path, output: Path, processes: int) -> None:
         starts = {run.size: run for run in runs if run.start == IMAGE_MODEL}
         widest_first = sorted(starts.values(), key=lambda run: -workshop.recipe.widths[run.size])
         _map(partial(_train_image_model, workshop), widest_first, processes, "Image models")
-        longest_first = sorted(runs.items(), key=lambda item: -item[0].steps)
+        longest_first = sorted(runs.items(), key=lambda item: (item[0].start != NOTHING, -item[0].steps))
         _map(partial(_train_and_ask, workshop), longest_first, processes, "Runs")
         write_report(workshop, output)
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import shutil
 from dataclasses import replace
 
@@ -177,8 +178,11 @@ def test_a_killed_study_continues_to_the_same_report(tmp_path):
     stages = {**quick.stages, **stages}
     study = replace(quick, base=base, stages=stages, held_out=held_out, fresh_seeds=[2])
     conduct(study, tmp_path / "work", tmp_path / "report", processes=2)
-    report = {file.name: file.read_bytes() for file in (tmp_path / "report").iterdir()}
+    report = {file.name: file.read_bytes() for file in (tmp_path / "report").rglob("*") if file.is_file()}
     assert {"report.md", "verdicts.json", "spatial.png", "spatial_dark.png"} <= report.keys()
+    pictures = re.findall(r'(?:src|srcset)="([^"]+)"', report["report.md"].decode())
+    assert len(pictures) == 2 * len(study.experiments)
+    assert all((tmp_path / "report" / picture).is_file() for picture in pictures)
     verdicts = json.loads(report["verdicts.json"])
     assert len(verdicts["verdicts"]) == len(study.claims) and verdicts["runs"] == 3 * len(study.runs(0))
 

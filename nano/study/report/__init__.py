@@ -1,4 +1,4 @@
-"""The study's report: `report.md` with plots, and `verdicts.json`."""
+"""The study's report: `report.md`, its pictures in `plots/`, and `verdicts.json`."""
 
 import json
 from collections import Counter
@@ -29,15 +29,16 @@ def write_report(workshop: Workshop, output: Path) -> None:
     study = workshop.study
     verdicts = [judge(workshop, claim, study.seeds, study.fresh_seeds) for claim in study.claims]
     facts = describe(workshop)
+    page = output / "report.md"
     content = {**facts, "verdicts": [asdict(verdict) for verdict in verdicts]}
-    output.mkdir(parents=True, exist_ok=True)
+    (output / "plots").mkdir(parents=True, exist_ok=True)
     replace_file(output / "verdicts.json", json.dumps(content, indent=1) + "\n")
     parts = ["# The paper's questions, asked of nano", _introduction(facts), "## Verdicts", _verdict_table(verdicts)]
     for name, experiment in study.experiments.items():
-        picture = plot_experiment(workshop, name, output / f"{name.replace(' ', '_')}.png")
+        picture = plot_experiment(workshop, name, output / "plots" / f"{name.replace(' ', '_')}.png", page)
         parts += [f"## {experiment.title}", f"The paper: {experiment.source}.", picture]
         parts.append((_token_table if experiment.norms else _result_table)(workshop, name, experiment))
-    replace_file(output / "report.md", "\n\n".join(part for part in parts if part) + "\n")
+    replace_file(page, "\n\n".join(part for part in parts if part) + "\n")
 
 
 def describe(workshop: Workshop) -> dict[str, Any]:

@@ -22,9 +22,9 @@ LINES = ("all", "ordered", "caption")  # measures of plots with several
 Points = list[tuple[float, list[float]]]  # x, and the values of the seeds
 
 
-def plot_experiment(workshop: Workshop, name: str, file: Path) -> str:
-    """Plot an experiment, for light and for dark pages. Returns Markdown."""
-    return save_plot(lambda theme: PLOTS[name](workshop, theme), file)
+def plot_experiment(workshop: Workshop, name: str, file: Path, page: Path) -> str:
+    """Plot an experiment, for light and for dark themes. Returns the Markdown by which a page shows it."""
+    return save_plot(lambda theme: PLOTS[name](workshop, theme), file, page)
 
 
 def plot_lines(axes: Axes, lines: dict[str, Points], theme: Theme) -> None:
