@@ -8,6 +8,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from torch.backends.cpu import get_cpu_capability
+
 from ....environment import hardware, library_versions
 from ....files import read_object, replace_file
 from ....result_files.formatting import markdown_table
@@ -46,6 +48,7 @@ def describe(workshop: Workshop) -> dict[str, Any]:
     study = workshop.study
     runs = [run for seed in (*study.seeds, *study.fresh_seeds) for run in study.runs(seed)]
     starts = {workshop.image_model(run) for run in runs if run.start == IMAGE_MODEL}
+    libraries = library_versions(["torch", "transformers", "trl", "peft"])
     seconds = [read_object(workshop.folder_of(run) / "run.json")["seconds"] for run in runs]
     for start in starts:
         seconds += read_object(start / "seconds.json").values()
@@ -56,17 +59,17 @@ def describe(workshop: Workshop) -> dict[str, Any]:
         "image_models": len(starts),
         "runs": len(runs),
         "core_hours": sum(seconds) / 3600,
-        "machine": {"hardware": hardware(), **library_versions(["torch", "transformers", "trl", "peft"])},
+        "machine": {"hardware": hardware(), "instructions": get_cpu_capability(), **libraries},
     }
 
 
 def _introduction(facts: dict[str, Any]) -> str:
-    clips, hours = facts["held_out"]["clips"], facts["core_hours"]
+    clips, hours, machine = facts["held_out"]["clips"], facts["core_hours"], facts["machine"]
     parts = [
         "Written by `python -m pllava.nano study`, which anybody can run: small PLLaVAs are trained on a synthetic "
-        f"world ({facts['image_models']} image models, {facts['runs']} models of videos, {hours:.1f} hours of single "
-        f"cores of {facts['machine']['hardware']}), and asked about {clips} held-out clips. What holds for them need "
-        "not hold for real models, and the other way round.",
+        f"world ({facts['image_models']} image models and {facts['runs']} models of videos; {hours:.1f} core hours of "
+        f"training on {machine['hardware']} with {machine['instructions']}), and asked about {clips} held-out clips. "
+        "What holds for them need not hold for real models, and the other way round.",
         f"Effects are means over the seeds {_list(facts['seeds'])}, with Student's 95 % interval over them.",
     ]
     if facts["fresh_seeds"]:
@@ -90,7 +93,7 @@ def _verdict_table(verdicts: Sequence[Verdict]) -> str:
         rows.append([each.claim.text, f"**{each.verdict}**", size, each.why, holds])
     counts = Counter(each.verdict for each in verdicts)
     summary = (
-        f"Of {len(verdicts)} claims of the paper, the study agrees with {counts[AGREES]} and disagrees with "
+        f"Of {len(verdicts)} claims, the study agrees with {counts[AGREES]} and disagrees with "
         f"{counts[DISAGREES]}; for {counts[CANNOT_TELL]} it cannot tell."
     )
     table = markdown_table(["claim", "verdict", "effect", "why", "fresh seeds"], rows, text_columns=range(5))
