@@ -53,7 +53,7 @@ def test_all_claims_are_about_runs_and_settings_of_their_experiment():
     claims = yaml.safe_load(STUDY.read_text())["claims"]
     assert len(read_study().claims) == len(claims)
     quick = read_study(quick=True)
-    assert 10 < len(quick.claims) < len(claims) and 2 * len(quick.runs(0)) <= len(read_study().runs(0))
+    assert 10 < len(quick.claims) < len(claims) and len(quick.runs(0)) < len(read_study().runs(0)) / 2
 
 
 @pytest.mark.parametrize(
