@@ -49,10 +49,11 @@ class PatchLabels(nn.Module):
         """
         patches = self.encoder.encode_frames(pixel_values).last_hidden_state
         losses = [
-            cross_entropy(head(patches).flatten(0, 1), label.flatten(), ignore_index=IGNORE_INDEX)
+            cross_entropy(head(patches).flatten(0, 1), label.flatten(), ignore_index=IGNORE_INDEX, reduction="sum")
             for head, label in zip(self.heads, labels.unbind(-1), strict=True)
         ]
-        return {"loss": torch.stack(losses).sum()}
+        counts = (labels != IGNORE_INDEX).sum((0, 1)).clamp(min=1)  # frames without shapes have no places to learn
+        return {"loss": (torch.stack(losses) / counts).sum()}
 
 
 def train_tower(

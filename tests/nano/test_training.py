@@ -14,7 +14,7 @@ from pllava import NANO, load_model
 from pllava.nano.training.conversations import image_conversations, video_conversations
 from pllava.nano.training.models import BACKBONES, build_config
 from pllava.nano.training.recipe import RECIPE, ImageStage, Stage, VideoStage, read_recipe
-from pllava.nano.training.tower import Frames, collate_frames, label_patches, train_tower
+from pllava.nano.training.tower import Frames, PatchLabels, collate_frames, label_patches, train_tower
 from pllava.nano.training.train import training_args
 from pllava.nano.world import drawing, questions, scenes
 from pllava.nano.world.rendering import render
@@ -132,6 +132,16 @@ def test_stage_0_changes_the_tower_and_nothing_else(tmp_path):
     train_tower(model, processor.image_processor, args, stage.most_shapes, seed=0)
     changed = {name for name, weight in model.named_parameters() if not torch.equal(weight, before[name])}
     assert changed and all("vision_tower" in name for name in changed)
+
+
+def test_stage_0_learns_from_frames_without_shapes():
+    model, processor = load_model(NANO, check=False), AutoProcessor.from_pretrained(NANO)
+    empty = ((scene, 0) for scene, _ in Frames(most_shapes=1, seed=0) if scene.actors[0].path[0] is None)
+    batch = collate_frames(processor.image_processor, 6, list(islice(empty, 2)))
+    loss = PatchLabels(model.model)(**batch)["loss"]
+    loss.backward()
+    patches = model.model.vision_tower.get_parameter("embeddings.patch_embedding.weight")
+    assert loss > 0 and patches.grad.isfinite().all()
 
 
 def test_places_are_in_the_content_of_the_shipped_tower():
