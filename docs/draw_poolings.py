@@ -58,8 +58,12 @@ SERIES = {
     "slowfast": Series("s", "#d55e00", "#ff9a4d", 1.0, {"xytext": (0, -6), "ha": "center", "va": "top"}),
     "merge": Series("^", "#00805c", "#4fd6a8", 1.03, {"xytext": (5, 2), "ha": "left", "va": "bottom"}),
 }
-ABOVE = {"xytext": (0, 5), "va": "bottom"}
-CROWDED = ("slowfast-4x6x6+16x3x3",)  # another point is below this one: the label is above it
+# Labels that would cover another point or the line, and where they are instead
+MOVED_LABELS = {
+    "slowfast-4x6x6+16x3x3": {"xytext": (0, 5), "va": "bottom"},
+    "average-8x6x6": {"xytext": (-4, -9), "ha": "left", "va": "top"},
+    "merge-12x3x3": {"xytext": (5, -2), "va": "top"},
+}
 
 
 def tokens(point: Point) -> list[float]:
@@ -123,7 +127,7 @@ def label_points(axes: Axes, results: dict[str, Any], theme: Theme) -> None:
         shape = shape.replace("+", "\n+") + "\nas trained" * (point["pooling"] == results["trained_with"])
         style = {"color": getattr(SERIES[name], theme.name), "fontsize": LABEL, "path_effects": outline}
         place = {"xy": (tokens(point)[0], 100 * point["accuracy"]["all"][0]), "textcoords": "offset points"}
-        side = SERIES[name].label | (ABOVE if point["pooling"] in CROWDED else {})
+        side = SERIES[name].label | MOVED_LABELS.get(point["pooling"], {})
         axes.annotate(shape, **place, **style, **side)
 
 

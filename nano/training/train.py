@@ -66,6 +66,7 @@ def train(output: Path, work: Path, backbone: str, recipe: Recipe, seed: int) ->
         "seed": seed,
         "minutes": {name: round(value / 60, 1) for name, value in seconds.items()},
         "cores": os.cpu_count(),
+        "bf16": is_bfloat16_fast(),
     }
     replace_file(merged / "training.json", json.dumps(facts, indent=2) + "\n")
     output.mkdir(parents=True, exist_ok=True)

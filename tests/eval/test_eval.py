@@ -126,7 +126,7 @@ def test_nano_is_accurate_and_answers_as_the_pipeline_does(nano, world, tmp_path
     (found,) = evaluate(benchmark("nano"), local(nano), str(world), tmp_path).values()
     assert found["accuracy"] > 0.85
     low, high = found["accuracy_ci"]
-    assert low < found["accuracy"] < high
+    assert low < found["accuracy"] <= high
     assert found["per_task"]["colour"]["accuracy"] > 0.9
     model, processor = nano
     pipe = pipeline("video-text-to-text", model, processor=processor)

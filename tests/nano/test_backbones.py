@@ -25,7 +25,7 @@ import pllava
 from pllava.convert import convert
 from pllava.nano.training.models import BACKBONES, build_config
 from pllava.nano.training.recipe import Recipe, read_recipe
-from pllava.nano.training.train import train
+from pllava.nano.training.train import is_bfloat16_fast, train
 from pllava.nano.world.rendering import read_questions
 
 # Values of LLaVA's own config
@@ -125,6 +125,7 @@ def test_the_auto_classes_load_what_both_stages_trained(trained):
     assert changed == {"multi_modal_projector", "language_model"}  # the vision tower is frozen in stage 2
     facts = json.loads((trained / "model" / "training.json").read_text())
     assert (facts["backbone"], facts["image_stage"]["steps"], facts["video_stage"]["steps"]) == ("siglip-qwen3", 4, 4)
+    assert facts["bf16"] is is_bfloat16_fast()
 
 
 @pytest.mark.slow

@@ -71,7 +71,7 @@ def test_several_media_and_turns(nano_server: ModelServer, nano_says: Callable, 
 
 
 def test_parts_of_videos_and_numbers_of_frames(nano_server: ModelServer, nano_says: Callable, world: World) -> None:
-    clip, question = world.clips[0], text_part(world.questions[0])
+    clip, question = world.clips[2], text_part(world.questions[2])  # a shape leaves it, and another appears
     part = {"type": "video", "path": str(clip), "start": 0.5, "end": 1.25}
     expected = nano_says([user(part, question)], num_frames=6)
     url, options = data_uri(clip), {"num_frames": 6}
