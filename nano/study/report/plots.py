@@ -6,6 +6,7 @@ from statistics import fmean
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
 
 from ....eval.report.paper import PAPER
 from ....eval.report.plots import MUTED_MARKERS, WIDTH, Theme, save_plot
@@ -47,9 +48,10 @@ def _figure(panels: int) -> tuple[Figure, Sequence[Axes]]:
 
 
 def _mark(axes: Axes, x: float, title: str, theme: Theme) -> None:
-    """Draw a dotted vertical line with a title."""
+    """Draw a dotted vertical line with a title, which is legible where other lines cross it."""
     axes.axvline(x, linestyle=":", color=theme.muted[1])
-    axes.text(x, 2, title, fontsize=8, rotation=90, ha="right")
+    outline = [withStroke(linewidth=2.5, foreground=theme.page)]
+    axes.text(x, 2, title, fontsize=8, rotation=90, ha="right", path_effects=outline, zorder=4)
 
 
 def _shared_legend(figure: Figure, axes: Axes) -> None:
@@ -98,7 +100,8 @@ def _temporal(workshop: Workshop, theme: Theme) -> Figure:
         plot_lines(axes, {key: sorted(points) for key, points in lines.items()}, theme)
         axes.set(title=TITLES[name], xlabel="pooled to this number of frames", ylabel="accuracy (%)")
         axes.set_xscale("log", base=2)
-        axes.set_xticks(ticks := [1, 2, 4, 8], map(str, ticks))
+        ticks = sorted({pooled for points in lines.values() for pooled, _ in points})
+        axes.set_xticks(ticks, map(str, ticks))
     _shared_legend(figure, panels[0])
     return figure
 
