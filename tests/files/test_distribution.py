@@ -1,7 +1,6 @@
 """The wheel and the source distribution, as they would be uploaded: complete, and usable outside the repository."""
 
 import os
-import shutil
 import subprocess
 import sys
 import sysconfig
@@ -10,10 +9,12 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from repository import ROOT, copy_repository
 
 pytestmark = pytest.mark.slow  # a minute; the commands start a dozen processes
-ROOT = Path(__file__).resolve().parents[2]
 SOURCE_ONLY = {"benchmarks", "docs", "examples", "tests"}
+# Folders and files of the package's rooms that wheels are without: the sources of gallery/site, the study's results
+NOT_IN_WHEEL = ("gallery/web/", "nano/study/plots/", "nano/study/report.md", "nano/study/verdicts.json")
 
 # Uses what is not code in the package, and what is found by a path in it
 FILES = """
@@ -46,10 +47,7 @@ assert (copy / "README.md").read_text() == Path(pllava.NANO, "README.md").read_t
 def distributions(tmp_path_factory):
     """The files that `python -m build` makes from a copy of the repository: the wheel from the source distribution."""
     source, out = tmp_path_factory.mktemp("source") / "pllava", tmp_path_factory.mktemp("dist")
-    unpacked = ("*.egg-info", "__pycache__", "build", "dist", "node_modules")
-    ignored = shutil.ignore_patterns(".git", ".venv*", ".*_cache", *unpacked)
-    shutil.copytree(ROOT, source, symlinks=True, ignore=ignored)
-    run([sys.executable, "-m", "build", "--outdir", out], source)
+    run([sys.executable, "-m", "build", "--outdir", out], copy_repository(source))
     return out
 
 
@@ -86,7 +84,7 @@ def package_files():
     folders = {folder.name for folder in ROOT.iterdir() if (folder / "__init__.py").exists()} - SOURCE_ONLY
     files = [*ROOT.glob("*.py"), *(file for folder in folders for file in (ROOT / folder).rglob("*"))]
     names = {str(file.relative_to(ROOT)) for file in files if file.is_file() and "__pycache__" not in file.parts}
-    names = {name for name in names if not name.startswith("gallery/web/")}  # the sources of gallery/site
+    names = {name for name in names if not name.startswith(NOT_IN_WHEEL)}
     return {place_in_wheel(name) for name in names | {"gallery/site/index.html"}}
 
 
@@ -102,7 +100,9 @@ def test_the_wheel_has_all_files_of_the_package(distributions):
     with zipfile.ZipFile(wheel) as content:
         names = set(content.namelist())
         assert len(package_files()) > 100 and not sorted(package_files() - names)
-        assert not sorted(name for name in names if name.split("/")[1] in SOURCE_ONLY or "gallery/web/" in name)
+        paths = {name: name.partition("/")[2] for name in names}
+        unwanted = (*(f"{folder}/" for folder in SOURCE_ONLY), *NOT_IN_WHEEL)
+        assert not sorted(name for name, path in paths.items() if path.startswith(unwanted))
         for file in ROOT.glob("*_pllava.py"):  # links in the repository
             assert content.read(f"pllava/nano/checkpoint/{file.name}") == file.read_bytes()
 

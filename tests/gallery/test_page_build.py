@@ -6,25 +6,21 @@ import subprocess
 import sys
 import tarfile
 import zipfile
-from pathlib import Path
 
 import pytest
+from repository import copy_repository
 
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(shutil.which("npm") is None, reason="npm, which builds the page, is missing"),
 ]
-ROOT = Path(__file__).resolve().parents[2]
 PAGE = "gallery/site/index.html"
 
 
 @pytest.fixture
 def source(tmp_path):
     """A copy of the repository as git has it: without the page."""
-    ignored = shutil.ignore_patterns(
-        ".git", ".venv*", ".*_cache", "*.egg-info", "__pycache__", "build", "dist", "node_modules", "site", "tests"
-    )
-    return Path(shutil.copytree(ROOT, tmp_path / "pllava", symlinks=True, ignore=ignored))
+    return copy_repository(tmp_path / "pllava", "site", "tests")
 
 
 @pytest.fixture
