@@ -5,10 +5,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 # What a working tree has besides: environments, caches, builds, and the clips and models of trainings
-UNTRACKED = (
-    *(".git", ".venv*", ".*_cache", "*.egg-info", "__pycache__", "build", "dist", "node_modules"),
-    *("nano-study*", "nano-training"),
-)
+UNTRACKED = (".git", ".venv*", ".*_cache", "*.egg-info", "__pycache__", "build", "dist", "node_modules", "nano-*")
 
 
 def copy_repository(folder: Path, *ignored: str) -> Path:
